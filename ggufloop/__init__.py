@@ -1,0 +1,1 @@
+"""Training-free looped transformers for GGUF models, on llama.cpp."""

@@ -1,0 +1,442 @@
+"""What a loop is: `LoopSpec`, its solver as a tableau (A, B), its cost and its KV memory. No I/O, no llama_cpp.
+
+    spec = LoopSpec.parse("14:20 k=3 beta=0.5 kv=each decode=bypass")
+    spec.tableau().A                     # what the compute graph is given
+    spec.relative_cost(n_layer=30)       # layer evaluations, looped over plain
+
+A window g maps the state entering its first layer to the state leaving its last; f(x) = g(x) - x. Every solver
+here is linear in the values of f, so one strictly lower-triangular matrix A and one vector B say it completely:
+y_i = x0 + sum_j A_ij f(y_j), out = x0 + sum_j B_j f(y_j). The solvers below are written as the update rules of
+arXiv 2605.23872 on coefficient vectors, and running them yields the tableau. The graph never learns their names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufloop.errors import UsageError, nearest
+
+MAX_EVALUATIONS = 64
+"""Most evaluations of the window one plan may hold (`LLAMA_LOOP_MAX_EVALS` of the patch)."""
+
+MODES = ("block", "layer")
+KV_POLICIES = ("first", "last", "each", "frozen")
+
+Vector = NDArray[np.float64]
+F = Callable[[Vector], Vector]
+
+
+def _euler(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    for _ in range(k):
+        x = x + h * f(x)
+    return x
+
+
+def _midpoint(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    for _ in range(k):
+        x = x + h * f(x + h / 2 * f(x))
+    return x
+
+
+def _heun(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    for _ in range(k):
+        f1 = f(x)
+        f2 = f(x + h * f1)
+        x = x + h / 2 * (f1 + f2)
+    return x
+
+
+def _rk4(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    for _ in range(k):
+        f1 = f(x)
+        f2 = f(x + h / 2 * f1)
+        f3 = f(x + h / 2 * f2)
+        f4 = f(x + h * f3)
+        x = x + h / 6 * (f1 + 2 * f2 + 2 * f3 + f4)
+    return x
+
+
+def _input_anchor(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    x0 = x
+    for _ in range(k):
+        x = h * (x + f(x)) + (1 - h) * x0
+    return x
+
+
+def _heavy_ball(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    x_prev = x
+    for _ in range(k):
+        x, x_prev = x + h * f(x) + mu * (x - x_prev), x
+    return x
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """An update rule, how often one of its K steps evaluates g, and its damping where the user gives none."""
+
+    rule: Callable[[F, Vector, int, float, float], Vector]
+    evaluations_per_step: int = 1
+    undamped: bool = False
+
+
+_SOLVERS = {
+    "euler": _Solver(_euler),
+    "naive": _Solver(_euler, undamped=True),
+    "repeat": _Solver(_euler, undamped=True),
+    "midpoint": _Solver(_midpoint, 2),
+    "heun": _Solver(_heun, 2),
+    "rk4": _Solver(_rk4, 4),
+    "input-anchor": _Solver(_input_anchor),
+    "heavy-ball": _Solver(_heavy_ball),
+}
+SOLVERS = tuple(_SOLVERS)
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """The pair (A, B) a compute graph runs; float64.
+
+    A: (n, n), strictly lower triangular: y_i = x0 + sum_j A[i, j] f(y_j).
+    B: (n,): out = x0 + sum_j B[j] f(y_j).
+    """
+
+    A: NDArray[np.float64]
+    B: NDArray[np.float64]
+
+    @property
+    def evaluations(self) -> int:
+        """How often the window is evaluated."""
+        return len(self.B)
+
+    def apply(self, g: Callable[[Any], Any], x0: Any) -> Any:
+        """Run the tableau on any g, literally; x0 and g(x) may be anything that adds and scales."""
+        residuals: list[Any] = []
+        for row in self.A:
+            y = x0
+            for a, r in zip(row, residuals, strict=False):
+                y = y + float(a) * r
+            residuals.append(g(y) - y)
+        out = x0
+        for b, r in zip(self.B, residuals, strict=True):
+            out = out + float(b) * r
+        return out
+
+
+def _trace(solver: _Solver, k: int, h: float, mu: float, beta: float) -> Tableau:
+    """Run an update rule on vectors of coefficients of f(y_1), f(y_2), ...; x0 is the zero vector."""
+    n = k * solver.evaluations_per_step
+    rows: list[Vector] = []
+    unit = np.eye(n)
+
+    def f(y: Vector) -> Vector:
+        rows.append(y)
+        return unit[len(rows) - 1]
+
+    y = solver.rule(f, np.zeros(n), k, h, mu)
+    out: Vector = (1 - beta) * y + beta * unit[0]  # the anchor of Algorithm 3: beta g(x0) + (1 - beta) y, both minus x0
+    return Tableau(np.array(rows), out)
+
+
+def _trim(t: Tableau) -> Tableau:
+    """Drop evaluations at the end whose result nothing uses (beta = 1 leaves one: the unmodified model)."""
+    n = t.evaluations
+    while n > 1 and t.B[n - 1] == 0.0:
+        n -= 1
+    return Tableau(t.A[:n, :n], t.B[:n])
+
+
+def _reduce(k: int, beta: float, passes: int) -> Tableau:
+    """K anchored Euler steps in two or three evaluations with the same elementary weights.
+
+    Matches sum B, sum B c, sum B c^2 and (three stages) sum B A c of the K-step scheme, the only quantities a
+    B-series depends on up to that order.
+    """
+    s = 1 - beta
+    gamma = s * (k - 1) / (2 * k)
+    delta = s * (k - 1) * (2 * k - 1) / (6 * k * k)
+    eps = s * (k - 1) * (k - 2) / (6 * k * k)
+    if passes == 2:
+        c2 = (2 * k - 1) / (3 * k)  # delta / gamma
+        b2 = gamma / c2
+        return Tableau(np.array([[0.0, 0.0], [c2, 0.0]]), np.array([1 - b2, b2]))
+    c2, c3 = 1 / 3, 2 / 3
+    b3 = (delta - gamma * c2) / (c3 * (c3 - c2))
+    b2 = (gamma - b3 * c3) / c2
+    a32 = eps / (b3 * c2)
+    return Tableau(
+        np.array([[0.0, 0.0, 0.0], [c2, 0.0, 0.0], [c3 - a32, a32, 0.0]]),
+        np.array([1 - b2 - b3, b2, b3]),
+    )
+
+
+def _whole(value: object, name: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(
+            f"{name} {value} is not a whole number in the range {low} to {high}.", f"give {name} in range."
+        )
+    return value
+
+
+def _real(value: object, name: str, low: float, high: float) -> float:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or not low <= float(value) <= high:  # type: ignore[arg-type]  # ok says it is a number
+        raise UsageError(f"{name} {value} is not a number in the range {low:g} to {high:g}.", f"give {name} in range.")
+    return float(value)  # type: ignore[arg-type]  # checked above
+
+
+def _known(value: str, name: str, known: Iterable[str]) -> str:
+    if value not in known:
+        raise UsageError(f"{name} {value!r} is not known.", nearest(str(value), known))
+    return value
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """'14:20' -> (14, 20), layers 14 to 19.
+
+    Raises UsageError for anything else; '14-19' gets the half-open spelling as a hint.
+    """
+    first, colon, last = text.partition(":")
+    if colon and first.strip().isdecimal() and last.strip().isdecimal():
+        return int(first), int(last)
+    low, dash, high = text.partition("-")
+    if dash and low.strip().isdecimal() and high.strip().isdecimal():
+        raise UsageError(
+            f"window {text} is not of the form first:end.",
+            f"windows are half-open: layers {int(low)} to {int(high)} are --window {int(low)}:{int(high) + 1}.",
+        )
+    raise UsageError(f"window {text!r} is not of the form first:end.", "write it like 14:20, layers 14 to 19.")
+
+
+def _check_window(window: object) -> tuple[int, int]:
+    if isinstance(window, str):
+        window = parse_window(window)
+    if not (isinstance(window, (tuple, list)) and len(window) == 2 and all(type(i) is int for i in window)):
+        raise UsageError(f"window {window!r} is not a pair of layer numbers.", "write it like 14:20, layers 14 to 19.")
+    a, b = window
+    if a < 1:
+        raise UsageError(f"window {a}:{b} touches layer 0, which cannot be looped.", "start it at layer 1 or later.")
+    if b <= a:
+        swapped = f" Did you mean {b}:{a}?" if b >= 1 and b < a else ""
+        raise UsageError(
+            f"window {a}:{b} is empty: its end must be greater than its start.",
+            f"windows are half-open, first:end.{swapped}",
+        )
+    return a, b
+
+
+def parse_decode(text: str) -> int | None:
+    """How many generated tokens loop after a prompt: 'full' -> None (all), 'bypass' -> 0, 'first:n' -> n."""
+    if text == "full":
+        return None
+    if text == "bypass":
+        return 0
+    head, colon, n = text.partition(":")
+    if head == "first" and colon and n.isdecimal() and int(n) >= 1:
+        return int(n)
+    raise UsageError(f"decode {text!r} is not known.", nearest(text, ("full", "bypass", "first:n (n >= 1)")))
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """One loop, complete: which layers, how often, by which rule, and what the cache holds.
+
+    window   (a, b), half-open: layers a .. b-1, with 1 <= a < b <= n_layer - 1. '14:20' is accepted.
+    k        outer steps of the solver; with one evaluation per step, the number of passes.
+    mode     'block': the window is iterated as one map; 'layer': each of its layers is finished before the next.
+    solver   one of SOLVERS. 'repeat' is 'naive' with kv='each' (RYS, layer duplication).
+    damping  h (alpha for input-anchor and heavy-ball), 0 < h <= 2. None: 1/k, and 1 for naive and repeat.
+    beta     weight of g(x0) in the result, euler only, 0 to 1 (0.5 is the paper's robust default).
+    mu       momentum of heavy-ball, 0 <= mu < 1; None: 0.5 there, 0 elsewhere.
+    passes   2 or 3: run the K euler steps in so many evaluations (same B-series weights); None: no reduction.
+    kv       what later tokens see in the window: one of KV_POLICIES. None: 'first' ('each' for repeat).
+    decode   'full', 'bypass' or 'first:n': which generated tokens loop. The prompt always does.
+
+    Raises UsageError naming the value and the rule.
+    """
+
+    window: tuple[int, int]
+    k: int
+    mode: str = "block"
+    solver: str = "euler"
+    damping: float | None = None
+    beta: float = 0.0
+    mu: float | None = None
+    passes: int | None = None
+    kv: str = None  # type: ignore[assignment]  # None only as an argument; __post_init__ resolves it
+    decode: str = "full"
+    _tableau: Tableau = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("window", _check_window(self.window))
+        _known(self.mode, "mode", MODES)
+        solver = _SOLVERS[_known(self.solver, "solver", SOLVERS)]
+        _whole(self.k, "K", 1, MAX_EVALUATIONS)
+        evaluations = self.k * solver.evaluations_per_step
+        if evaluations > MAX_EVALUATIONS:
+            raise UsageError(
+                f"K {self.k} with solver {self.solver} needs {evaluations} evaluations, more than {MAX_EVALUATIONS}.",
+                f"use K {MAX_EVALUATIONS // solver.evaluations_per_step} at most.",
+            )
+        put("kv", _known(self.kv or ("each" if self.solver == "repeat" else "first"), "kv", KV_POLICIES))
+        if self.solver == "repeat" and self.kv != "each":
+            raise UsageError(f"solver repeat cannot run with kv {self.kv}.", "it means naive with kv=each; use naive.")
+        if self.damping is not None:
+            put("damping", _real(self.damping, "damping", 0.0, 2.0))
+            if self.damping == 0.0:
+                raise UsageError("damping 0 would leave the state as it is.", "give a damping above 0, or no loop.")
+            if solver.undamped:
+                raise UsageError(
+                    f"solver {self.solver} has no damping.", "use euler, of which it is the case damping 1."
+                )
+            if evaluations == 1 and self.damping != 1.0:
+                raise UsageError(f"damping {self.damping:g} needs K 2 or more.", "K 1 is the unmodified model.")
+        put("beta", _real(self.beta, "beta", 0.0, 1.0))
+        if self.beta and self.solver != "euler":
+            raise UsageError(
+                f"beta {self.beta:g} needs solver euler, not {self.solver}.", "leave out --beta or --solver."
+            )
+        if self.mu is not None:
+            put("mu", _real(self.mu, "mu", 0.0, 1.0))
+            if self.solver != "heavy-ball" or self.mu == 1.0:
+                raise UsageError(f"mu {self.mu:g} needs solver heavy-ball and a value below 1.", "leave out --mu.")
+        if self.passes is not None:
+            _whole(self.passes, "passes", 2, MAX_EVALUATIONS)
+            if self.solver != "euler" or self.damping is not None:
+                raise UsageError(
+                    "passes needs solver euler and its own damping 1/K.", "leave out --solver and --damping."
+                )
+            if 3 < self.passes < self.k:
+                raise UsageError(
+                    f"passes {self.passes} is neither 2, 3 nor at least K {self.k}.", "use 3: it is the most exact."
+                )
+        parse_decode(_known_type(self.decode, "decode"))
+        put("_tableau", self._make_tableau(solver))
+
+    def _make_tableau(self, solver: _Solver) -> Tableau:
+        if self.passes is not None and self.passes < self.k and self.beta < 1:
+            return _reduce(self.k, self.beta, self.passes)
+        mu = (0.5 if self.mu is None else self.mu) if self.solver == "heavy-ball" else 0.0
+        return _trim(_trace(solver, self.k, self.h, mu, self.beta))
+
+    @property
+    def h(self) -> float:
+        """The weight of one evaluation in one step: the damping given, else 1/k, and 1 for naive and repeat."""
+        if _SOLVERS[self.solver].undamped:
+            return 1.0
+        return 1 / self.k if self.damping is None else self.damping
+
+    @property
+    def horizon(self) -> float | None:
+        """K h, the 'time' an integrating solver covers (1 by default); None for the others."""
+        return None if self.solver in ("input-anchor", "heavy-ball") else self.k * self.h
+
+    @property
+    def is_loop(self) -> bool:
+        """False for a plan of one evaluation, which is the unmodified model (K = 1, or beta = 1)."""
+        return self._tableau.evaluations > 1
+
+    @property
+    def layers(self) -> int:
+        """Number of layers in the window."""
+        return self.window[1] - self.window[0]
+
+    def tableau(self) -> Tableau:
+        """(A, B) with at most MAX_EVALUATIONS evaluations."""
+        return self._tableau
+
+    def decode_loops(self) -> int | None:
+        """How many generated tokens after a prompt loop; None for all of them."""
+        return parse_decode(self.decode)
+
+    def check(self, n_layer: int) -> None:
+        """Raise UsageError unless the window lies inside a model of `n_layer` layers, its first and last excluded."""
+        a, b = self.window
+        if n_layer < 3:
+            raise UsageError(f"a model of {n_layer} layers has no window to loop.", "it needs at least 3 layers.")
+        if b > n_layer:
+            raise UsageError(
+                f"window {a}:{b} is out of range: this model has {n_layer} layers.", f"use 1:{n_layer - 1} at most."
+            )
+        if b == n_layer:
+            raise UsageError(
+                f"window {a}:{b} touches layer {n_layer - 1}, the last one, which cannot be looped.",
+                f"use 1:{n_layer - 1} at most.",
+            )
+
+    def extra_layer_evaluations(self) -> int:
+        """Layer evaluations per looped token beyond the plain model's; kv='last' adds the run that stores its K/V."""
+        if not self.is_loop:
+            return 0
+        return (self._tableau.evaluations - 1 + (self.kv == "last")) * self.layers
+
+    def relative_cost(self, n_layer: int) -> float:
+        """Layer evaluations of a looped token over a plain one's: 1 + (evaluations - 1)(b - a) / n_layer.
+
+        An upper bound for kv='frozen', whose later passes compute no K and V.
+        """
+        return 1 + self.extra_layer_evaluations() / n_layer
+
+    def extra_kv_slots(self) -> int:
+        """Additional K/V slots each window layer needs: evaluations - 1 with kv='each', else none."""
+        return self._tableau.evaluations - 1 if self.kv == "each" and self.is_loop else 0
+
+    def extra_kv_bytes(self, layer_kv_bytes: Iterable[int]) -> int:
+        """Bytes of K/V this loop adds, given the bytes the plain cache holds for each layer of the model.
+
+        `layer_kv_bytes` already knows the kv types and sliding windows (see `inspect.kv_bytes`).
+        """
+        a, b = self.window
+        return self.extra_kv_slots() * sum(list(layer_kv_bytes)[a:b])
+
+    @classmethod
+    def parse(cls, text: str) -> LoopSpec:
+        """'14:20 k=3 beta=0.5 kv=each' -> LoopSpec; the inverse of str(). Raises UsageError."""
+        words = text.split()
+        if not words or "=" in words[0]:
+            raise UsageError(f"loop {text!r} does not start with a window.", "write it like '14:20 k=3 kv=each'.")
+        kinds: dict[str, Callable[[str], Any]] = {
+            "k": int, "mode": str, "solver": str, "damping": float, "beta": float,
+            "mu": float, "passes": int, "kv": str, "decode": str,
+        }  # fmt: skip
+        values: dict[str, Any] = {}
+        for word in words[1:]:
+            name, eq, value = word.partition("=")
+            name = name.lower()
+            if not eq or name not in kinds:
+                raise UsageError(f"loop setting {word!r} is not of the form name=value.", nearest(name, kinds))
+            if name in values:
+                raise UsageError(f"loop setting {name} is given twice.", "give it once.")
+            try:
+                values[name] = kinds[name](value)
+            except ValueError:
+                raise UsageError(f"{name} {value!r} is not a number.", f"write it like {name}=3.") from None
+        if "k" not in values:
+            raise UsageError(f"loop {text!r} has no k.", "write it like '14:20 k=3'.")
+        return cls(parse_window(words[0]), **values)
+
+    def __str__(self) -> str:
+        """The settings that differ from the defaults, in the form `parse` reads."""
+        words = [f"{self.window[0]}:{self.window[1]}", f"k={self.k}"]
+        for f in fields(self)[2:]:
+            if not f.init:
+                continue
+            value = getattr(self, f.name)
+            default = ("each" if self.solver == "repeat" else "first") if f.name == "kv" else f.default
+            if value != default:
+                words.append(f"{f.name}={value!r}" if isinstance(value, float) else f"{f.name}={value}")
+        return " ".join(words)
+
+
+def _known_type(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} {value!r} is not a word.", f"give {name} as text.")
+    return value
