@@ -1,19 +1,34 @@
 """Options that mean the same in every command: the model and its context, and the loop.
 
 Spelled as llama.cpp spells them where it has them. `--window auto` is resolved by the command, which knows the
-model; everything else about a loop is checked here, before any model is loaded.
+model; everything else about a loop is checked here, before any model is loaded. A command that runs a model reads
+
+    @model_options
+    @loop_options
+    def command(model, model_path, hf, offline, window, **loop):
+        path = model_from_flags(model, model_path, hf, offline)
+        spec = loop_from_flags(window, window_suggestion(path), **loop)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ggufloop.errors import UsageError
 from ggufloop.loop import KV_POLICIES, MODES, SOLVERS, LoopSpec
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+_MODEL = [
+    click.argument("model", required=False, metavar="MODEL"),
+    click.option("-m", "--model", "model_path", metavar="FILE", help="A GGUF file, or any other spelling of MODEL."),
+    click.option("-hf", "--hf-repo", "hf", metavar="USER/REPO[:QUANT]", help="A Hugging Face repository."),
+    click.option("--offline", is_flag=True, help="Use only what is downloaded already."),
+]
 
 _LOOP = [
     click.option(
@@ -33,6 +48,54 @@ _LOOP = [
         "--decode", default="full", show_default=True, help="Which generated tokens loop: full, bypass, first:n."
     ),
 ]
+
+
+def model_options(command: C) -> C:
+    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf and --offline to a command."""
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command
+
+
+def resolve_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
+    """The model file the flags of `model_options` name, downloaded if need be; its content is not looked at.
+
+    Raises UsageError unless exactly one of them names a model, GgufloopError if it cannot be had.
+    """
+    from ggufloop import registry  # what a download needs is not imported for --help
+    from ggufloop.cli.progress import download_progress
+
+    given = [text for text in (model, model_path, hf) if text is not None]
+    if not given:
+        raise UsageError(
+            "no model is given.", "name one: a GGUF file, a name of `ggufloop list`, or user/repo[:quant]."
+        )
+    if len(given) > 1:
+        raise UsageError(
+            f"the model is given {len(given)} times: {', '.join(given)}.", "give MODEL, -m or -hf, not several."
+        )
+    with download_progress() as progress:
+        return registry.resolve(given[0] if hf is None else None, hf, offline, progress)
+
+
+def model_from_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
+    """As `resolve_flags`, and the file is known to be a whole GGUF model. Raises UsageError, GgufloopError."""
+    from ggufloop.modelfile import check_model_file
+
+    path = resolve_flags(model, model_path, hf, offline)
+    check_model_file(path)
+    return path
+
+
+def window_suggestion(path: Path) -> Callable[[], tuple[int, int]]:
+    """What `--window auto` means for this model file, for `loop_from_flags`."""
+
+    def suggest() -> tuple[int, int]:
+        from ggufloop import registry
+
+        return registry.suggest_window(path)[0]
+
+    return suggest
 
 
 def loop_options(command: C) -> C:
