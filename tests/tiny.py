@@ -1,0 +1,297 @@
+"""Tiny random models in every family the loop is tested on, written as F32 GGUF files of about one megabyte.
+
+    path = tiny.write(tmp / "m.gguf", tiny.FAMILIES["gemma3"])
+    tiny.repeat_window(path, tmp / "twice.gguf", (4, 6), 2)      # layers 4, 5 physically there twice
+
+Every file loads in llama.cpp and has a byte-level tokenizer, so any text works as a prompt. Widths are multiples of
+32, so weights and K/V can be quantised. A family switches on what its real files use and another family does not
+(biases, tied output, rope factors, YaRN, shared experts, expert groups), so that one run over all families meets
+every branch. Weights have the scale at which a loop visibly moves the logits, and all numbers follow from the seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One tiny model: its shape, the window its tests loop, and what its metadata says besides."""
+
+    arch: str
+    window: tuple[int, int] = (2, 4)
+    seed: int = 1
+    n_layer: int = 6
+    n_embd: int = 64
+    n_head: int = 4
+    n_head_kv: int = 2
+    head: int = 32
+    n_ff: int = 96
+    n_ff_expert: int = 32
+    experts: int = 0
+    experts_used: int = 2
+    dense_lead: int = 0
+    tied: bool = False
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    f.arch: f
+    for f in (
+        Tiny("llama", window=(2, 5), n_layer=7, meta={"rope.freq_base": 5e4}),
+        Tiny("qwen2", n_embd=128, tied=True),
+        Tiny("qwen2moe", n_embd=128, experts=4),
+        Tiny("qwen3", tied=True, meta={"rope.freq_base": 1e6}),
+        Tiny("qwen3moe", experts=4),
+        Tiny(
+            "gemma3",
+            window=(4, 6),
+            n_layer=8,
+            tied=True,
+            meta={
+                "attention.sliding_window": 16,
+                "rope.freq_base": 1e6,
+                "rope.scaling.type": "linear",
+                "rope.scaling.factor": 8.0,
+            },
+        ),
+        Tiny(
+            "deepseek2",
+            window=(2, 4),
+            n_head_kv=1,
+            experts=8,
+            dense_lead=3,
+            meta={
+                "attention.key_length": 64,  # of the cached row: latent 32, rope 32
+                "attention.value_length": 32,
+                "attention.key_length_mla": 64,
+                "attention.value_length_mla": 32,
+                "attention.q_lora_rank": 32,
+                "attention.kv_lora_rank": 32,
+                "rope.dimension_count": 32,
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": 4.0,
+                "rope.scaling.original_context_length": 256,
+                "rope.scaling.yarn_log_multiplier": 0.0707,
+                "expert_shared_count": 1,
+                "expert_gating_func": 2,  # sigmoid
+                "expert_weights_norm": True,
+                "expert_weights_scale": 1.5,
+                "expert_group_count": 4,
+                "expert_group_used_count": 2,
+            },
+        ),
+    )
+}
+
+
+class _Weights:
+    """Collects random tensors under their GGUF names; `np.random.Generator` makes them reproducible."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.tensors: Tensors = {}
+
+    def matrix(self, name: str, *shape: int, gain: float = 1.0) -> None:
+        """Rows of outputs, columns of inputs; unit variance in gives `gain` out."""
+        self._put(f"{name}.weight", gain / np.sqrt(shape[-1]) * self.rng.standard_normal(shape))
+
+    def norm(self, name: str, n: int) -> None:
+        self._put(f"{name}.weight", 1 + 0.1 * self.rng.standard_normal(n))
+
+    def bias(self, name: str, n: int, scale: float = 0.2) -> None:
+        self._put(f"{name}.bias", scale * self.rng.standard_normal(n))
+
+    def _put(self, name: str, value: np.ndarray) -> None:
+        self.tensors[name] = value.astype(np.float32)
+
+
+def _vocabulary() -> tuple[list[str], list[TokenType]]:
+    """256 byte tokens in GPT-2's spelling of bytes, one merge, and three control tokens: 260 in all."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = iter(range(256, 512))
+    bytes_ = [chr(b) if b in printable else chr(next(hidden)) for b in range(256)]
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return [*bytes_, "th", *control], [TokenType.NORMAL] * 257 + [TokenType.CONTROL] * 3
+
+
+def _attention(w: _Weights, t: Tiny, blk: str) -> None:
+    if t.arch == "deepseek2":
+        q_rank, rank, rope = t.meta["attention.q_lora_rank"], t.meta["attention.kv_lora_rank"], 32
+        k, v = t.meta["attention.key_length_mla"], t.meta["attention.value_length_mla"]
+        w.matrix(f"{blk}.attn_q_a", q_rank, t.n_embd)
+        w.norm(f"{blk}.attn_q_a_norm", q_rank)
+        w.matrix(f"{blk}.attn_q_b", t.n_head * k, q_rank, gain=1.5)
+        w.matrix(f"{blk}.attn_kv_a_mqa", rank + rope, t.n_embd)
+        w.norm(f"{blk}.attn_kv_a_norm", rank)
+        w.matrix(f"{blk}.attn_k_b", t.n_head, rank, k - rope)
+        w.matrix(f"{blk}.attn_v_b", t.n_head, v, rank)
+        w.matrix(f"{blk}.attn_output", t.n_embd, t.n_head * v)
+        return
+    q, kv = t.n_head * t.head, t.n_head_kv * t.head
+    w.matrix(f"{blk}.attn_q", q, t.n_embd, gain=1.5)
+    w.matrix(f"{blk}.attn_k", kv, t.n_embd)
+    w.matrix(f"{blk}.attn_v", kv, t.n_embd)
+    w.matrix(f"{blk}.attn_output", t.n_embd, q)
+    if t.arch in ("qwen2", "qwen2moe"):
+        for name, n in (("q", q), ("k", kv), ("v", kv)):
+            w.bias(f"{blk}.attn_{name}", n)
+    if t.arch in ("qwen3", "qwen3moe", "gemma3"):
+        w.norm(f"{blk}.attn_q_norm", t.head)
+        w.norm(f"{blk}.attn_k_norm", t.head)
+    if t.arch == "gemma3":
+        w.norm(f"{blk}.post_attention_norm", t.n_embd)
+        w.norm(f"{blk}.post_ffw_norm", t.n_embd)
+
+
+def _ffn(w: _Weights, t: Tiny, blk: str, il: int) -> None:
+    if not t.experts or il < t.dense_lead:
+        w.matrix(f"{blk}.ffn_gate", t.n_ff, t.n_embd)
+        w.matrix(f"{blk}.ffn_up", t.n_ff, t.n_embd)
+        w.matrix(f"{blk}.ffn_down", t.n_embd, t.n_ff, gain=2.0)
+        return
+    w.matrix(f"{blk}.ffn_gate_inp", t.experts, t.n_embd, gain=2.0)
+    w.matrix(f"{blk}.ffn_gate_exps", t.experts, t.n_ff_expert, t.n_embd)
+    w.matrix(f"{blk}.ffn_up_exps", t.experts, t.n_ff_expert, t.n_embd)
+    w.matrix(f"{blk}.ffn_down_exps", t.experts, t.n_embd, t.n_ff_expert, gain=2.0)
+    if t.arch in ("qwen2moe", "deepseek2"):
+        w.matrix(f"{blk}.ffn_gate_shexp", t.n_ff_expert, t.n_embd)
+        w.matrix(f"{blk}.ffn_up_shexp", t.n_ff_expert, t.n_embd)
+        w.matrix(f"{blk}.ffn_down_shexp", t.n_embd, t.n_ff_expert, gain=2.0)
+    if t.arch == "qwen2moe":
+        w.matrix(f"{blk}.ffn_gate_inp_shexp", t.n_embd)
+    if t.arch == "deepseek2":
+        w.bias(f"{blk}.exp_probs_b", t.experts, scale=0.1)
+
+
+def tensors(t: Tiny) -> Tensors:
+    """All weights of a tiny model by GGUF name."""
+    w = _Weights(t.seed)
+    n_vocab = len(_vocabulary()[0])
+    w.matrix("token_embd", n_vocab, t.n_embd, gain=2.0 if t.tied else np.sqrt(t.n_embd))
+    for il in range(t.n_layer):
+        blk = f"blk.{il}"
+        w.norm(f"{blk}.attn_norm", t.n_embd)
+        _attention(w, t, blk)
+        w.norm(f"{blk}.ffn_norm", t.n_embd)
+        _ffn(w, t, blk, il)
+    w.norm("output_norm", t.n_embd)
+    if not t.tied:
+        w.matrix("output", n_vocab, t.n_embd, gain=2.0)
+    if t.arch == "llama":
+        w._put("rope_freqs.weight", np.linspace(1, 8, t.head // 2))
+    return w.tensors
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def write(path: Path, t: Tiny) -> Path:
+    """Write the model to `path` and return it."""
+    writer = GGUFWriter(path, t.arch)
+    meta: dict[str, Any] = {
+        "vocab_size": len(_vocabulary()[0]),
+        "block_count": t.n_layer,
+        "context_length": 1024,
+        "embedding_length": t.n_embd,
+        "feed_forward_length": t.n_ff,
+        "attention.head_count": t.n_head,
+        "attention.head_count_kv": t.n_head_kv,
+        "attention.key_length": t.head,
+        "attention.value_length": t.head,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.dimension_count": t.head,
+    }
+    if t.experts:
+        meta |= {
+            "expert_count": t.experts,
+            "expert_used_count": t.experts_used,
+            "expert_feed_forward_length": t.n_ff_expert,
+        }
+    if t.arch == "qwen2moe":
+        meta["expert_shared_feed_forward_length"] = t.n_ff_expert
+    if t.arch == "deepseek2":
+        meta["leading_dense_block_count"] = t.dense_lead
+    for key, value in (meta | t.meta).items():
+        _add(writer, f"{t.arch}.{key}", value)
+    tokens, types = _vocabulary()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(["t h"])
+    writer.add_eos_token_id(tokens.index("<|endoftext|>"))
+    writer.add_add_bos_token(False)
+    for name, value in tensors(t).items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def repeat_window(path: Path, out: Path, window: tuple[int, int], times: int) -> Path:
+    """Copy a GGUF file with the layers of `window` physically present `times` times, one run after another.
+
+    Works on quantised files: tensor data is copied as it is. ValueError if the window mixes dense and MoE layers
+    in a file that only counts its leading dense ones.
+    """
+    reader = GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
+    n_layer = reader.fields[f"{arch}.block_count"].contents()
+    a, b = window
+    order = [*range(a), *list(range(a, b)) * times, *range(b, n_layer)]
+
+    writer = GGUFWriter(out, arch)
+    for key, f in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value, kind = f.contents(), f.types[0]
+        if key == f"{arch}.block_count":
+            value = len(order)
+        elif key == f"{arch}.leading_dense_block_count" and value > a:
+            if value < b:
+                raise ValueError(f"window {a}:{b} mixes dense and MoE layers: {value} lead.")
+            value += (times - 1) * (b - a)
+        elif key == f"{arch}.attention.sliding_window_pattern":
+            continue  # a period no longer says which layers slide; they are listed below
+        elif kind == GGUFValueType.ARRAY and key.startswith(f"{arch}.") and len(value) == n_layer:
+            value = [value[il] for il in order]
+        writer.add_key_value(key, value, kind, sub_type=f.types[-1] if kind == GGUFValueType.ARRAY else None)
+    if f"{arch}.attention.sliding_window" in reader.fields:
+        pattern = reader.fields.get(f"{arch}.attention.sliding_window_pattern")
+        period = pattern.contents() if pattern else 6
+        slides = period if isinstance(period, list) else [il % period < period - 1 for il in range(n_layer)]
+        writer.add_array(f"{arch}.attention.sliding_window_pattern", [bool(slides[il]) for il in order])
+
+    by_layer: dict[int, list[Any]] = {}
+    for tensor in reader.tensors:
+        layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else -1
+        by_layer.setdefault(layer, []).append(tensor)
+    for new, old in [(-1, -1), *enumerate(order)]:
+        for tensor in by_layer[old]:
+            name = tensor.name if new < 0 else tensor.name.replace(f"blk.{old}.", f"blk.{new}.", 1)
+            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
