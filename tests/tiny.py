@@ -35,6 +35,7 @@ class Tiny:
     head: int = 32
     n_ff: int = 96
     n_ff_expert: int = 32
+    gate_gain: float = 1.0
     experts: int = 0
     experts_used: int = 2
     dense_lead: int = 0
@@ -55,6 +56,7 @@ FAMILIES = {
             window=(4, 6),
             n_layer=8,
             tied=True,
+            gate_gain=100.0,  # llama.cpp rounds GELU to float16 below 10; far from there it is exact
             meta={
                 "attention.sliding_window": 16,
                 "rope.freq_base": 1e6,
@@ -153,7 +155,7 @@ def _attention(w: _Weights, t: Tiny, blk: str) -> None:
 
 def _ffn(w: _Weights, t: Tiny, blk: str, il: int) -> None:
     if not t.experts or il < t.dense_lead:
-        w.matrix(f"{blk}.ffn_gate", t.n_ff, t.n_embd)
+        w.matrix(f"{blk}.ffn_gate", t.n_ff, t.n_embd, gain=t.gate_gain)
         w.matrix(f"{blk}.ffn_up", t.n_ff, t.n_embd)
         w.matrix(f"{blk}.ffn_down", t.n_embd, t.n_ff, gain=2.0)
         return

@@ -1,0 +1,16 @@
+"""A second opinion: the looped model in float64 torch, written from the definition and not from the backend.
+
+    from ggufloop.reference import Reference
+    ref = Reference("m.gguf", loop=LoopSpec((12, 16), k=3))
+    logits = ref.eval(tokens)                # (n_tokens, n_vocab) float64, appended after what is cached
+    keys, values = ref.kv(12)
+
+Slow on purpose: it dequantises every weight to float64 and runs each solver as its own update rule on hidden states,
+reading a LoopSpec only for its settings and never its tableau. What it shares with the backend is the GGUF file.
+Needs the extra `reference` (torch). One file per concern: gguf_file (metadata, dequantised tensors), layers (the
+arithmetic of one layer, six families), solvers (update rules), model (cache, kv and decode policies).
+"""
+
+from ggufloop.reference.model import Reference
+
+__all__ = ["Reference"]
