@@ -136,7 +136,8 @@ def _trace(solver: _Solver, k: int, h: float, mu: float, beta: float) -> Tableau
 
     def f(y: Vector) -> Vector:
         rows.append(y)
-        return unit[len(rows) - 1]
+        row: Vector = unit[len(rows) - 1]
+        return row
 
     y = solver.rule(f, np.zeros(n), k, h, mu)
     out: Vector = (1 - beta) * y + beta * unit[0]  # the anchor of Algorithm 3: beta g(x0) + (1 - beta) y, both minus x0
@@ -175,18 +176,16 @@ def _reduce(k: int, beta: float, passes: int) -> Tableau:
     )
 
 
-def _whole(value: object, name: str, low: int, high: int) -> int:
+def _whole(value: object, name: str, low: int, high: int, hint: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(
-            f"{name} {value} is not a whole number in the range {low} to {high}.", f"give {name} in range."
-        )
+        raise UsageError(f"{name} {value!r} is not a whole number in the range {low} to {high}.", hint)
     return value
 
 
-def _real(value: object, name: str, low: float, high: float) -> float:
+def _real(value: object, name: str, low: float, high: float, hint: str) -> float:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not ok or not low <= float(value) <= high:  # type: ignore[arg-type]  # ok says it is a number
-        raise UsageError(f"{name} {value} is not a number in the range {low:g} to {high:g}.", f"give {name} in range.")
+        raise UsageError(f"{name} {value!r} is not a number in the range {low:g} to {high:g}.", hint)
     return float(value)  # type: ignore[arg-type]  # checked above
 
 
@@ -206,9 +205,10 @@ def parse_window(text: str) -> tuple[int, int]:
         return int(first), int(last)
     low, dash, high = text.partition("-")
     if dash and low.strip().isdecimal() and high.strip().isdecimal():
+        a, b = sorted((int(low), int(high)))
         raise UsageError(
             f"window {text} is not of the form first:end.",
-            f"windows are half-open: layers {int(low)} to {int(high)} are --window {int(low)}:{int(high) + 1}.",
+            f"windows are half-open: layers {a} to {b} are --window {a}:{b + 1}.",
         )
     raise UsageError(f"window {text!r} is not of the form first:end.", "write it like 14:20, layers 14 to 19.")
 
@@ -279,18 +279,19 @@ class LoopSpec:
         put("window", _check_window(self.window))
         _known(self.mode, "mode", MODES)
         solver = _SOLVERS[_known(self.solver, "solver", SOLVERS)]
-        _whole(self.k, "K", 1, MAX_EVALUATIONS)
+        _whole(self.k, "K", 1, MAX_EVALUATIONS, "3 is a good start; 1 is the unmodified model.")
         evaluations = self.k * solver.evaluations_per_step
         if evaluations > MAX_EVALUATIONS:
             raise UsageError(
                 f"K {self.k} with solver {self.solver} needs {evaluations} evaluations, more than {MAX_EVALUATIONS}.",
                 f"use K {MAX_EVALUATIONS // solver.evaluations_per_step} at most.",
             )
-        put("kv", _known(self.kv or ("each" if self.solver == "repeat" else "first"), "kv", KV_POLICIES))
+        kv = ("each" if self.solver == "repeat" else "first") if self.kv is None else self.kv
+        put("kv", _known(kv, "kv", KV_POLICIES))
         if self.solver == "repeat" and self.kv != "each":
             raise UsageError(f"solver repeat cannot run with kv {self.kv}.", "it means naive with kv=each; use naive.")
         if self.damping is not None:
-            put("damping", _real(self.damping, "damping", 0.0, 2.0))
+            put("damping", _real(self.damping, "damping", 0.0, 2.0, "leave it out for 1/K."))
             if self.damping == 0.0:
                 raise UsageError("damping 0 would leave the state as it is.", "give a damping above 0, or no loop.")
             if solver.undamped:
@@ -299,17 +300,17 @@ class LoopSpec:
                 )
             if evaluations == 1 and self.damping != 1.0:
                 raise UsageError(f"damping {self.damping:g} needs K 2 or more.", "K 1 is the unmodified model.")
-        put("beta", _real(self.beta, "beta", 0.0, 1.0))
+        put("beta", _real(self.beta, "beta", 0.0, 1.0, "0 is no anchor, 0.5 a robust one."))
         if self.beta and self.solver != "euler":
             raise UsageError(
                 f"beta {self.beta:g} needs solver euler, not {self.solver}.", "leave out --beta or --solver."
             )
         if self.mu is not None:
-            put("mu", _real(self.mu, "mu", 0.0, 1.0))
+            put("mu", _real(self.mu, "mu", 0.0, 1.0, "leave it out for 0.5."))
             if self.solver != "heavy-ball" or self.mu == 1.0:
                 raise UsageError(f"mu {self.mu:g} needs solver heavy-ball and a value below 1.", "leave out --mu.")
         if self.passes is not None:
-            _whole(self.passes, "passes", 2, MAX_EVALUATIONS)
+            _whole(self.passes, "passes", 2, MAX_EVALUATIONS, "use 3: it is the most exact.")
             if self.solver != "euler" or self.damping is not None:
                 raise UsageError(
                     "passes needs solver euler and its own damping 1/K.", "leave out --solver and --damping."
@@ -411,14 +412,17 @@ class LoopSpec:
         for word in words[1:]:
             name, eq, value = word.partition("=")
             name = name.lower()
-            if not eq or name not in kinds:
+            if not eq:
                 raise UsageError(f"loop setting {word!r} is not of the form name=value.", nearest(name, kinds))
+            if name not in kinds:
+                raise UsageError(f"loop setting {name!r} is not known.", nearest(name, kinds))
             if name in values:
                 raise UsageError(f"loop setting {name} is given twice.", "give it once.")
             try:
                 values[name] = kinds[name](value)
             except ValueError:
-                raise UsageError(f"{name} {value!r} is not a number.", f"write it like {name}=3.") from None
+                rule, example = ("whole number", 3) if kinds[name] is int else ("number", 0.5)
+                raise UsageError(f"{name} {value!r} is not a {rule}.", f"write it like {name}={example}.") from None
         if "k" not in values:
             raise UsageError(f"loop {text!r} has no k.", "write it like '14:20 k=3'.")
         return cls(parse_window(words[0]), **values)
