@@ -33,6 +33,7 @@ ACTIVE = backend.activate()
 
 import llama_cpp  # noqa: E402  # the library it loads is chosen by activate()
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402
+from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
 ABI = 1
 _UNQUANTISED = (0, 1, 30)  # ggml type numbers of f32, f16 and bf16
@@ -154,6 +155,23 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
     def loop(self) -> LoopSpec | None:
         """The loop in force, None for the plain model."""
         return self._loop
+
+    def is_eog(self, token: int) -> bool:
+        """Whether a token ends an answer: end of text, of turn, or of message."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._model.vocab, token))
+
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
+        """The bytes of tokens. llama_cpp's own returns none for a piece of more than 32, which loses indentation."""
+        if not isinstance(self.tokenizer_, LlamaTokenizer):
+            return bytes(super().detokenize(tokens, prev_tokens, special))
+        text, buffer = b"", ctypes.create_string_buffer(32)
+        for token in tokens:
+            n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, len(buffer), 0, special)
+            if n < 0:
+                buffer = ctypes.create_string_buffer(-n)
+                n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, len(buffer), 0, special)
+            text += buffer.raw[:n]
+        return text[1:] if text[:1] == b" " and tokens[0] == self.token_bos() else text
 
     def n_layer(self) -> int:
         """Number of layers of the model."""
