@@ -12,40 +12,86 @@ model; everything else about a loop is checked here, before any model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ggufloop.errors import UsageError
 from ggufloop.loop import KV_POLICIES, MODES, SOLVERS, LoopSpec
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+DEFAULT_K = 3
+LOOP_FLAGS = ("k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode")
+"""The parameters of `loop_options` besides the window."""
+
+
+def _words(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Shell completion from a few words."""
+    return lambda ctx, param, incomplete: [word for word in known if word.startswith(incomplete)]
+
+
+def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion of a model: the names of `ggufloop list`, and files."""
+    from ggufloop import registry
+
+    names = [CompletionItem(name) for name in registry.names() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
 _MODEL = [
-    click.argument("model", required=False, metavar="MODEL"),
-    click.option("-m", "--model", "model_path", metavar="FILE", help="A GGUF file, or any other spelling of MODEL."),
+    click.argument("model", required=False, metavar="MODEL", shell_complete=_models),
+    click.option(
+        "-m",
+        "--model",
+        "model_path",
+        metavar="FILE",
+        shell_complete=_models,
+        help="A GGUF file, or any other spelling of MODEL.",
+    ),
     click.option("-hf", "--hf-repo", "hf", metavar="USER/REPO[:QUANT]", help="A Hugging Face repository."),
     click.option("--offline", is_flag=True, help="Use only what is downloaded already."),
 ]
 
 _LOOP = [
     click.option(
-        "--window", metavar="A:B", help="Loop layers A to B-1 (half-open), or 'auto'. Without it nothing loops."
+        "--window",
+        metavar="A:B",
+        shell_complete=_words(["auto"]),
+        help="Loop layers A to B-1 (half-open), or 'auto'. Without it nothing loops.",
     ),
     click.option("--K", "k", type=int, default=None, help="Outer steps of the solver (default 3).", metavar="K"),
-    click.option("--mode", default="block", show_default=True, help=f"One of {', '.join(MODES)}."),
-    click.option("--solver", default="euler", show_default=True, help=f"One of {', '.join(SOLVERS)}."),
+    click.option(
+        "--mode", default="block", show_default=True, shell_complete=_words(MODES), help=f"One of {', '.join(MODES)}."
+    ),
+    click.option(
+        "--solver",
+        default="euler",
+        show_default=True,
+        shell_complete=_words(SOLVERS),
+        help=f"One of {', '.join(SOLVERS)}.",
+    ),
     click.option("--damping", type=float, default=None, help="Weight of one evaluation in one step (default 1/K)."),
     click.option(
         "--beta", type=float, default=0.0, show_default=True, help="Anchor: weight of the plain result, 0 to 1."
     ),
     click.option("--mu", type=float, default=None, help="Momentum of heavy-ball (default 0.5)."),
     click.option("--passes", type=int, default=None, help="Run the K euler steps in 2 or 3 evaluations."),
-    click.option("--kv", default=None, help=f"What the cache holds: {', '.join(KV_POLICIES)} (default first)."),
     click.option(
-        "--decode", default="full", show_default=True, help="Which generated tokens loop: full, bypass, first:n."
+        "--kv",
+        default=None,
+        shell_complete=_words(KV_POLICIES),
+        help=f"What the cache holds: {', '.join(KV_POLICIES)} (default first).",
+    ),
+    click.option(
+        "--decode",
+        default="full",
+        show_default=True,
+        shell_complete=_words(("full", "bypass", "first:")),
+        help="Which generated tokens loop: full, bypass, first:n.",
     ),
 ]
 
@@ -120,5 +166,5 @@ def loop_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], 
             raise click.UsageError(f"{flag} needs --window A:B (or --window auto): without a window nothing loops.")
         return None
     if flags.get("k") is None:
-        flags["k"] = 3
+        flags["k"] = DEFAULT_K
     return LoopSpec(suggest() if window == "auto" else window, **flags)  # type: ignore[arg-type]  # text is accepted
