@@ -1,0 +1,181 @@
+"""Options of the commands that generate text: the context a model runs in, and how tokens are drawn.
+
+    @model_options
+    @loop_options
+    @sampling_options
+    @context_options
+    def command(..., **flags):
+        sampling = sampling_from_flags(flags)
+        opened = open_from_flags(flags, verbose)
+
+Spelled, and defaulted, as llama.cpp does, but for the context: 4096 tokens or what the model was trained on,
+whichever is less, because a model's full context may not fit the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from ggufloop.cli import terminal
+from ggufloop.cli.options import LOOP_FLAGS, loop_from_flags, model_from_flags, window_suggestion
+from ggufloop.errors import UsageError, nearest
+from ggufloop.loop import LoopSpec
+from ggufloop.sampling import Sampling
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+_UNQUANTISED = ("f32", "f16", "bf16")
+FLASH = ("auto", "on", "off")
+DEFAULT_CONTEXT = 4096
+
+
+class _OneOf(click.ParamType[str]):
+    """One of a few words; a wrong one is answered with the nearest."""
+
+    name = "word"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = known
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.known:
+            self.fail(f"{value!r} is not known; {nearest(value, self.known)}", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in self.known if word.startswith(incomplete)]
+
+
+_POSITIVE = click.IntRange(min=1)
+_CACHE_TYPE = _OneOf(CACHE_TYPES)
+
+_CONTEXT = [
+    click.option("-c", "--ctx-size", "ctx_size", type=click.IntRange(min=0), metavar="N",
+                 help=f"Tokens of context (default {DEFAULT_CONTEXT} or the model's, if less; 0: the model's)."),
+    click.option("-b", "--batch-size", "batch_size", type=_POSITIVE, metavar="N", default=2048, show_default=True,
+                 help="Most prompt tokens submitted at once."),
+    click.option("-ub", "--ubatch-size", "ubatch_size", type=_POSITIVE, metavar="N", default=512, show_default=True,
+                 help="Most tokens computed at once."),
+    click.option("-t", "--threads", "threads", type=_POSITIVE, metavar="N", help="Threads (default: all cores)."),
+    click.option("-ngl", "--gpu-layers", "gpu_layers", type=click.IntRange(min=-1), metavar="N", default=-1,
+                 show_default=True, help="Layers on the GPU; -1: all."),
+    click.option("-fa", "--flash-attn", "flash_attn", type=_OneOf(FLASH), metavar="on|off|auto",
+                 default="auto", show_default=True, help="Flash attention; auto is on."),
+    click.option("-ctk", "--cache-type-k", "type_k", type=_CACHE_TYPE, metavar="TYPE", default="f16",
+                 show_default=True, help=f"Type of the K cache: {', '.join(CACHE_TYPES)}."),
+    click.option("-ctv", "--cache-type-v", "type_v", type=_CACHE_TYPE, metavar="TYPE", default="f16",
+                 show_default=True, help="Type of the V cache; the same types."),
+]  # fmt: skip
+
+_SAMPLING = [
+    click.option("-n", "--predict", "n", type=int, metavar="N", default=-1, show_default=True,
+                 help="Most tokens of an answer; -1: until the model ends it or the context is full."),
+    click.option("-s", "--seed", type=int, metavar="N", default=-1, show_default=True,
+                 help="The same seed gives the same text; -1: a random one."),
+    click.option("--temp", type=float, metavar="X", default=Sampling.temp, show_default=True,
+                 help="Temperature; 0 always takes the likeliest token."),
+    click.option("--top-k", type=int, metavar="N", default=Sampling.top_k, show_default=True,
+                 help="Draw from the N likeliest tokens; 0: from all."),
+    click.option("--top-p", type=float, metavar="X", default=Sampling.top_p, show_default=True,
+                 help="Draw from the likeliest tokens that together have probability X."),
+    click.option("--min-p", type=float, metavar="X", default=Sampling.min_p, show_default=True,
+                 help="Draw from tokens at least X times as likely as the likeliest."),
+    click.option("--repeat-penalty", type=float, metavar="X", default=Sampling.repeat_penalty, show_default=True,
+                 help="Divide the logits of recent tokens by X; 1: off."),
+]  # fmt: skip
+
+
+def _adder(options: list[Callable[[Any], Any]]) -> Callable[[C], C]:
+    def add(command: C) -> C:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+context_options: Callable[[Any], Any] = _adder(_CONTEXT)
+sampling_options: Callable[[Any], Any] = _adder(_SAMPLING)
+
+
+def sampling_from_flags(flags: dict[str, Any]) -> Sampling:
+    """The Sampling of `sampling_options`, its seed drawn; takes its flags out of `flags`. Raises UsageError."""
+    return Sampling(**{name: flags.pop(name) for name in Sampling.__dataclass_fields__}).seeded()
+
+
+def check_context(flags: dict[str, Any]) -> None:
+    """Raise UsageError for context flags that no model can be run with."""
+    if flags["type_v"] not in _UNQUANTISED and flags["flash_attn"] == "off":
+        raise UsageError(
+            f"a V cache of type {flags['type_v']} needs flash attention, and -fa is off.",
+            "leave out -fa off, or use -ctv f16.",
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded model, its file, and what `auto` means as its window."""
+
+    llm: LoopedLlama
+    path: Path
+    suggest: Callable[[], tuple[int, int]]
+
+
+def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
+    """Load the model that the flags of `model_options`, `loop_options` and `context_options` describe.
+
+    What can be refused without the model is refused before it is downloaded. Raises UsageError, GgufloopError,
+    BackendError.
+    """
+    check_context(flags)
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    loop = loop_from_flags(
+        flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+    )
+    path = find()
+    terminal.note_horizon(loop)
+    with terminal.progress(f"loading {path.name} ..."):
+        llm = _open(path, loop, flags, verbose)
+    return Opened(llm, path, window_suggestion(path))
+
+
+def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
+    import gguf
+
+    from ggufloop.architectures import check_architecture
+    from ggufloop.engine import LoopedLlama
+    from ggufloop.modelfile import read_header
+
+    header = read_header(path)
+    architecture = header.text("general.architecture") or "unknown"
+    if loop is not None:  # the engine checks too, but a large model takes a while to load
+        check_architecture(architecture)
+        loop.check(header.number(f"{architecture}.block_count") or 0)
+    trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
+    n_ctx = min(DEFAULT_CONTEXT, trained) if flags["ctx_size"] is None else flags["ctx_size"] or trained
+    if n_ctx > trained:
+        terminal.note(f"-c {n_ctx} is more than the {trained} tokens this model was trained on.")
+    return LoopedLlama(
+        path,
+        n_ctx=n_ctx,
+        n_batch=flags["batch_size"],
+        n_ubatch=flags["ubatch_size"],
+        n_threads=flags["threads"],
+        n_gpu_layers=flags["gpu_layers"],
+        flash_attn=flags["flash_attn"] != "off",
+        type_k=gguf.GGMLQuantizationType[flags["type_k"].upper()].value,
+        type_v=gguf.GGMLQuantizationType[flags["type_v"].upper()].value,
+        loop=loop,
+        verbose=verbose,
+    )
