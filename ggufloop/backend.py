@@ -1,0 +1,244 @@
+"""Which llama.cpp library this process runs: the pinned source, the patch, the built libraries, and `activate`.
+
+    backend.activate()                # before anything imports llama_cpp; ggufloop.engine does it
+    backend.activate(stock=True)      # the unpatched library, for comparisons; one process has one library
+
+Libraries live in <cache>/backends/<backend>-<key>/, each with a manifest.json that says what it is. Choosing one reads
+only manifests: the newest that carries this version's patch and was built on this CPU, where `ggufloop build` makes
+a library the newest even if it only found it. The key, which needs the compiler's word, is not computed here.
+
+Environment: GGUFLOOP_BACKEND limits the choice to one backend (cpu, cuda, ...); GGUFLOOP_LIB_DIR and
+GGUFLOOP_STOCK_LIB_DIR name a folder outright, for those who build llama.cpp themselves.
+This module never imports llama_cpp: the library is loaded by that import, so the choice has to come first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import mmap
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from ggufloop.cache import cache_dir
+from ggufloop.errors import BackendError, nearest
+
+BINDING = "llama-cpp-python"
+BINDING_VERSION = "0.3.36"
+SDIST = f"llama_cpp_python-{BINDING_VERSION}.tar.gz"
+SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+LLAMA_CPP_COMMIT = "0c1e57098"
+
+NAMES = ("cpu", "cuda", "metal", "vulkan", "hip")
+PATCH_FILES = ("llama-loop.patch", "llama-loop.h", "llama-loop.cpp")
+MANIFEST = "manifest.json"
+LOOP_SYMBOL = b"llama_loop_abi"
+
+_active: Backend | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A built llama.cpp library. What a manifest does not say (a folder given by hand) is an empty string."""
+
+    directory: Path
+    name: str  # one of NAMES
+    stock: bool
+    patch_id: str  # "" for stock
+    key: str
+    rpc: bool
+    tools: bool
+    binding: str  # version of llama-cpp-python whose source it was built from
+    cpu: str  # cpu_id() of the machine it was built on
+    compiler: str
+
+    @classmethod
+    def load(cls, directory: Path) -> Backend | None:
+        """The library in `directory`, None if its manifest is missing or was not written by this version."""
+        try:
+            data = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+            return cls(directory, **data)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def save(self) -> None:
+        """Write the manifest into the directory."""
+        data = {k: v for k, v in asdict(self).items() if k != "directory"}
+        (self.directory / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        extras = [word for word, has in (("rpc", self.rpc), ("tools", self.tools)) if has]
+        return " with ".join([self.directory.name, *([" and ".join(extras)] if extras else [])])
+
+
+def backends_dir() -> Path:
+    """Where built libraries are installed."""
+    return cache_dir() / "backends"
+
+
+def patches_dir() -> Path:
+    """The patch's folder: package data of an installed ggufloop, ../patches of a source checkout."""
+    package = Path(__file__).resolve().parent
+    for place in (package / "patches", package.parent / "patches"):
+        if place.is_dir():
+            return place
+    raise BackendError("the patches folder of ggufloop is missing.", "install ggufloop again.")
+
+
+def patch_id() -> str:
+    """First 12 hex digits of the sha256 over the patch files; the library reports the one it was built from."""
+    digest = hashlib.sha256()
+    for name in PATCH_FILES:
+        digest.update((patches_dir() / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@cache
+def cpu_id() -> str:
+    """Short hash of the CPU's model and instruction sets: libraries are compiled for the machine they run on."""
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+            first = f.read(16384).split("\n\n")[0]  # one CPU only: the whole file is slow on large machines
+        kept = ("vendor_id", "model name", "flags", "CPU implementer", "CPU part", "Features", "isa")
+        text = "\n".join(line for line in first.splitlines() if line.startswith(kept))
+    elif sys.platform == "darwin":
+        text = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
+        ).stdout
+    else:
+        text = platform.processor()
+    return hashlib.sha256(f"{platform.machine()}\n{text}".encode()).hexdigest()[:12]
+
+
+def installed() -> list[Backend]:
+    """Every library in the cache, the newest first."""
+    found = []
+    for manifest in backends_dir().glob(f"*/{MANIFEST}"):
+        backend = Backend.load(manifest.parent)
+        if backend:
+            found.append((manifest.stat().st_mtime_ns, backend))
+    return [backend for _, backend in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def requested_name() -> str | None:
+    """The backend $GGUFLOOP_BACKEND asks for, None for no preference. Raises BackendError for an unknown one."""
+    name = os.environ.get("GGUFLOOP_BACKEND", "auto") or "auto"
+    if name not in ("auto", *NAMES):
+        raise BackendError(f"GGUFLOOP_BACKEND is {name!r}, which is no backend.", nearest(name, ("auto", *NAMES)))
+    return None if name == "auto" else name
+
+
+def locate(stock: bool = False) -> Backend:
+    """The library `activate` would use. Raises BackendError, with the command to run, if there is none."""
+    variable = "GGUFLOOP_STOCK_LIB_DIR" if stock else "GGUFLOOP_LIB_DIR"
+    if os.environ.get(variable):
+        return _from_directory(Path(os.environ[variable]).expanduser().absolute(), stock, variable)
+
+    name = requested_name()
+    command = "run: ggufloop build" + (f" --backend {name}" if name else "") + (" --stock" if stock else "")
+    kind = " ".join(word for word in (name, "stock" if stock else "patched") if word)
+    candidates = [b for b in installed() if b.stock == stock and name in (None, b.name)]
+    if not candidates:
+        raise BackendError(f"no {kind} llama.cpp is built yet.", command)
+    wanted = "" if stock else patch_id()
+    current = [b for b in candidates if b.patch_id == wanted and b.binding == BINDING_VERSION]
+    if not current:
+        raise BackendError(f"the {kind} llama.cpp in the cache was built by another version of ggufloop.", command)
+    local = [b for b in current if b.cpu == cpu_id()]
+    if not local:
+        raise BackendError(f"the {kind} llama.cpp in the cache was built for another CPU.", command)
+    return local[0]
+
+
+def _from_directory(directory: Path, stock: bool, variable: str) -> Backend:
+    libraries = [directory / name for name in ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")]
+    library = next((path for path in libraries if path.is_file()), None)
+    if library is None:
+        raise BackendError(
+            f"{variable} is {directory}, which holds no llama library.",
+            "name a folder with libllama in it, or unset it.",
+        )
+    with open(library, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        patched = content.find(LOOP_SYMBOL) >= 0
+    if patched == stock:
+        raise BackendError(
+            f"{variable} is {directory}, whose library is {'patched' if patched else 'not patched'}.",
+            f"name a folder with the {'stock' if stock else 'patched'} library, or unset it.",
+        )
+    return Backend.load(directory) or _unknown(directory, stock)
+
+
+def _unknown(directory: Path, stock: bool, patch: str = "") -> Backend:
+    return Backend(directory, "", stock, patch, "", rpc=False, tools=False, binding="", cpu="", compiler="")
+
+
+def binding_version() -> str | None:
+    """Version of the installed llama_cpp package, None if there is none. Read from its source, not imported."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r'__version__\s*=\s*"([^"]+)"', Path(spec.origin).read_text(encoding="utf-8"))
+    return found[1] if found else "unknown"
+
+
+def activate(stock: bool | None = None) -> Backend:
+    """Choose the library that `import llama_cpp` will load, in milliseconds.
+
+    stock: True for the unpatched library, False for the patched one, None for the one already chosen in this
+    process, else the patched one. Sets LLAMA_CPP_LIB_PATH. Raises BackendError when nothing fitting is built, when
+    the binding is missing, and when llama_cpp was imported first with a library that is not the one asked for.
+    """
+    global _active
+    if stock is None:
+        stock = _active.stock if _active else False
+    loaded = sys.modules.get("llama_cpp.llama_cpp")
+    if loaded is not None:
+        _active = _adopt(loaded._lib, stock)
+        return _active
+    version = binding_version()
+    if version is None:
+        raise BackendError(f"{BINDING} is not installed.", "run: ggufloop build")
+    if version != BINDING_VERSION:
+        raise BackendError(
+            f"{BINDING} {version} is installed, this version of ggufloop needs {BINDING_VERSION}.",
+            "run: ggufloop build --replace-binding",
+        )
+    chosen = locate(stock)
+    os.environ["LLAMA_CPP_LIB_PATH"] = str(chosen.directory)
+    _active = chosen
+    return chosen
+
+
+def _adopt(library: ctypes.CDLL, stock: bool) -> Backend:
+    """The Backend of a library that is loaded already, if it is the kind asked for."""
+    directory = Path(library._name).absolute().parent
+    patched = hasattr(library, LOOP_SYMBOL.decode())
+    if stock and patched:
+        raise BackendError(
+            "this process has loaded the patched llama.cpp, so it cannot have the stock one too.",
+            "use the stock library in a process of its own.",
+        )
+    if not stock and not patched:
+        raise BackendError(
+            "llama_cpp was imported before ggufloop and has loaded a llama.cpp that cannot loop.",
+            "import ggufloop.engine before llama_cpp, or set "
+            "LLAMA_CPP_LIB_PATH to the folder that `ggufloop build` prints.",
+        )
+    if stock:
+        return Backend.load(directory) or _unknown(directory, stock)
+    library.llama_loop_patch_id.restype = ctypes.c_char_p
+    found = library.llama_loop_patch_id().decode()
+    if found != patch_id() and not os.environ.get("GGUFLOOP_LIB_DIR"):
+        raise BackendError(
+            f"llama_cpp was imported before ggufloop and has loaded patch {found}, this version needs {patch_id()}.",
+            "import ggufloop.engine before llama_cpp.",
+        )
+    return Backend.load(directory) or _unknown(directory, stock, found)

@@ -1,0 +1,272 @@
+"""`ggufloop build`: from the pinned source archive to a verified library in the cache.
+
+    library = build(Request("auto"), report)        # a backend.Backend
+
+Steps: preflight, fetch, configure, compile, verify, install. All work happens in <cache>/tmp under one lock for the
+whole cache, so two builds never meet, and a library appears in <cache>/backends in one rename. What a killed build
+leaves in tmp is deleted by the next one. llama.cpp is configured directly, not through llama-cpp-python: only the
+targets the binding loads are compiled, in a tree whose run path is its own folder, so that it can be moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufloop import backend, fetch, toolchain
+from ggufloop.backend import Backend
+from ggufloop.cache import cache_dir, lock, remove, writing
+from ggufloop.errors import BackendError, GgufloopError
+from ggufloop.probe import probe
+from ggufloop.steps import Log, Report, Step
+
+TOOLS = ("llama-perplexity", "llama-bench", "llama-quantize")
+RPC_SERVER = "ggml-rpc-server"
+
+# Folders of llama.cpp a build reads; the others (models, docs, tests) are 80 % of the archive. Its .git is left out
+# because it is a pointer into a repository that is not there.
+_SOURCE = ("CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "src", "tools", "vendor")
+# Variables CMake and compilers read on their own: other values, another library.
+_BUILD_ENV = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAARCHS", "CUDAHOSTCXX", "HIPFLAGS")
+_FREE_BYTES = {"cpu": 400e6, "metal": 400e6, "vulkan": 1e9, "cuda": 4e9, "hip": 4e9}
+_ERROR_MARKS = ("error:", "Error ", "CMake Error", "FAILED:", "fatal", "Killed", "No space left", "ggufloop:")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build. name: auto or a backend. The rest as the flags of `ggufloop build`."""
+
+    name: str = "auto"
+    stock: bool = False
+    rpc: bool = False
+    tools: bool = False
+    force: bool = False
+    replace_binding: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One library: its flags and the key that names it."""
+
+    name: str
+    stock: bool
+    rpc: bool
+    tools: bool
+    versions: tuple[str, ...]
+
+    @property
+    def flags(self) -> list[str]:
+        whole = "ON" if self.rpc or self.tools else "OFF"  # the programs live in llama.cpp's tools folder
+        flags = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "BUILD_SHARED_LIBS": "ON",
+            "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+            "CMAKE_INSTALL_RPATH": "@loader_path" if sys.platform == "darwin" else "$ORIGIN",
+            "CMAKE_WINDOWS_EXPORT_ALL_SYMBOLS": "ON",
+            "LLAMA_BUILD_COMMON": whole,
+            "LLAMA_BUILD_TOOLS": whole,
+            "LLAMA_BUILD_TESTS": "OFF",
+            "LLAMA_BUILD_EXAMPLES": "OFF",
+            "LLAMA_BUILD_SERVER": "OFF",
+            "LLAMA_BUILD_APP": "OFF",
+            "LLAMA_OPENSSL": "OFF",
+            "LLAMA_BUILD_NUMBER": "0",
+            "LLAMA_BUILD_COMMIT": backend.LLAMA_CPP_COMMIT,
+            "GGML_RPC": "ON" if self.rpc else "OFF",
+            "GGML_METAL": "ON" if self.name == "metal" else "OFF",  # on by default on every Mac
+        }
+        if self.name == "metal":
+            flags["GGML_METAL_EMBED_LIBRARY"] = "ON"
+        elif self.name != "cpu":
+            flags[f"GGML_{self.name.upper()}"] = "ON"
+        return [f"-D{name}={value}" for name, value in flags.items()]
+
+    @property
+    def targets(self) -> list[str]:
+        """What to compile: by default ninja builds programs that do not compile without the server."""
+        return ["llama", *([RPC_SERVER] if self.rpc else []), *(TOOLS if self.tools else [])]
+
+    @property
+    def key(self) -> str:
+        patch = "" if self.stock else backend.patch_id() + (backend.patches_dir() / "hook.cmake").read_text("utf-8")
+        env = {name: os.environ[name] for name in _BUILD_ENV if os.environ.get(name)}
+        parts = [backend.SDIST_SHA256, patch, self.name, self.flags, self.targets, self.versions, backend.cpu_id(), env]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def directory(self) -> Path:
+        return backend.backends_dir() / f"{self.name}{'-stock' if self.stock else ''}-{self.key}"
+
+
+def build(request: Request, report: Report) -> Backend:
+    """The library `request` asks for, built if it is not in the cache, and the binding installed for it.
+
+    A cached library that has more than was asked for (rpc, tools) will do. Raises UsageError for an unknown backend
+    and BackendError, with the step, the log and the remedy, for everything else; nothing half-built stays.
+    """
+    choice = toolchain.choose(request.name)
+    fetch.check_binding(request.replace_binding)
+    versions = toolchain.preflight(choice.name, request.stock).versions
+    wider = [_Plan(choice.name, request.stock, rpc, tools, versions)
+             for rpc in (request.rpc, True) for tools in (request.tools, True)]  # fmt: skip
+    plan = wider[0]
+    ready = None if request.force else _cached(wider)
+    if ready and backend.binding_version() == backend.BINDING_VERSION:
+        report(Step(f"up to date: {ready} ({choice.name}: {choice.why})"))
+        return ready
+    report(Step(f"backend {choice.name}: {choice.why}"))
+
+    def waiting() -> None:
+        report(Step("another build is running; waiting for it to finish"))
+
+    try:
+        with writing(cache_dir() / "build"), lock(cache_dir() / "build.lock", waiting):
+            ready = None if request.force else _cached(wider)  # the build waited for may have been this one
+            remove(cache_dir() / "tmp")
+            log = Log(cache_dir() / "logs" / f"{plan.directory.name}.log")
+            fetch.binding(log, report, request.replace_binding)
+            if ready is None:
+                ready = _build(plan, log, report)
+            else:
+                report(Step(f"up to date: {ready}"))
+    except GgufloopError as e:
+        raise e if isinstance(e, BackendError) else BackendError(e.message, e.hint) from e
+    return ready
+
+
+def _cached(plans: list[_Plan]) -> Backend | None:
+    """The first of `plans` that is in the cache; made the newest, so that it is the one `activate` chooses."""
+    for plan in plans:
+        found = Backend.load(plan.directory)
+        if found:
+            (plan.directory / backend.MANIFEST).touch()
+            return found
+    return None
+
+
+def _build(plan: _Plan, log: Log, report: Report) -> Backend:
+    work = cache_dir() / "tmp" / plan.directory.name
+    source, tree = work / "llama.cpp", work / "build"
+    try:
+        _check_space(plan.name)
+        report(Step(f"getting {backend.BINDING} {backend.BINDING_VERSION}, which carries llama.cpp"))
+        archive = fetch.sdist(log, report)
+        report(Step("unpacking llama.cpp"))
+        _unpack(archive, source)
+        report(Step("configuring"))
+        ninja = shutil.which("ninja") or fetch.build_tool("ninja", log, report)
+        _configure(plan, source, tree, ninja, log, report)
+        report(Step(f"compiling (takes minutes; log: {log.path})"))
+        _compile(plan, tree, ninja, log, report)
+        report(Step("verifying"))
+        built = _verify(plan, tree / "bin")
+        _install(tree / "bin", plan.directory)
+        report(Step(f"built {plan.directory.name}"))
+        return Backend.load(plan.directory) or built
+    finally:
+        remove(work)
+
+
+def _check_space(name: str) -> None:
+    free = shutil.disk_usage(cache_dir()).free
+    if free < _FREE_BYTES[name]:
+        raise BackendError(
+            f"the disk of {cache_dir()} has {free / 1e6:.0f} MB free, "
+            f"a {name} build needs {_FREE_BYTES[name] / 1e6:.0f} MB.",
+            "free some space, or set GGUFLOOP_CACHE to a folder on another disk.",
+        )
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Put the parts of llama.cpp a build reads into `target`."""
+    prefix = archive.name.removesuffix(".tar.gz") + "/vendor/llama.cpp/"
+    with tarfile.open(archive) as tar:
+        members = []
+        for member in tar:
+            relative = member.name.removeprefix(prefix)
+            if relative != member.name and relative.split("/")[0] in _SOURCE:
+                member.name = relative
+                members.append(member)
+        if hasattr(tarfile, "data_filter"):  # Python 3.10 has it from 3.10.12
+            tar.extractall(target, members, filter="data")
+        else:
+            tar.extractall(target, members)
+
+
+def _configure(plan: _Plan, source: Path, tree: Path, ninja: str, log: Log, report: Report) -> None:
+    cmake = toolchain.cmake() or fetch.build_tool("cmake", log, report)
+    words = [cmake, "-S", source, "-B", tree, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *plan.flags]
+    if not plan.stock:
+        hook = backend.patches_dir() / "hook.cmake"
+        words += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", f"-DGGUFLOOP_PATCH_ID={backend.patch_id()}"]
+    # llama.cpp asks git for its commit: without the ceiling a repository around the cache would answer
+    _run("configuring llama.cpp", words, log, report, env={"GIT_CEILING_DIRECTORIES": str(source.parent)})
+
+
+def _compile(plan: _Plan, tree: Path, ninja: str, log: Log, report: Report) -> None:
+    def progress(line: str) -> None:
+        counted = re.match(r"\[(\d+)/(\d+)\]", line)
+        if counted:
+            report(Step("compiling", int(counted[1]), int(counted[2])))
+
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL")
+    words: list[str | Path] = [ninja, "-C", tree, *(["-j", jobs] if jobs else []), *plan.targets]
+    _run("compiling llama.cpp", words, log, report, on_line=progress)
+
+
+def _run(
+    step: str,
+    words: list[str | Path],
+    log: Log,
+    report: Report,
+    env: dict[str, str] | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> None:
+    status = log.run(words, env=env, on_line=on_line)
+    if status == 0:
+        return
+    lines = log.tail(6, _ERROR_MARKS)
+    for line in lines:
+        report(Step(f"  {line}"))
+    text = "\n".join(lines)
+    if "No space left" in text:
+        remedy = "the disk is full: free some space, or set GGUFLOOP_CACHE to a folder on another disk"
+    elif "Killed" in text:
+        remedy = "the memory ran out: set CMAKE_BUILD_PARALLEL_LEVEL=1 and run again"
+    elif "unsupported GNU version" in text:
+        remedy = "set CUDAHOSTCXX to a compiler this CUDA supports and run again"
+    else:
+        remedy = "mend what the lines above name and run again"
+    raise BackendError(f"{step} failed with status {status}.", f"{remedy}; log: {log.path}")
+
+
+def _verify(plan: _Plan, directory: Path) -> Backend:
+    """Load the new library in a process of its own, check that it is what was asked for, and write its manifest."""
+    found = probe(directory)
+    expected = None if plan.stock else backend.patch_id()
+    if found.patch_id != expected:
+        raise BackendError(
+            f"the library just built carries patch {found.patch_id or 'none'}, it must carry {expected or 'none'}.",
+            "a ccache or an include path may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
+        )
+    built = Backend(
+        directory, plan.name, plan.stock, expected or "", plan.key, plan.rpc, plan.tools,
+        backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions),
+    )  # fmt: skip
+    built.save()
+    return built
+
+
+def _install(built: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # --force; processes that have the old library loaded keep it
+        os.replace(target, built.with_name("replaced"))
+    os.replace(built, target)
