@@ -128,9 +128,9 @@ def build(request: Request, report: Report) -> Backend:
         report(Step("another build is running; waiting for it to finish"))
 
     try:
-        with writing(cache_dir() / "build"), lock(cache_dir() / "build.lock", waiting):
+        with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", waiting):
             ready = None if request.force else _cached(wider)  # the build waited for may have been this one
-            remove(cache_dir() / "tmp")
+            shutil.rmtree(cache_dir() / "tmp", ignore_errors=True)  # a killed build's compilers may still write there
             log = Log(cache_dir() / "logs" / f"{plan.directory.name}.log")
             fetch.binding(log, report, request.replace_binding)
             if ready is None:
@@ -153,7 +153,7 @@ def _cached(plans: list[_Plan]) -> Backend | None:
 
 
 def _build(plan: _Plan, log: Log, report: Report) -> Backend:
-    work = cache_dir() / "tmp" / plan.directory.name
+    work = cache_dir() / "tmp" / f"{plan.directory.name}-{os.getpid()}"
     source, tree = work / "llama.cpp", work / "build"
     try:
         _check_space(plan.name)
@@ -203,7 +203,8 @@ def _unpack(archive: Path, target: Path) -> None:
 
 def _configure(plan: _Plan, source: Path, tree: Path, ninja: str, log: Log, report: Report) -> None:
     cmake = toolchain.cmake() or fetch.build_tool("cmake", log, report)
-    words = [cmake, "-S", source, "-B", tree, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *plan.flags]
+    words: list[str | Path] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", tree]
+    words += plan.flags
     if not plan.stock:
         hook = backend.patches_dir() / "hook.cmake"
         words += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", f"-DGGUFLOOP_PATCH_ID={backend.patch_id()}"]
@@ -255,7 +256,7 @@ def _verify(plan: _Plan, directory: Path) -> Backend:
     if found.patch_id != expected:
         raise BackendError(
             f"the library just built carries patch {found.patch_id or 'none'}, it must carry {expected or 'none'}.",
-            "a ccache or an include path may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
+            "a compiler cache may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
         )
     built = Backend(
         directory, plan.name, plan.stock, expected or "", plan.key, plan.rpc, plan.tools,

@@ -105,7 +105,7 @@ def _pip(
     text = log.path.read_text(encoding="utf-8", errors="replace")
     if "No space left" in text:
         raise BackendError(
-            f"pip could not {what}: the disk is full.", f"free some space, then run again; log: {log.path}"
+            f"pip could not {what}: the disk is full.", f"free some space and run again; log: {log.path}"
         )
     if any(mark in text for mark in _OFFLINE):
         raise BackendError(

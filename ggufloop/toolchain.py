@@ -38,11 +38,10 @@ _PACKAGES = {
     "the Vulkan headers": ("libvulkan-dev", "vulkan-loader-devel", "vulkan-headers vulkan-loader"),
     "the SPIR-V headers": ("spirv-headers", "spirv-headers-devel", "spirv-headers"),
 }
+_COMPILERS = "xcode-select --install" if sys.platform == "darwin" else "install gcc and g++, or clang"
 _BY_HAND = {
-    "a C compiler": "xcode-select --install" if sys.platform == "darwin" else "install a C compiler (gcc or clang)",
-    "a C++ compiler": "xcode-select --install"
-    if sys.platform == "darwin"
-    else "install a C++ compiler (g++ or clang++)",
+    "a C compiler": _COMPILERS,
+    "a C++ compiler": _COMPILERS,
     "git": "install git",
     "nvcc": "install NVIDIA's CUDA toolkit",
     "hipcc": "install AMD's ROCm",
@@ -146,9 +145,7 @@ def _gpu_missing(name: str) -> list[str]:
     if name == "vulkan":
         sdk = os.environ.get("VULKAN_SDK")
         roots = [Path(p) for p in ([sdk] if sdk else []) + ["/usr", "/usr/local", "/opt/homebrew"]]
-        headers = any(
-            (root / folder / "vulkan" / "vulkan.h").is_file() for root in roots for folder in ("include", "Include")
-        )
+        headers = any(next(root.glob("[Ii]nclude/vulkan/vulkan.h"), None) for root in roots)
         spirv = any(
             next(root.glob(pattern), None)
             for root in roots
