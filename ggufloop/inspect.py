@@ -160,6 +160,11 @@ def _sliding_window(header: Header, arch: str) -> int:
 def _layers(header: Header, arch: str) -> tuple[Layer, ...]:
     n_all = _positive(header, f"{arch}.block_count", MAX_LAYERS)
     n = n_all - (header.number(f"{arch}.nextn_predict_layers") or 0)
+    if not 1 <= n <= n_all:
+        raise GgufloopError(
+            f"{header.path} is no model that can run: all its layers are prediction heads.",
+            "give the model it belongs to.",
+        )
     n_embd = _positive(header, f"{arch}.embedding_length")
     heads = _per_layer(header, f"{arch}.attention.head_count", n_all, 0)
     kv_heads = _per_layer(header, f"{arch}.attention.head_count_kv", n_all, 0)
@@ -185,7 +190,7 @@ def _layers(header: Header, arch: str) -> tuple[Layer, ...]:
             default if head_v is None else head_v,
             sliding[il],
         )
-        for il in range(max(n, 0))
+        for il in range(n)
     )
 
 

@@ -56,7 +56,7 @@ class Table:
 
     def _md(self) -> str:
         cells = [[_shown(v, c.form) for c, v in zip(self.columns, row, strict=True)] for row in self.rows]
-        numeric = [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+        numeric = [not any(isinstance(row[i], (str, bool)) for row in self.rows) for i in range(len(self.columns))]
         widths = [max(3, len(c.name), *(len(row[i]) for row in cells)) for i, c in enumerate(self.columns)]
         lines = [[c.name for c in self.columns], *cells]
         text = [

@@ -153,7 +153,7 @@ def _bytes_in(folder: Path) -> int:
 def _pip_error(part: WheelPart, log: str, folder: Path) -> GgufloopError:
     """What pip's log comes down to. It reports an unreachable index as a missing package, after its retries."""
     if "No space left on device" in log:
-        return write_error(OSError(errno.ENOSPC, ""), folder)
+        return write_error(OSError(errno.ENOSPC, ""), folder.parent)
     if "Retrying (Retry" in log or "connection" in log.lower():
         return GgufloopError(
             f"cannot download {part.pypi}: the package index cannot be reached.",

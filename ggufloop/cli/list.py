@@ -16,8 +16,8 @@ def command(form: str) -> None:
     Names of your own go into a models.toml of the same form as the shipped one, see the README.
     """
     columns = (
-        Column("model"), Column("architecture"), Column("layers"), Column("MiB", ".1f"), Column("window"),
-        Column("origin of the window"), Column("downloaded"),
+        Column("model"), Column("architecture"), Column("layers"), Column("MiB", ".1f"), Column("downloaded"),
+        Column("window"), Column("origin of the window"),
     )  # fmt: skip
     rows = []
     for model in registry.models():
@@ -30,9 +30,9 @@ def command(form: str) -> None:
                 model.architecture,
                 model.layers,
                 None if size is None else size / 2**20,
+                path is not None,
                 f"{a}:{b}",
                 origin,
-                path is not None,
             )
         )
     click.echo(Table(columns, rows).render(form), nl=False)
