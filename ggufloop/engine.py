@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,14 @@ from ggufloop.modelfile import check_model_file
 ACTIVE = backend.activate()
 
 import llama_cpp  # noqa: E402  # the library it loads is chosen by activate()
+from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL  # noqa: E402
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
+
+# llama_cpp is one off in ggml's log levels: it prints warnings and hides errors. Not verbose means neither.
+GGML_LOG_LEVEL_TO_LOGGING_LEVEL.update(
+    {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.WARNING, 5: logging.DEBUG}
+)
 
 ABI = 1
 _UNQUANTISED = (0, 1, 30)  # ggml type numbers of f32, f16 and bf16
@@ -140,6 +147,7 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
             raise GgufloopError(
                 f"llama.cpp cannot use {model_path}: {e}".rstrip(".") + ".", "run with -v to see llama.cpp's own log."
             ) from None
+        self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)  # llama.cpp rounds n_ctx up; llama_cpp's is too short
         try:
             self.set_loop(loop)
         except BaseException:
