@@ -38,7 +38,7 @@ def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     """Shell completion of a model: the names of `ggufloop list`, and files."""
     from ggufloop import registry
 
-    names = [CompletionItem(name) for name in registry.names() if name.startswith(incomplete)]
+    names = [CompletionItem(m.name) for m in registry.models() if m.name.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
 
 
