@@ -114,7 +114,8 @@ class Repl:
         click.echo("the conversation is forgotten.", err=True)
 
     def do_regen(self, rest: str) -> None:
-        self._stream(self.chat.regenerate)
+        if self._stream(self.chat.regenerate) and self.chat.sampling.temp == 0:
+            terminal.note("temp 0 always gives the same answer; /set temp 0.8 gives others.")
 
     def do_system(self, rest: str) -> None:
         if not rest:

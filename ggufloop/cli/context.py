@@ -14,6 +14,8 @@ whichever is less, because a model's full context may not fit the machine.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -150,6 +152,16 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     return Opened(llm, path, window_suggestion(path))
 
 
+def _cores() -> int:
+    """Cores this process may use, the threads of one core counted once as llama.cpp does (llama_cpp halves blindly)."""
+    allowed = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.is_file() else f"{cpu}\n")
+    return len(cores)
+
+
 def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
     import gguf
 
@@ -171,7 +183,7 @@ def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: boo
         n_ctx=n_ctx,
         n_batch=flags["batch_size"],
         n_ubatch=flags["ubatch_size"],
-        n_threads=flags["threads"],
+        n_threads=flags["threads"] or _cores(),
         n_gpu_layers=flags["gpu_layers"],
         flash_attn=flags["flash_attn"] != "off",
         type_k=gguf.GGMLQuantizationType[flags["type_k"].upper()].value,

@@ -141,6 +141,8 @@ def stream(ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
     if answer.finish == "interrupted":
         parts.append("stopped")
     dim(f"[ {' | '.join(parts)} ]")
+    if not answer.tokens and answer.finish == "stop":
+        note("the model ended its answer before it began.")
     if answer.dropped:
         turns = "turn was" if answer.dropped == 1 else f"{answer.dropped} turns were"
         note(f"the context is full: the oldest {turns} left out. A larger -c holds more.")
