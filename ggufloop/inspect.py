@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufloop.architectures import check_architecture
-from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.modelfile import Array, Header, read_model, type_sizes
+from ggufloop.errors import UsageError, nearest
+from ggufloop.modelfile import Array, Header, read_model, type_sizes, unusable
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types llama.cpp lets a K/V cache have."""
-
-MAX_LAYERS = 512
-"""Layers llama.cpp has room for."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +106,7 @@ def describe(path: Path) -> ModelInfo:
     """
     headers = read_model(path)
     first = headers[0]
-    arch = first.text("general.architecture")
-    if arch is None:
-        raise GgufloopError(f"{path} does not say its architecture.", "convert the model again.")
+    arch = first.text("general.architecture") or ""  # read_model has seen that there is one
     experts_used = _per_layer(first, f"{arch}.expert_used_count", 1, 0)[0]
     mla = [bool(first.number(f"{arch}.attention.{x}_length_mla")) for x in ("key", "value")]
     return ModelInfo(
@@ -119,8 +114,8 @@ def describe(path: Path) -> ModelInfo:
         architecture=arch,
         name=first.text("general.name") or "",
         layers=_layers(first, arch),
-        n_embd=_positive(first, f"{arch}.embedding_length"),
-        n_ctx_train=_positive(first, f"{arch}.context_length"),
+        n_embd=first.positive(f"{arch}.embedding_length"),
+        n_ctx_train=first.positive(f"{arch}.context_length"),
         n_vocab=_vocabulary(first, arch),
         experts=first.number(f"{arch}.expert_count") or 0,
         experts_used=experts_used,
@@ -133,22 +128,12 @@ def describe(path: Path) -> ModelInfo:
     )
 
 
-def _positive(header: Header, key: str, limit: int = 2**31 - 1) -> int:
-    value = header.number(key)
-    if value is None or not 1 <= value <= limit:
-        what = "is missing" if key not in header.metadata else f"is {header.metadata[key]!r}, not in 1 to {limit}"
-        raise GgufloopError(f"{header.path} is no model that can run: its {key} {what}.", "convert the model again.")
-    return value
-
-
 def _per_layer(header: Header, key: str, n: int, default: int) -> list[int]:
     """A setting that is one number for all n layers, or an array of one each."""
     value = header.metadata.get(key, default)
     values = [value] * n if not isinstance(value, Array) else list(value.values or ())[:n]
     if len(values) != n or not all(type(v) is int and 0 <= v < 2**31 for v in values):
-        raise GgufloopError(
-            f"{header.path} is no model that can run: its {key} is not a number per layer.", "convert it again."
-        )
+        raise unusable(header.path, f"its {key} is not a number per layer")
     return [int(v) for v in values]
 
 
@@ -158,14 +143,9 @@ def _sliding_window(header: Header, arch: str) -> int:
 
 
 def _layers(header: Header, arch: str) -> tuple[Layer, ...]:
-    n_all = _positive(header, f"{arch}.block_count", MAX_LAYERS)
+    n_all = header.positive(f"{arch}.block_count")
     n = n_all - (header.number(f"{arch}.nextn_predict_layers") or 0)
-    if not 1 <= n <= n_all:
-        raise GgufloopError(
-            f"{header.path} is no model that can run: all its layers are prediction heads.",
-            "give the model it belongs to.",
-        )
-    n_embd = _positive(header, f"{arch}.embedding_length")
+    n_embd = header.positive(f"{arch}.embedding_length")
     heads = _per_layer(header, f"{arch}.attention.head_count", n_all, 0)
     kv_heads = _per_layer(header, f"{arch}.attention.head_count_kv", n_all, 0)
     if f"{arch}.attention.head_count_kv" not in header.metadata:

@@ -25,6 +25,8 @@ from ggufloop.errors import GgufloopError
 
 MAX_HEADER = 256 << 20
 """Bytes before the tensor data; the largest vocabularies need a tenth of it."""
+MAX_LAYERS, MAX_EXPERTS = 512, 1024
+"""What llama.cpp has room for."""
 MAX_COUNT = 1 << 24
 """Most keys, tensors or strings in one array that are believed."""
 KEPT_ARRAY = 4096
@@ -99,6 +101,19 @@ class Header:
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
+    def positive(self, key: str, limit: int = 2**31 - 1) -> int:
+        """A whole number from 1 to `limit` of the metadata. Raises GgufloopError."""
+        value = self.number(key)
+        if value is None or not 1 <= value <= limit:
+            what = f"is {self.metadata[key]!r}, not in 1 to {limit}" if key in self.metadata else "is missing"
+            raise unusable(self.path, f"its {key} {what}")
+        return value
+
+
+def unusable(path: Path, why: str) -> GgufloopError:
+    """What to say of a well-formed file whose metadata describe no model."""
+    return GgufloopError(f"{path} is no model that can run: {why}.", "get it from another source, or convert it again.")
+
 
 @lru_cache(maxsize=1)
 def type_sizes() -> dict[int, tuple[str, int, int]]:
@@ -154,7 +169,7 @@ class _Cursor:
         if kind == _ARRAY:
             kind, n = self.u32(), self.count(f"entries in {key!r}")
             if kind == _STRING:
-                self.skip_strings(n)
+                self.skip_strings(n, distinct=key == "tokenizer.ggml.tokens")
                 return Array(n, None)
             if kind in _SCALARS:
                 form = f"<{n}{_SCALARS[kind][1]}"
@@ -162,14 +177,24 @@ class _Cursor:
                 return Array(n, struct.unpack_from(form, self.data, start) if n <= KEPT_ARRAY else None)
         raise self.corrupt(f"key {key!r} has unknown type {kind}")
 
-    def skip_strings(self, n: int) -> None:
+    def skip_strings(self, n: int, distinct: bool) -> None:
+        """Move past n strings. distinct: they must differ, as llama.cpp aborts over a token that is there twice."""
         at, last = self.at, min(self.end, MAX_HEADER) - 8
-        for _ in range(n):  # the one hot loop: a vocabulary has a quarter of a million of them
+        seen: set[bytes] = set()
+        for i in range(n):  # the one hot loop: a vocabulary has a quarter of a million of them
             if at > last:
                 at += 8  # past the end, which `skip` reports
                 break
-            at += 8 + _U64(self.data, at)[0]
+            start = at + 8
+            at = start + _U64(self.data, at)[0]
+            if distinct:
+                token = self.data[start:at]
+                if not token or 0 in token:  # llama.cpp stops at a zero byte, and gives an empty token a name
+                    token = token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i
+                seen.add(token)
         self.skip(at - self.at)
+        if distinct and len(seen) < n:
+            raise self.corrupt(f"{n - len(seen)} of its tokens are there twice")
 
     def tensor(self) -> tuple[Tensor, int]:
         """The next tensor and the offset of its data."""
@@ -251,21 +276,28 @@ def read_header(path: Path) -> Header:
     byte order, cut off, or not well-formed.
     """
     try:
-        if path.is_dir():
-            raise GgufloopError(f"{path} is a folder, not a model file.", "name the .gguf file in it.")
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
-            raise GgufloopError(f"{path} is not a regular file.", "give a model file.")
-        with path.open("rb") as f:
-            if path.stat().st_size == 0:
-                raise GgufloopError(f"{path} is empty.", _AGAIN)
-            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _walk(_Cursor(path, data))
+        stat = path.stat()
+        return _read(path, stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError:
         raise GgufloopError(
             f"model file {path} does not exist.", "check the path; `ggufloop list` shows the models known by name."
         ) from None
     except OSError as e:
         raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "check the path and its permissions.") from None
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, size: int, _changed: int) -> Header:
+    """`read_header`, done once for a file that stays as it is: several modules look at a model before it runs."""
+    if path.is_dir():
+        raise GgufloopError(f"{path} is a folder, not a model file.", "name the .gguf file in it.")
+    if not path.is_file():  # opening a named pipe would wait for ever
+        raise GgufloopError(f"{path} is not a regular file.", "give a model file.")
+    with path.open("rb") as f:
+        if size == 0:
+            raise GgufloopError(f"{path} is empty.", _AGAIN)
+        with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = _walk(_Cursor(path, data))
     if header.file_bytes < header.data_end:
         raise GgufloopError(
             f"{path} is truncated: {header.data_end} bytes expected, it has {header.file_bytes}.", _AGAIN
@@ -310,7 +342,38 @@ def read_model(path: Path) -> tuple[Header, ...]:
             raise GgufloopError(f"{header.path} is not part {i + 1} of {count}.", "download the parts again.")
     if not any(h.tensors for h in headers):
         raise GgufloopError(f"{path} has no tensors: it holds a vocabulary only.", "give a file with the weights.")
+    _check_numbers(first)
     return headers
+
+
+def _check_numbers(header: Header) -> None:
+    """Raise GgufloopError over what llama.cpp takes for granted in the metadata of any model, and aborts without."""
+    arch = header.text("general.architecture")
+    if arch is None:
+        raise unusable(header.path, "it does not say its architecture")
+    layers = header.positive(f"{arch}.block_count", MAX_LAYERS)
+    header.positive(f"{arch}.embedding_length")
+    header.positive(f"{arch}.context_length")
+
+    def number(key: str) -> int:
+        value = header.metadata.get(f"{arch}.{key}", 0)
+        return (
+            max((int(v) for v in value.values or ()), default=0)
+            if isinstance(value, Array)
+            else header.number(f"{arch}.{key}") or 0
+        )
+
+    experts, used = number("expert_count"), number("expert_used_count")
+    groups, groups_used = number("expert_group_count"), number("expert_group_used_count")
+    scaling = header.text(f"{arch}.rope.scaling.type")
+    if number("nextn_predict_layers") >= layers:
+        raise unusable(header.path, "all its layers are prediction heads")
+    if experts > MAX_EXPERTS or used > experts or (experts > 0 and used == 0):
+        raise unusable(header.path, f"it uses {used} of {experts} experts")
+    if groups > 0 and (groups >= experts or (groups > 1 and (experts % groups or not 0 < groups_used < groups))):
+        raise unusable(header.path, f"it has {experts} experts in {groups} groups, of which {groups_used} are used")
+    if scaling not in (None, "none", "linear", "yarn", "longrope"):
+        raise unusable(header.path, f"its rope scaling {scaling!r} is not known")
 
 
 def check_model_file(path: Path) -> None:
