@@ -75,15 +75,23 @@ def main(argv):
 def check_python():
     if sys.version_info >= OLDEST:
         return
-    newer = [name for name in (f"python3.{minor}" for minor in range(20, OLDEST[1] - 1, -1)) if runs(name)]
+    names = [f"python3.{minor}" for minor in range(20, OLDEST[1] - 1, -1)]
+    newer = next(filter(runs, names), None)
     has = ".".join(map(str, sys.version_info[:3]))
     wanted = ".".join(map(str, OLDEST))
     raise Failed(
         f"this is Python {has}, ggufloop needs {wanted} or newer.",
-        f"run: {newer[0]} scripts/bootstrap.py ..."
-        if newer
-        else f"install Python {wanted} or newer and use it instead",
+        f"run: {newer} {sys.argv[0]} ..." if newer else f"install Python {wanted} or newer and run this with it",
     )
+
+
+def runs(python):
+    """Whether a Python of this name is there; version managers keep names of some that are not."""
+    return shutil.which(python) and subprocess.call([python, "-c", ""], stderr=subprocess.DEVNULL) == 0
+
+
+def terminated(signum, frame):
+    sys.exit(128 + signum)
 
 
 def prepare(venv, argv):
