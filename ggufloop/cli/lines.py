@@ -78,7 +78,11 @@ def _piped_line() -> str:
 
 def _typed_line() -> str:
     click.echo("> ", nl=False, err=True)  # input() would write it to stdout, which may be a file
-    return input()
+    try:
+        return input()
+    except (EOFError, KeyboardInterrupt):
+        click.echo(err=True)
+        raise
 
 
 def _edited_line(commands: Sequence[str]) -> Read:
