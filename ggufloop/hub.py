@@ -13,7 +13,8 @@ import difflib
 import errno
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,23 +121,41 @@ def fetch(
     quantisation, no network, not cached while offline, disk full, a wrong sha256.
     """
     try:
-        files, offline = _list(repo, offline, progress)
-        if file is None:
-            models = models_in(files)
-            try:
-                label = choose(models, quant)
-            except GgufloopError as e:
-                what = f"what is downloaded of {repo}" if offline else repo
-                raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
-            if quant is None and label != DEFAULT_QUANT and len(models) > 1:
-                progress(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(models)}", 0, 0)
-            file = models[label].path
-        stated = {f.path: f.sha256 for f in files}
-        paths = [_download(repo, part, stated.get(part), offline, progress) for part in part_paths(file)]
+        with _switched_off(offline):
+            return _fetch(repo, quant, file, offline, progress)
     except GgufloopError:
         raise
     except Exception as e:  # the transport's errors have no base class common to the releases of huggingface-hub
         raise _hub_error(e, repo, file, known) from e
+
+
+@contextmanager
+def _switched_off(offline: bool) -> Iterator[None]:
+    """huggingface-hub's own offline switch: told for single calls only, it still asks the hub about itself."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _fetch(repo: str, quant: str | None, file: str | None, offline: bool, progress: Progress) -> Path:
+    files, offline = _list(repo, offline, progress)
+    if file is None:
+        models = models_in(files)
+        try:
+            label = choose(models, quant)
+        except GgufloopError as e:
+            what = f"what is downloaded of {repo}" if offline else repo
+            raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
+        if quant is None and label != DEFAULT_QUANT and len(models) > 1:
+            progress(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(models)}", 0, 0)
+        file = models[label].path
+    stated = {f.path: f.sha256 for f in files}
+    paths = [_download(repo, part, stated.get(part), offline, progress) for part in part_paths(file)]
     return paths[0]
 
 

@@ -374,6 +374,12 @@ def _check_numbers(header: Header) -> None:
         raise unusable(header.path, f"it has {experts} experts in {groups} groups, of which {groups_used} are used")
     if scaling not in (None, "none", "linear", "yarn", "longrope"):
         raise unusable(header.path, f"its rope scaling {scaling!r} is not known")
+    head, rope = number("attention.key_length_mla"), number("rope.dimension_count")
+    row, latent = number("attention.key_length"), number("attention.kv_lora_rank")
+    if arch == "deepseek2" and head and (head <= rope or row != latent + rope):
+        raise unusable(
+            header.path, f"heads of {head} and rows of {row} do not fit {latent} latent and {rope} rotary values"
+        )
 
 
 def check_model_file(path: Path) -> None:
