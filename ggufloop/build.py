@@ -53,7 +53,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """One library: its flags and the key that names it."""
 
     name: str
@@ -115,7 +115,7 @@ def build(request: Request, report: Report) -> Backend:
     choice = toolchain.choose(request.name)
     fetch.check_binding(request.replace_binding)
     versions = toolchain.preflight(choice.name, request.stock).versions
-    wider = [_Plan(choice.name, request.stock, rpc, tools, versions)
+    wider = [Plan(choice.name, request.stock, rpc, tools, versions)
              for rpc in (request.rpc, True) for tools in (request.tools, True)]  # fmt: skip
     plan = wider[0]
     ready = None if request.force else _cached(wider)
@@ -131,10 +131,9 @@ def build(request: Request, report: Report) -> Backend:
         with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", waiting):
             ready = None if request.force else _cached(wider)  # the build waited for may have been this one
             shutil.rmtree(cache_dir() / "tmp", ignore_errors=True)  # a killed build's compilers may still write there
-            log = Log(cache_dir() / "logs" / f"{plan.directory.name}.log")
-            fetch.binding(log, report, request.replace_binding)
+            fetch.binding(Log(cache_dir() / "logs" / "binding.log"), report, request.replace_binding)
             if ready is None:
-                ready = _build(plan, log, report)
+                ready = _build(plan, Log(cache_dir() / "logs" / f"{plan.directory.name}.log"), report)
             else:
                 report(Step(f"up to date: {ready}"))
     except GgufloopError as e:
@@ -142,7 +141,7 @@ def build(request: Request, report: Report) -> Backend:
     return ready
 
 
-def _cached(plans: list[_Plan]) -> Backend | None:
+def _cached(plans: list[Plan]) -> Backend | None:
     """The first of `plans` that is in the cache; made the newest, so that it is the one `activate` chooses."""
     for plan in plans:
         found = Backend.load(plan.directory)
@@ -152,7 +151,7 @@ def _cached(plans: list[_Plan]) -> Backend | None:
     return None
 
 
-def _build(plan: _Plan, log: Log, report: Report) -> Backend:
+def _build(plan: Plan, log: Log, report: Report) -> Backend:
     work = cache_dir() / "tmp" / f"{plan.directory.name}-{os.getpid()}"
     source, tree = work / "llama.cpp", work / "build"
     try:
@@ -201,7 +200,7 @@ def _unpack(archive: Path, target: Path) -> None:
             tar.extractall(target, members)
 
 
-def _configure(plan: _Plan, source: Path, tree: Path, ninja: str, log: Log, report: Report) -> None:
+def _configure(plan: Plan, source: Path, tree: Path, ninja: str, log: Log, report: Report) -> None:
     cmake = toolchain.cmake() or fetch.build_tool("cmake", log, report)
     words: list[str | Path] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", tree]
     words += plan.flags
@@ -212,7 +211,7 @@ def _configure(plan: _Plan, source: Path, tree: Path, ninja: str, log: Log, repo
     _run("configuring llama.cpp", words, log, report, env={"GIT_CEILING_DIRECTORIES": str(source.parent)})
 
 
-def _compile(plan: _Plan, tree: Path, ninja: str, log: Log, report: Report) -> None:
+def _compile(plan: Plan, tree: Path, ninja: str, log: Log, report: Report) -> None:
     def progress(line: str) -> None:
         counted = re.match(r"\[(\d+)/(\d+)\]", line)
         if counted:
@@ -249,7 +248,7 @@ def _run(
     raise BackendError(f"{step} failed with status {status}.", f"{remedy}; log: {log.path}")
 
 
-def _verify(plan: _Plan, directory: Path) -> Backend:
+def _verify(plan: Plan, directory: Path) -> Backend:
     """Load the new library in a process of its own, check that it is what was asked for, and write its manifest."""
     found = probe(directory)
     expected = None if plan.stock else backend.patch_id()
