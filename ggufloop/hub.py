@@ -58,7 +58,7 @@ def models_in(files: Iterable[HubFile]) -> dict[str, HubFile]:
         match = _NAME.fullmatch(name)
         if match is None or re.search("mmproj|imatrix", name, re.IGNORECASE) or int(match["part"] or 1) > 1:
             continue
-        label = match["label"] or split_name(f"-{folder}.gguf".replace("/", "-"))[1] or match["stem"]
+        label = match["label"] or split_name(f"x-{folder}.gguf".replace("/", "-"))[1] or match["stem"]
         found.setdefault(label.upper() if match["label"] else label, file)
     return found
 
@@ -82,7 +82,7 @@ def choose(models: dict[str, HubFile], quant: str | None) -> str:
 
     def distance(label: str) -> tuple[bool, float, bool, str]:
         digits = re.search(r"\d+", label)
-        bits = int(digits[0]) if digits and split_name(f"-{label}.gguf")[1] else 99
+        bits = int(digits[0]) if digits and split_name(f"x-{label}.gguf")[1] else 99
         return label != DEFAULT_QUANT, abs(bits - 4.5), not label.startswith("Q"), label
 
     return min(models, key=distance)

@@ -1,0 +1,529 @@
+"""Names, paths and repositories to files: models.toml, wheels through the real pip, and a stand-in for the hub.
+
+Wheels come from a folder (pip's find-links), the hub is a server on 127.0.0.1 met by the command in its own process;
+only the tests marked `model` use the package index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from hub_server import COMMIT, HubServer
+
+from ggufloop import cache, digest, hub, registry, wheels
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.hub import HubFile
+from ggufloop.loop import LoopSpec
+from ggufloop.modelfile import check_model_file
+
+PUBLISHED = {
+    "qwen3-4b": (15, 19), "qwen3-1.7b": (12, 16), "llama-3.2-3b": (12, 16), "qwen3-30b-a3b": (22, 26),
+    "moonlight-16b-a3b": (8, 12), "qwen1.5-moe-a2.7b": (13, 17), "deepseek-v2-lite": (13, 17),
+}  # fmt: skip
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test alone."""
+    monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """own_models(text) makes text the user's models.toml."""
+    path = tmp_path / "models.toml"
+    monkeypatch.setenv("GGUFLOOP_MODELS", str(path))
+
+    def write(text: str) -> None:
+        path.write_text(text)
+
+    return write
+
+
+# the list
+
+
+def test_shipped_models() -> None:
+    models = {m.name: m for m in registry.models()}
+    assert {name: models[name].window for name in PUBLISHED} == PUBLISHED
+    assert {n for n, m in models.items() if m.window} == {*PUBLISHED, "smollm2-135m"}  # nothing else was measured
+    for model in models.values():
+        (a, b), origin = model.suggested_window()
+        LoopSpec((a, b), k=2).check(model.layers)
+        assert origin
+        assert model.sources
+        for source in model.sources:
+            assert bool(source.wheels) != bool(source.hf)
+            if source.wheels:
+                assert sum(part.bytes for part in source.wheels) == model.bytes
+                assert all(re.fullmatch("[0-9a-f]{64}", part.sha256) for part in source.wheels)
+                assert re.fullmatch("[0-9a-f]{64}", model.sha256 or "")
+
+
+def test_rule_of_thumb() -> None:
+    for n in range(3, 513):
+        a, b = registry.rule_of_thumb(n)
+        LoopSpec((a, b), k=2).check(n)
+        assert b - a == max(1, min(4, n // 3))
+        assert abs((a + b) / 2 - 0.48 * n) <= 0.5 or n < 5
+    assert [registry.rule_of_thumb(n) for n in (18, 30, 36)] == [(7, 11), (12, 16), (15, 19)]
+
+
+OWN = """
+[mine]
+file = "mine.gguf"
+architecture = "qwen3"
+layers = 12
+sources = [{ hf = "me/mine-GGUF" }]
+window = "3:5"
+origin = "my sweep"
+
+[qwen3-4b]
+file = "other.gguf"
+architecture = "qwen3"
+layers = 36
+sources = [{ hf = "me/other" }]
+"""
+
+
+def test_own_models(own_models: Callable[[str], None]) -> None:
+    before = [m.name for m in registry.models()]
+    own_models(OWN)
+    assert [m.name for m in registry.models()] == [*before, "mine"]
+    assert registry.find("MINE").suggested_window() == ((3, 5), "my sweep")
+    assert registry.find("qwen3-4b").suggested_window() == ((15, 19), registry.RULE_OF_THUMB)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("[mine]", "[mine"),
+            "cannot read {path}: Expected ']' at the end of a table declaration (at line 2, column 6).",
+        ),
+        (
+            ("layers = 12", "layers = '12'"),
+            "model mine in {path} cannot be understood: layers is '12', not of type int.",
+        ),
+        (('file = "mine.gguf"', ""), "model mine in {path} cannot be understood: 'file' is missing."),
+        (('"3:5"', '"3-4"'), "model mine in {path} cannot be understood: window 3-4 is not of the form first:end."),
+        (
+            ('"3:5"', '"3:12"'),
+            "model mine in {path} cannot be understood: window 3:12 touches layer 11, the last one, which cannot be"
+            " looped.",
+        ),
+        (('origin = "my sweep"', ""), "model mine in {path} cannot be understood: 'origin' is missing."),
+        (
+            ("origin", "orign"),
+            "model mine in {path} cannot be understood: orign is no setting; did you mean origin? Known: architecture,"
+            " bytes, file, layers, origin, sha256, sources, window.",
+        ),
+        (("hf =", "hub ="), "model mine in {path} cannot be understood: hub is no setting; known: hf, wheels."),
+    ],
+)
+def test_own_models_that_cannot_be_read(
+    own_models: Callable[[str], None], change: tuple[str, str], message: str
+) -> None:
+    own_models(OWN.replace(*change, 1))
+    with pytest.raises(GgufloopError) as e:
+        registry.models()
+    assert e.value.message == message.format(path=registry.user_models_path())
+    assert e.value.hint
+
+
+def test_entry_of_a_file(tmp_path: Path, own_cache: Path, own_models: Callable[[str], None]) -> None:
+    data = b"some model"
+    own_models(OWN + f'[sized]\nfile="s.gguf"\narchitecture="llama"\nlayers=9\nsources=[]\nbytes={len(data)}\n'
+               f'sha256="{hashlib.sha256(data).hexdigest()}"')  # fmt: skip
+    renamed, other = tmp_path / "renamed.bin", tmp_path / "other.bin"
+    renamed.write_bytes(data)
+    other.write_bytes(b"SOME MODEL")
+    entry = registry.entry_for
+    assert entry(renamed).name == "sized"
+    assert entry(other) is None
+    assert entry(Path("Qwen3-1.7B-Q4_K_M.gguf")).name == "qwen3-1.7b"  # another quantisation of it
+    assert entry(Path("qwen3-30b-a3b-UD-IQ2_XXS.gguf")).name == "qwen3-30b-a3b"
+    assert entry(Path("Qwen3-1.7B-Base-Q8_0.gguf")) is None
+
+
+def test_suggested_window_of_a_file(tmp_path: Path, own_models: Callable[[str], None]) -> None:
+    own_models(OWN)
+    model = tiny.write(tmp_path / "mine-Q8_0.gguf", tiny.FAMILIES["qwen3"])  # 6 layers, so not the one of the list
+    assert registry.suggest_window(model) == ((2, 4), registry.RULE_OF_THUMB)
+    own_models(OWN.replace("layers = 12", "layers = 6"))
+    assert registry.suggest_window(model) == ((3, 5), "my sweep")
+
+
+# what a name means
+
+
+def test_paths_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2-135m").write_bytes(b"x")
+    assert registry.resolve("smollm2-135m") == Path("smollm2-135m")
+    for text in ("missing.gguf", "./a", "a/b/c", "user/model.GGUF"):
+        assert registry.resolve(text) == Path(text)  # not there: the file check says so, in its words
+
+
+@pytest.mark.parametrize(
+    ("text", "hf", "message", "hint"),
+    [
+        ("", None, "the model's name is empty.", "`ggufloop list` shows the models known by name."),
+        ("qwen3-4", None, "model 'qwen3-4' is neither a file nor a known name.", "did you mean qwen3-4b? Known: "),
+        (None, "qwen3-4b", "'qwen3-4b' is not of the form user/repo[:quant].", "write it like Qwen/Qwen3-4B-GGUF:"),
+    ],
+)  # fmt: skip
+def test_names_that_mean_nothing(text: str | None, hf: str | None, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as e:
+        registry.resolve(text, hf)
+    assert e.value.message == message
+    assert e.value.hint.startswith(hint)
+
+
+def test_offline_without_the_file(own_cache: Path) -> None:
+    with pytest.raises(GgufloopError) as e:
+        registry.resolve("smollm2-135m", offline=True)
+    assert e.value.message == "smollm2-135m is not downloaded, and downloads are off."
+    assert e.value.hint == "run `ggufloop pull smollm2-135m` once without --offline."
+
+
+# wheels, through the real pip
+
+
+class Index:
+    """A folder pip takes packages from, and a model of two parts in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.contents = {"part-one": b"one" * 1000, "part-two": b"two" * 999}
+        self.sha256 = hashlib.sha256(b"".join(self.contents.values())).hexdigest()
+        self.parts = [
+            wheels.WheelPart(f"{n}==1.0", f"{n}/data.bin", len(d), hashlib.sha256(d).hexdigest(), 4000)
+            for n, d in self.contents.items()
+        ]
+        folder.mkdir()
+        for name in self.contents:
+            self.put(name)
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl"
+
+    def put(self, name: str, data: bytes | None = None) -> None:
+        info = f"{name.replace('-', '_')}-1.0.dist-info"
+        with zipfile.ZipFile(self.path(name), "w") as z:
+            z.writestr(f"{name}/data.bin", self.contents[name] if data is None else data)
+            z.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            z.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def index(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return Index(tmp_path / "index")
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
+
+
+def test_wheels_are_joined_checked_and_fetched_once(index: Index, tmp_path: Path) -> None:
+    target, said = tmp_path / "models" / "m.gguf", []
+    results = [
+        threading.Thread(target=wheels.fetch, args=(index.parts, target, index.sha256, lambda *a: said.append(a)))
+        for _ in range(2)
+    ]
+    for thread in results:
+        thread.start()
+    for thread in results:
+        thread.join()
+    assert target.read_bytes() == b"".join(index.contents.values())
+    assert left_in(target.parent) == ["m.gguf"]
+    assert digest.recall(target) == index.sha256
+    words = [what for what, done, total in said if done == total]
+    assert sorted(words) == ["downloading part-one==1.0", "downloading part-two==1.0",
+                             "waiting for another download of m.gguf"]  # fmt: skip
+
+
+def test_an_interrupted_download_keeps_its_whole_parts(index: Index, tmp_path: Path) -> None:
+    target = tmp_path / "models" / "m.gguf"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.endswith("part-two==1.0"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wheels.fetch(index.parts, target, index.sha256, interrupt)
+    assert left_in(target.parent) == [".m.gguf.partial"]
+    partial = target.with_name(".m.gguf.partial")
+    assert partial.read_bytes() == index.contents["part-one"]
+    with partial.open("ab") as f:
+        f.write(b"half of the second")  # as a killed process leaves it
+    index.path("part-one").unlink()  # so it cannot be fetched again
+    wheels.fetch(index.parts, target, index.sha256)
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == index.sha256
+    assert left_in(target.parent) == ["m.gguf"]
+
+
+def fail(index: Index, target: Path) -> tuple[str, str]:
+    with pytest.raises(GgufloopError) as e:
+        wheels.fetch(index.parts[:1], target, index.parts[0].sha256)
+    assert left_in(target.parent) == []
+    assert e.value.hint
+    return e.value.message, e.value.hint
+
+
+def test_downloads_that_fail(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "models" / "m.gguf"
+    sha256 = index.parts[0].sha256
+    index.put("part-one", b"something else")
+    assert fail(index, target) == (
+        f"part-one/data.bin of part-one==1.0 is not what was asked for: its sha256 is not {sha256}.",
+        "nothing was kept; run it again, and check the package index if it happens twice.",
+    )
+    index.path("part-one").write_bytes(b"no zip")
+    assert fail(index, target)[0].startswith("cannot download part-one==1.0: ")
+    index.path("part-one").unlink()
+    assert fail(index, target)[0] == "cannot download part-one==1.0: No matching distribution found for part-one==1.0."
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    assert fail(index, target)[0] == "cannot download part-one==1.0: the package index cannot be reached."
+
+
+def test_a_full_disk(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(*paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", replace)
+    target = tmp_path / "models" / "m.gguf"
+    with pytest.raises(GgufloopError) as e:
+        wheels.fetch(index.parts, target, index.sha256)
+    assert e.value.message == f"the disk is full: cannot write {target}."
+    assert not target.exists()
+
+
+def test_atomic_path(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "f"
+
+    def fail_halfway() -> None:
+        with cache.atomic_path(target) as partial:
+            partial.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert list(target.parent.iterdir()) == []
+    with cache.atomic_path(target) as partial:
+        partial.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    (tmp_path / "file").write_text("")
+    inside = cache.atomic_path(tmp_path / "file" / "f")
+    with pytest.raises(GgufloopError, match=r"^cannot write .*file/f: File exists\.$"):
+        inside.__enter__()
+
+
+def test_sha256_is_computed_again_when_a_file_changes(tmp_path: Path, own_cache: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"a")
+    assert digest.recall(path) is None
+    first = digest.file_sha256(path)
+    assert digest.recall(path) == first == hashlib.sha256(b"a").hexdigest()
+    path.write_bytes(b"ab")
+    assert digest.recall(path) is None
+    (own_cache / "sha256.json").write_text("{damaged")
+    assert digest.file_sha256(path) == hashlib.sha256(b"ab").hexdigest()
+
+
+@pytest.mark.model
+def test_the_real_wheels(smollm2: Path, gemma: Path) -> None:
+    for path in (smollm2, gemma):
+        model = registry.entry_for(path)
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == model.sha256
+        assert registry.downloaded(model) == path
+        check_model_file(path)
+
+
+# the hub
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["a-Q4_K_M.gguf", "a-q8_0.gguf", "README.md"], {"Q4_K_M": "a-Q4_K_M.gguf", "Q8_0": "a-q8_0.gguf"}),
+        (["m.Q5_K_S.gguf", "mmproj-m-F16.gguf", "imatrix.gguf"], {"Q5_K_S": "m.Q5_K_S.gguf"}),
+        (["m-BF16-00002-of-00002.gguf", "m-BF16-00001-of-00002.gguf"], {"BF16": "m-BF16-00001-of-00002.gguf"}),
+        (["UD-IQ1_S/m-00001-of-00003.gguf"], {"UD-IQ1_S": "UD-IQ1_S/m-00001-of-00003.gguf"}),
+        (["m-UD-Q4_K_XL.gguf"], {"UD-Q4_K_XL": "m-UD-Q4_K_XL.gguf"}),
+        (["m-MXFP4_MOE.gguf"], {"MXFP4_MOE": "m-MXFP4_MOE.gguf"}),
+        (["model.gguf"], {"model": "model.gguf"}),
+    ],
+)  # fmt: skip
+def test_models_of_a_repository(files: list[str], found: dict[str, str]) -> None:
+    models = hub.models_in(HubFile(f, None) for f in files)
+    assert {label: file.path for label, file in models.items()} == found
+
+
+@pytest.mark.parametrize(
+    ("labels", "quant", "chosen"),
+    [
+        ("Q8_0 Q4_K_M F16", None, "Q4_K_M"),
+        ("Q8_0 Q4_K_M F16", "q8_0", "Q8_0"),
+        ("BF16 Q8_0 Q2_K", None, "Q2_K"),
+        ("F16 Q8_0 IQ4_XS Q4_K_S", None, "Q4_K_S"),
+        ("model", None, "model"),
+    ],
+)
+def test_choice_of_a_quantisation(labels: str, quant: str | None, chosen: str) -> None:
+    assert hub.choose({label: HubFile(label, None) for label in labels.split()}, quant) == chosen
+
+
+def test_parts_of_a_split_file() -> None:
+    assert hub.part_paths("a/m-Q4_0-00001-of-00003.gguf") == [f"a/m-Q4_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    assert hub.part_paths("a/m-Q4_0.gguf") == ["a/m-Q4_0.gguf"]
+
+
+class Hub:
+    """A hub to run `ggufloop pull` against, and what that printed."""
+
+    def __init__(self, server: HubServer, folder: Path) -> None:
+        self.server, self.folder = server, folder
+        self.code, self.out, self.err = 0, "", ""
+
+    def pull(self, *args: str, **env: str) -> str:
+        """Exit code 0: the path below the snapshot; else the two lines of the error."""
+        self.server.requests.clear()
+        env = {
+            **os.environ, "HF_ENDPOINT": self.server.url, "HF_HOME": str(self.folder / "hf"), "HF_TOKEN": "",
+            "GGUFLOOP_CACHE": str(self.folder / "cache"), **env,
+        }  # fmt: skip
+        program = "from ggufloop.cli import main; main()"
+        run = subprocess.run([sys.executable, "-c", program, "pull", *args], capture_output=True, text=True, env=env)
+        self.code, self.out, self.err = run.returncode, run.stdout, run.stderr
+        assert "Traceback" not in run.stderr
+        return self.out.partition(f"snapshots/{COMMIT}/")[2].strip() if self.code == 0 else run.stderr
+
+    def asked(self) -> list[str]:
+        """Requests about repositories (newer huggingface-hubs ask about themselves too)."""
+        return [r.partition("/resolve/main")[2] for r in self.server.requests if "/resolve/" in r and r[:3] == "GET"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return tiny.write(tmp_path_factory.mktemp("hub") / "m.gguf", tiny.FAMILIES["qwen3"]).read_bytes()
+
+
+@pytest.fixture
+def a_hub(tmp_path: Path, weights: bytes):  # type: ignore[no-untyped-def]
+    repos = {
+        "user/Tiny-GGUF": {"README.md": b"x", "Tiny-Q4_K_M.gguf": weights, "Tiny-Q8_0.gguf": weights + bytes(32)},
+        "user/Only-GGUF": {"Only-F16.gguf": weights},
+        "user/Two-GGUF": {"Two-F16.gguf": weights, "Two-Q8_0.gguf": weights},
+        "Qwen/Qwen3-4B-GGUF": {"Qwen3-4B-Q4_K_M.gguf": weights},
+    }
+    with HubServer(repos, gated=("user/Gated-GGUF",)) as server:
+        yield Hub(server, tmp_path)
+
+
+def test_pull_chooses_downloads_once_and_works_offline(a_hub: Hub) -> None:
+    assert a_hub.pull("user/Tiny-GGUF") == "Tiny-Q4_K_M.gguf"
+    assert a_hub.asked() == ["/Tiny-Q4_K_M.gguf"]
+    assert a_hub.err.splitlines() == [
+        "downloading Tiny-Q4_K_M.gguf", "downloading Tiny-Q4_K_M.gguf 100% of 1 MiB", "checking Tiny-Q4_K_M.gguf"
+    ]  # fmt: skip
+    assert a_hub.pull("-hf", "user/Tiny-GGUF:q8_0") == "Tiny-Q8_0.gguf"
+    assert a_hub.pull("user/Tiny-GGUF") == "Tiny-Q4_K_M.gguf"
+    assert a_hub.asked() == []
+    assert a_hub.pull("user/Two-GGUF") == "Two-Q8_0.gguf"
+    assert a_hub.err.splitlines()[0] == "user/Two-GGUF has no Q4_K_M; taking Q8_0 of F16, Q8_0"
+    assert a_hub.pull("user/Only-GGUF") == "Only-F16.gguf"
+
+    assert a_hub.pull("user/Tiny-GGUF", "--offline") == "Tiny-Q4_K_M.gguf"
+    assert a_hub.server.requests == []
+    assert a_hub.pull("user/Tiny-GGUF:Q8_0", HF_HUB_OFFLINE="1") == "Tiny-Q8_0.gguf"
+    assert a_hub.server.requests == []
+    assert a_hub.pull("user/Tiny-GGUF", HF_ENDPOINT="http://127.0.0.1:9") == "Tiny-Q4_K_M.gguf"
+    assert a_hub.err == "the hub cannot be reached; using what is downloaded of user/Tiny-GGUF\n"
+
+
+def test_pull_a_known_name(a_hub: Hub) -> None:
+    assert a_hub.pull("qwen3-4b") == "Qwen3-4B-Q4_K_M.gguf"
+    assert a_hub.pull("Qwen3-4B") == "Qwen3-4B-Q4_K_M.gguf"
+    assert a_hub.server.requests == []  # it is there, so nobody is asked
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (
+            ["user/Tiny-GGUF:Q4_K_X"],
+            "error: cannot use user/Tiny-GGUF: it has no Q4_K_X.\n  did you mean Q4_K_M? It has: Q4_K_M, Q8_0.\n",
+        ),
+        (
+            ["Qwen/Qwen3-4B-GUFF"],
+            "error: Hugging Face has no repository Qwen/Qwen3-4B-GUFF, or it is private.\n"
+            "  did you mean Qwen/Qwen3-4B-GGUF?\n",
+        ),
+        (
+            ["user/nothing-like-it"],
+            "error: Hugging Face has no repository user/nothing-like-it, or it is private.\n"
+            "  check its name; for a private one set HF_TOKEN.\n",
+        ),
+        (
+            ["user/Gated-GGUF"],
+            "error: Hugging Face repository user/Gated-GGUF is gated.\n"
+            "  accept the licence at {url}/user/Gated-GGUF, then set HF_TOKEN to your access token.\n",
+        ),
+        (
+            ["user/Tiny-GGUF", "--offline"],
+            "error: user/Tiny-GGUF is not downloaded, and downloads are off.\n"
+            "  run it once without --offline and HF_HUB_OFFLINE.\n",
+        ),
+    ],
+)
+def test_pull_that_cannot_work(a_hub: Hub, args: list[str], error: str) -> None:
+    assert a_hub.pull(*args) == error.format(url=a_hub.server.url)
+    assert (a_hub.code, a_hub.out) == (1, "")
+
+
+def test_a_broken_connection_goes_on_where_it_stopped(a_hub: Hub, weights: bytes) -> None:
+    big = weights + bytes(24 << 20)  # huggingface-hub keeps what it has in steps of 10 MiB
+    a_hub.server.repos["user/Big-GGUF"] = {"Big-Q4_K_M.gguf": big}
+    a_hub.server.broken = 1
+    assert a_hub.pull("user/Big-GGUF") == "Big-Q4_K_M.gguf"
+    assert [r.partition("bytes=")[2] for r in a_hub.server.requests if r.startswith("GET /user/Big")] == [
+        "",
+        "10485760-",
+    ]
+    assert Path(a_hub.out.strip()).read_bytes() == big
+
+
+def test_a_damaged_download_is_not_kept(a_hub: Hub) -> None:
+    a_hub.server.lie = True
+    error = a_hub.pull("user/Tiny-GGUF")
+    assert error.splitlines()[-2:] == [
+        f"error: Tiny-Q4_K_M.gguf of user/Tiny-GGUF was damaged on the way: its sha256 is not {'0' * 64}.",
+        "  it was deleted; run it again.",
+    ]
+    assert [p for p in (a_hub.folder / "hf").rglob("*") if p.is_file() and p.stat().st_size > 1000] == []
+
+
+def test_split_files_are_fetched_whole(a_hub: Hub) -> None:
+    parts = {f"Split-Q4_K_M-0000{i}-of-00003.gguf": b"GGUF" + bytes(i) for i in (1, 2, 3)}
+    a_hub.server.repos["user/Split-GGUF"] = parts
+    assert a_hub.pull("user/Split-GGUF") .endswith("its header is incomplete after 5 bytes.\n"
+        "  it was damaged on the way or on disk: download or copy it again.\n")  # fmt: skip
+    assert a_hub.asked() == [f"/{name}" for name in parts]
