@@ -57,23 +57,24 @@ class Repl:
         read = lines.line_reader(list(COMMANDS))
         while True:
             try:
-                text = read()
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                if self._interrupted or not lines.is_interactive():
-                    raise
-                self._interrupted = True
-                click.echo("Ctrl-C again leaves, and so do Ctrl-D and /exit.", err=True)
-                continue
-            self._interrupted = False
-            try:
-                self.handle(text)
+                self._next(read)
             except EOFError:
                 return
             except GgufloopError as e:
                 terminal.error(e)
                 self.failed = True
+
+    def _next(self, read: lines.Read) -> None:
+        try:
+            text = read()
+        except KeyboardInterrupt:
+            if self._interrupted or not lines.is_interactive():
+                raise
+            self._interrupted = True
+            click.echo("Ctrl-C again leaves, and so do Ctrl-D and /exit.", err=True)
+            return
+        self._interrupted = False
+        self.handle(text)
 
     def _stream(self, ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
         """Print an answer; None if it was stopped."""
@@ -126,6 +127,8 @@ class Repl:
 
     def do_set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
+        if not value.strip():
+            raise UsageError(f"/set {name} needs a value.", "write it like /set temp 0.5")
         self.chat.set_sampling(name, value.strip())
         click.echo(str(self.chat.sampling), err=True)
 
@@ -158,13 +161,13 @@ class Repl:
     def do_save(self, rest: str) -> None:
         path = Path(rest).expanduser()
         self.chat.save(path)
-        click.echo(f"saved {len(self.chat.turns)} turns to {path}.", err=True)
+        click.echo(f"saved {_turns(self.chat)} to {path}.", err=True)
 
     def do_load(self, rest: str) -> None:
         path = Path(rest).expanduser()
         model = self.chat.load(path)
         loop = terminal.describe(self.chat.model.loop)
-        click.echo(f"loaded {len(self.chat.turns)} turns from {path}; {loop}.", err=True)
+        click.echo(f"loaded {_turns(self.chat)} from {path}; {loop}.", err=True)
         if model != self.chat.name:
             terminal.note(f"it was saved with {model}, this is {self.chat.name}.")
 
@@ -213,6 +216,10 @@ class Repl:
         if i == len(tokens):
             return "ends"
         return repr(self.chat.model.detokenize([tokens[i]]).decode("utf-8", "replace"))
+
+
+def _turns(chat: Conversation) -> str:
+    return "1 turn" if len(chat.turns) == 1 else f"{len(chat.turns)} turns"
 
 
 def converse(opened: Opened, sampling: Sampling, system: str | None) -> None:
