@@ -235,6 +235,7 @@ def test_interrupt(machine: FakeMachine, where: str, stop: signal.Signals) -> No
     with machine.start(FAKE_PIP=WAIT_PIP) as process:
         wait_for(machine, "waiting")
         process.send_signal(stop)
+        process.communicate(timeout=20)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
     assert machine.libraries() == []
     child = int(next(event for event in machine.events if event.startswith("pid ")).split()[1])
