@@ -37,9 +37,10 @@ from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL  # noqa: E402
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
 
-# llama_cpp is one off in ggml's log levels: it prints warnings and hides errors. Not verbose means neither.
+# llama_cpp is one off in ggml's log levels: it prints warnings and hides errors. Here verbose shows both, else neither,
+# and debug lines (one per graph node) are never shown.
 GGML_LOG_LEVEL_TO_LOGGING_LEVEL.update(
-    {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.WARNING, 5: logging.DEBUG}
+    {1: logging.NOTSET, 2: logging.INFO, 3: logging.WARNING, 4: logging.WARNING, 5: logging.DEBUG}
 )
 
 ABI = 1
