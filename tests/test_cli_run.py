@@ -524,7 +524,7 @@ def test_a_real_model_gives_the_same_text_by_run_and_by_chat(smollm2: Path) -> N
 
 @pytest.mark.model
 def test_a_real_model_is_stopped_by_ctrl_c(smollm2: Path) -> None:
-    args = [*CLI, "run", *LOOP, "-p", "Count from 1 to 1000.", "-n", "400", "--min-p", "0", "--temp", "2"]
+    args = [*CLI, "run", *LOOP, "--raw", "-p", "1 2 3 4 5 6", "-n", "400"]
     process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert os.read(process.stdout.fileno(), 1)
