@@ -393,7 +393,7 @@ class LoopSpec:
     def extra_kv_bytes(self, layer_kv_bytes: Iterable[int]) -> int:
         """Bytes of K/V this loop adds, given the bytes the plain cache holds for each layer of the model.
 
-        `layer_kv_bytes` already knows the kv types and sliding windows (see `inspect.kv_bytes`).
+        `layer_kv_bytes` already knows the kv types and sliding windows (see `inspect.plain_kv_bytes`).
         """
         a, b = self.window
         return self.extra_kv_slots() * sum(list(layer_kv_bytes)[a:b])
