@@ -144,7 +144,7 @@ def locate(stock: bool = False) -> Backend:
 
     name = requested_name()
     command = "run: ggufloop build" + (f" --backend {name}" if name else "") + (" --stock" if stock else "")
-    kind = " ".join(word for word in (name, "stock" if stock else "patched") if word)
+    kind = " ".join(["stock" if stock else "patched", *([name] if name else [])])
     candidates = [b for b in installed() if b.stock == stock and name in (None, b.name)]
     if not candidates:
         raise BackendError(f"no {kind} llama.cpp is built yet.", command)
