@@ -1,0 +1,75 @@
+"""The rules of the code itself: ruff, mypy, who may import llama_cpp, who may print, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ggufloop"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("words", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
+def test_tool(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names of everything a module imports, inside functions too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {a.value.split(".")[0] for a in node.args if isinstance(a, ast.Constant)}
+    return names
+
+
+def test_only_the_engine_imports_llama_cpp() -> None:
+    importers = [name_of(path) for path in MODULES if "llama_cpp" in imported(ast.parse(path.read_text()))]
+    assert importers == ["ggufloop/engine.py"]
+
+
+def test_nothing_below_the_command_line_prints_or_knows_click() -> None:
+    for path in MODULES:
+        if path.is_relative_to(PACKAGE / "cli"):
+            continue
+        tree = ast.parse(path.read_text())
+        assert "click" not in imported(tree), name_of(path)
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        told = {"print", "sys.stdout.write", "sys.stderr.write", "warnings.warn"} & set(calls)
+        assert not told, f"{name_of(path)} calls {told}: return it, and let cli/ print it"
+
+
+def test_activation_needs_nothing_heavy() -> None:
+    """`backend.activate` runs before everything else: what it imports, everybody pays for."""
+    heavy = {"numpy", "gguf", "llama_cpp", "click", "huggingface_hub"}
+    code = f"import sys, ggufloop.backend; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_files_are_short_ascii_and_say_what_they_are() -> None:
+    for path in [
+        *MODULES,
+        *(ROOT / "scripts").glob("*.py"),
+        *(ROOT / "tests").glob("*.py"),
+        *(ROOT / "patches").glob("*.[ch]*"),
+    ]:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 600, f"{name_of(path)} is over 600 lines: split it by what a user does"
+        assert text.isascii(), name_of(path)
+        if path.suffix == ".py":
+            assert ast.get_docstring(ast.parse(text)), f"{name_of(path)} has no docstring"

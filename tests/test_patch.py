@@ -1,0 +1,171 @@
+"""The patch fits the pinned source and stays small, and the CMake hook applies it, wherever the tree happens to be."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ggufloop import backend, fetch, toolchain
+from ggufloop.steps import Log
+
+CHANGED_LINES = 250
+"""Most lines the patch may add and remove: what loops is in llama-loop.cpp, the patch holds call sites only."""
+
+
+def files_of(patch: str) -> list[str]:
+    return [line.removeprefix("+++ b/") for line in patch.splitlines() if line.startswith("+++ ")]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the pinned llama.cpp that the patch names."""
+    folder = tmp_path_factory.mktemp("source")
+    archive = fetch.sdist(Log(folder / "log"), lambda step: None)
+    prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
+    wanted = {prefix + name for name in files_of((backend.patches_dir() / "llama-loop.patch").read_text())}
+    tree = folder / "llama.cpp"
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.name in wanted:
+                target = tree / member.name.removeprefix(prefix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stream = tar.extractfile(member)
+                assert stream is not None
+                target.write_bytes(stream.read())
+    return tree
+
+
+def contents(tree: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(tree)): p.read_bytes() for p in sorted(tree.rglob("*")) if p.is_file()}
+
+
+def test_the_patch_is_small_and_touches_no_model() -> None:
+    patch = (backend.patches_dir() / "llama-loop.patch").read_text()
+    changed = [line for line in patch.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert 0 < len(changed) <= CHANGED_LINES
+    for name in files_of(patch):
+        assert name.startswith("src/llama-"), "the patch stays out of src/models and of ggml"
+
+
+def test_the_patch_applies_and_reverses(source: Path) -> None:
+    before = contents(source)
+    patch = backend.patches_dir() / "llama-loop.patch"
+    assert sorted(before) == sorted(files_of(patch.read_text()))
+    env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(source.parent)}
+    subprocess.run(["git", "apply", patch], cwd=source, env=env, check=True)
+    after = contents(source)
+    assert all(before[name] != after[name] for name in before), "every file the patch names has changed"
+    assert b'#include "llama-loop.h"' in b"".join(after.values()), "the hook looks for this line"
+    subprocess.run(["git", "apply", "--reverse", patch], cwd=source, env=env, check=True)
+    assert contents(source) == before
+
+
+CMAKELISTS = """
+cmake_minimum_required(VERSION 3.21)
+project("llama.cpp" CXX)
+add_subdirectory(src)
+"""
+SRC_CMAKELISTS = """
+add_library(llama SHARED a.cpp b.cpp)
+set_target_properties(llama PROPERTIES UNITY_BUILD ON)
+"""
+A_CPP = "static int clash = 1;\nint a() {\n    return clash;\n}\n"
+LOOP_CPP = """
+#include "llama-loop.h"
+static int clash = 2;
+extern "C" const char * llama_loop_patch_id(void) { return GGUFLOOP_PATCH_ID; }
+extern "C" int llama_loop_abi(void) { return clash; }
+"""
+PATCH = """diff --git a/src/a.cpp b/src/a.cpp
+--- a/src/a.cpp
++++ b/src/a.cpp
+@@ -1,3 +1,4 @@
++#include "llama-loop.h"
+ static int clash = 1;
+ int a() {
+     return clash;
+"""
+
+
+class MiniTree:
+    """A llama.cpp of two files, and a patch for it, with the real hook."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree, self.patches = folder / "llama.cpp", folder / "patches"
+        (self.tree / "src").mkdir(parents=True)
+        self.patches.mkdir()
+        (self.tree / "CMakeLists.txt").write_text(CMAKELISTS)
+        (self.tree / "src" / "CMakeLists.txt").write_text(SRC_CMAKELISTS)
+        (self.tree / "src" / "a.cpp").write_text(A_CPP)
+        (self.tree / "src" / "b.cpp").write_text("int b() { return 0; }\n")
+        shutil.copy(backend.patches_dir() / "hook.cmake", self.patches)
+        (self.patches / "llama-loop.h").write_text("#pragma once\n")
+        (self.patches / "llama-loop.cpp").write_text(LOOP_CPP)
+        (self.patches / "llama-loop.patch").write_text(PATCH)
+        log = Log(folder / "log")
+        self.cmake = toolchain.cmake() or fetch.build_tool("cmake", log, lambda step: None)
+        self.ninja = shutil.which("ninja") or fetch.build_tool("ninja", log, lambda step: None)
+
+    def configure(self, patch_id: str = "abc", **env: str) -> tuple[int, str]:
+        """Exit status and output of cmake."""
+        words = [self.cmake, "-S", self.tree, "-B", self.tree / "build", "-G", "Ninja"]
+        words += [f"-DCMAKE_MAKE_PROGRAM={self.ninja}", f"-DGGUFLOOP_PATCH_ID={patch_id}"]
+        words += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={self.patches / 'hook.cmake'}"]
+        done = subprocess.run(words, env={**os.environ, **env}, capture_output=True, text=True)
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    def is_patched(self) -> bool:
+        return "llama-loop.h" in (self.tree / "src" / "a.cpp").read_text()
+
+
+def test_the_hook_patches_once_and_adds_our_source(tmp_path: Path) -> None:
+    mini = MiniTree(tmp_path)
+    assert mini.configure()[0] == 0
+    first = (mini.tree / "src" / "a.cpp").read_text()
+    assert first == '#include "llama-loop.h"\n' + A_CPP
+    assert mini.configure()[0] == 0, "again in the same tree"
+    assert (mini.tree / "src" / "a.cpp").read_text() == first
+    subprocess.run([mini.ninja, "-C", mini.tree / "build"], check=True, capture_output=True)
+    (library,) = (mini.tree / "build" / "src").glob("libllama.*")
+    lib = ctypes.CDLL(str(library))
+    lib.llama_loop_patch_id.restype = ctypes.c_char_p
+    assert (lib.llama_loop_patch_id(), lib.llama_loop_abi()) == (b"abc", 2)
+
+    (mini.patches / "llama-loop.patch").write_text(PATCH + "\n")
+    status, output = mini.configure()
+    assert status != 0
+    assert "start from a fresh tree" in output
+
+
+def test_the_hook_is_not_fooled_by_a_repository_around_the_tree(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    mini = MiniTree(tmp_path)
+    fooled = subprocess.run(["git", "apply", mini.patches / "llama-loop.patch"], cwd=mini.tree)
+    assert (fooled.returncode, mini.is_patched()) == (0, False), "the trap this test is about"
+    status, output = mini.configure(GIT_DIR=str(tmp_path / ".git"), GIT_WORK_TREE=str(tmp_path))
+    assert (status, mini.is_patched()) == (0, True), output
+
+
+def test_the_hook_works_with_patch_instead_of_git(tmp_path: Path) -> None:
+    mini = MiniTree(tmp_path)
+    hook = mini.patches / "hook.cmake"
+    hook.write_text(
+        "set(GGUFLOOP_GIT GGUFLOOP_GIT-NOTFOUND)\n" + hook.read_text().replace("find_program(GGUFLOOP_GIT git)", "")
+    )
+    status, output = mini.configure()
+    assert (status, mini.is_patched()) == (0, True), output
+
+
+def test_the_hook_stops_the_configure_when_the_patch_does_not_fit(tmp_path: Path) -> None:
+    mini = MiniTree(tmp_path)
+    (mini.tree / "src" / "a.cpp").write_text("int another() { return 0; }\n")
+    status, output = mini.configure()
+    assert status != 0
+    assert "ggufloop: the patch does not apply to this llama.cpp: error: patch failed: src/a.cpp:1" in output
+    assert not mini.is_patched()
