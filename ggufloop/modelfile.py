@@ -262,7 +262,8 @@ def _walk(c: _Cursor) -> Header:
         expected = _pad(data_bytes, alignment)
         names.add(tensor.name)
         tensors.append(tensor)
-    return Header(path, version, metadata, tuple(tensors), _pad(c.at, alignment) + data_bytes, c.end)
+    data_start = _pad(c.at, alignment) if tensors else c.at
+    return Header(path, version, metadata, tuple(tensors), data_start + data_bytes, c.end)
 
 
 def _pad(n: int, to: int) -> int:
