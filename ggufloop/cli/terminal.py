@@ -134,6 +134,8 @@ def stream(ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
     finally:
         if not at_line_start:
             emit("\n")
+    if sys.stderr.isatty() and (answer is None or (answer.finish == "interrupted" and not on_terminal)):
+        click.echo(err=True)  # after the ^C
     if answer is None:
         dim("[ stopped before the first token ]")
         return None
