@@ -92,7 +92,7 @@ def test_text(tiny_model: TinyModel, run: Run) -> None:
     )
     assert run("inspect", path, "-c", 256) == (0, plain, "")
     looped = plain + LOOPED.format(memory=mib + 0.75)
-    assert run("inspect", "-m", path, "-c", 200, "--window", "4:6", "--kv", "each") == (0, looped, "")
+    assert run("inspect", "-m", path, "-c", 256, "--window", "4:6", "--kv", "each") == (0, looped, "")
 
 
 def test_json(tiny_model: TinyModel, run: Run) -> None:
