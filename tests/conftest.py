@@ -1,0 +1,39 @@
+"""Models every test file may ask for: the two real ones, and tiny random ones by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+
+def _resolve(name: str) -> Path:
+    from ggufloop import registry  # not at the top: tests of other parts must not need it
+
+    return registry.resolve(name)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct Q4_1: llama, 30 layers, 9 heads of 64 over 3 K/V heads."""
+    return _resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """gemma-3-270m Q4_K_M: 18 layers, sliding window of 512 on five layers of six."""
+    return _resolve("gemma-3-270m")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """tiny_model(family) writes the family's model once and returns its path."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def get(family: str) -> Path:
+        path = folder / f"{family}.gguf"
+        return path if path.exists() else tiny.write(path, tiny.FAMILIES[family])
+
+    return get
