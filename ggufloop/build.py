@@ -83,6 +83,10 @@ class Plan:
             "GGML_RPC": "ON" if self.rpc else "OFF",
             "GGML_METAL": "ON" if self.name == "metal" else "OFF",  # on by default on every Mac
         }
+        if sys.platform == "linux":
+            # the old kind of run path comes before LD_LIBRARY_PATH, where another llama.cpp may be
+            for kind in ("SHARED", "EXE"):
+                flags[f"CMAKE_{kind}_LINKER_FLAGS_INIT"] = "-Wl,--disable-new-dtags"
         if self.name == "metal":
             flags["GGML_METAL_EMBED_LIBRARY"] = "ON"
         elif self.name != "cpu":
