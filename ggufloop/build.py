@@ -160,7 +160,6 @@ def _build(plan: Plan, log: Log, report: Report) -> Backend:
     source, tree = work / "llama.cpp", work / "build"
     try:
         _check_space(plan.name)
-        report(Step(f"getting {backend.BINDING} {backend.BINDING_VERSION}, which carries llama.cpp"))
         archive = fetch.sdist(log, report)
         report(Step("unpacking llama.cpp"))
         _unpack(archive, source)

@@ -35,6 +35,7 @@ def sdist(log: Log, report: Report) -> Path:
         report(Step(f"{target} is damaged and is downloaded again"))
         remove(target)
     requirement = f"{backend.BINDING}=={backend.BINDING_VERSION}"
+    report(Step(f"downloading {requirement}, which carries llama.cpp (73 MiB)"))
     with atomic_path(target) as partial:
         folder = partial.with_name(".download")
         remove(folder)

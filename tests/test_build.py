@@ -48,7 +48,6 @@ def test_builds_once_and_then_finds_it(machine: FakeMachine) -> None:
     assert done.stdout == f"{machine.cache}/backends/{name}\n"
     assert done.stderr.splitlines() == [
         "backend cpu: asked for",
-        "getting llama-cpp-python 0.3.36, which carries llama.cpp",
         "unpacking llama.cpp",
         "configuring",
         f"compiling (takes minutes; log: {machine.cache}/logs/{name}.log)",
