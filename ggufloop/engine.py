@@ -142,13 +142,14 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         quantised_v = kwargs.get("type_v") not in (None, *_UNQUANTISED)
         if quantised_v and not kwargs.get("flash_attn", False):
             raise UsageError("a quantised V cache needs flash attention.", "switch it on: flash_attn=True (-fa on).")
+        if kwargs.get("n_ctx"):
+            kwargs["n_ctx"] = -(-kwargs["n_ctx"] // 256) * 256  # as llama.cpp does, so that llama_cpp's arrays fit it
         try:
             super().__init__(str(model_path), *args, **kwargs)
         except ValueError as e:
             raise GgufloopError(
                 f"llama.cpp cannot use {model_path}: {e}".rstrip(".") + ".", "run with -v to see llama.cpp's own log."
             ) from None
-        self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)  # llama.cpp rounds n_ctx up; llama_cpp's is too short
         try:
             self.set_loop(loop)
         except BaseException:
