@@ -6,7 +6,6 @@ An archive put into <cache>/sdist by hand is used as it is, so a machine without
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import shutil
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ggufloop import backend
 from ggufloop.cache import atomic_path, cache_dir, remove
+from ggufloop.digest import file_sha256
 from ggufloop.errors import BackendError
 from ggufloop.steps import Log, Report, Step
 
@@ -30,7 +30,7 @@ def sdist(log: Log, report: Report) -> Path:
     """The pinned source archive, downloaded if it is not in the cache. Raises BackendError; call it under the lock."""
     target = cache_dir() / "sdist" / backend.SDIST
     if target.is_file():
-        if _sha256(target) == backend.SDIST_SHA256:
+        if file_sha256(target) == backend.SDIST_SHA256:
             return target
         report(Step(f"{target} is damaged and is downloaded again"))
         remove(target)
@@ -43,7 +43,7 @@ def sdist(log: Log, report: Report) -> Path:
             _pip(log, ["download", "--no-deps", "--no-binary", backend.BINDING, requirement, "-d", folder],
                  f"download {requirement}", report, offline=f"or put {backend.SDIST} into {target.parent}")  # fmt: skip
             fetched = folder / backend.SDIST
-            found = _sha256(fetched) if fetched.is_file() else "none"
+            found = file_sha256(fetched) if fetched.is_file() else "none"
             if found != backend.SDIST_SHA256:
                 raise BackendError(
                     f"the package index gave another {backend.SDIST}: its sha256 is {found}, "
@@ -114,11 +114,3 @@ def _pip(
             f"check the network and pip's settings, then run again{', ' + offline if offline else ''}; log: {log.path}",
         )
     raise BackendError(f"pip could not {what}.", f"log: {log.path}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

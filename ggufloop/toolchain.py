@@ -38,7 +38,10 @@ _PACKAGES = {
     "the Vulkan headers": ("libvulkan-dev", "vulkan-loader-devel", "vulkan-headers vulkan-loader"),
     "the SPIR-V headers": ("spirv-headers", "spirv-headers-devel", "spirv-headers"),
 }
-_COMPILERS = "xcode-select --install" if sys.platform == "darwin" else "install gcc and g++, or clang"
+_COMPILERS = {
+    "darwin": "xcode-select --install",
+    "win32": "install the C++ build tools of Visual Studio and run this in their developer prompt",
+}.get(sys.platform, "install gcc and g++, or clang")
 _BY_HAND = {
     "a C compiler": _COMPILERS,
     "a C++ compiler": _COMPILERS,
