@@ -11,12 +11,14 @@ every branch. Weights have the scale at which a loop visibly moves the logits, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
+from gguf import GGUFReader, GGUFWriter, TokenType
+from gguf.quants import dequantize
 
 Tensors = dict[str, np.ndarray]
 
@@ -48,9 +50,9 @@ FAMILIES = {
     for f in (
         Tiny("llama", window=(2, 5), n_layer=7, meta={"rope.freq_base": 5e4}),
         Tiny("qwen2", n_embd=128, tied=True),
-        Tiny("qwen2moe", n_embd=128, experts=4),
+        Tiny("qwen2moe", seed=6, n_embd=128, experts=4),
         Tiny("qwen3", tied=True, meta={"rope.freq_base": 1e6}),
-        Tiny("qwen3moe", experts=4),
+        Tiny("qwen3moe", seed=2, experts=4),
         Tiny(
             "gemma3",
             window=(4, 6),
@@ -126,11 +128,14 @@ def _vocabulary() -> tuple[list[str], list[TokenType]]:
 
 def _attention(w: _Weights, t: Tiny, blk: str) -> None:
     if t.arch == "deepseek2":
-        q_rank, rank, rope = t.meta["attention.q_lora_rank"], t.meta["attention.kv_lora_rank"], 32
+        rank, rope = t.meta["attention.kv_lora_rank"], t.meta["rope.dimension_count"]
         k, v = t.meta["attention.key_length_mla"], t.meta["attention.value_length_mla"]
-        w.matrix(f"{blk}.attn_q_a", q_rank, t.n_embd)
-        w.norm(f"{blk}.attn_q_a_norm", q_rank)
-        w.matrix(f"{blk}.attn_q_b", t.n_head * k, q_rank, gain=1.5)
+        if q_rank := t.meta.get("attention.q_lora_rank"):
+            w.matrix(f"{blk}.attn_q_a", q_rank, t.n_embd)
+            w.norm(f"{blk}.attn_q_a_norm", q_rank)
+            w.matrix(f"{blk}.attn_q_b", t.n_head * k, q_rank, gain=1.5)
+        else:
+            w.matrix(f"{blk}.attn_q", t.n_head * k, t.n_embd, gain=1.5)
         w.matrix(f"{blk}.attn_kv_a_mqa", rank + rope, t.n_embd)
         w.norm(f"{blk}.attn_kv_a_norm", rank)
         w.matrix(f"{blk}.attn_k_b", t.n_head, rank, k - rope)
@@ -250,6 +255,30 @@ def write(path: Path, t: Tiny) -> Path:
     return path
 
 
+def _copy(reader: GGUFReader, out: Path, changes: dict[str, Any], tensors: Iterable[Any]) -> Path:
+    """Write `tensors`, triples of name, data and type, under the file's metadata with `changes` (None: left out)."""
+    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for key, f in reader.fields.items():
+        if key not in changes and key != "general.architecture" and not key.startswith("GGUF."):
+            writer.add_key_value(key, f.contents(), f.types[0], sub_type=f.types[-1] if len(f.types) > 1 else None)
+    for key, value in changes.items():
+        if value is not None:
+            _add(writer, key, value)
+    for name, data, kind in tensors:
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def dequantized(path: Path, out: Path) -> Path:
+    """Copy a GGUF file with every tensor in F32."""
+    reader = GGUFReader(path)
+    return _copy(reader, out, {}, ((t.name, dequantize(t.data, t.tensor_type), None) for t in reader.tensors))
+
+
 def repeat_window(path: Path, out: Path, window: tuple[int, int], times: int) -> Path:
     """Copy a GGUF file with the layers of `window` physically present `times` times, one run after another.
 
@@ -258,42 +287,26 @@ def repeat_window(path: Path, out: Path, window: tuple[int, int], times: int) ->
     """
     reader = GGUFReader(path)
     arch = reader.fields["general.architecture"].contents()
-    n_layer = reader.fields[f"{arch}.block_count"].contents()
+    meta = {key.removeprefix(f"{arch}."): f.contents() for key, f in reader.fields.items()}
     a, b = window
-    order = [*range(a), *list(range(a, b)) * times, *range(b, n_layer)]
-
-    writer = GGUFWriter(out, arch)
-    for key, f in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value, kind = f.contents(), f.types[0]
-        if key == f"{arch}.block_count":
-            value = len(order)
-        elif key == f"{arch}.leading_dense_block_count" and value > a:
-            if value < b:
-                raise ValueError(f"window {a}:{b} mixes dense and MoE layers: {value} lead.")
-            value += (times - 1) * (b - a)
-        elif key == f"{arch}.attention.sliding_window_pattern":
-            continue  # a period no longer says which layers slide; they are listed below
-        elif kind == GGUFValueType.ARRAY and key.startswith(f"{arch}.") and len(value) == n_layer:
-            value = [value[il] for il in order]
-        writer.add_key_value(key, value, kind, sub_type=f.types[-1] if kind == GGUFValueType.ARRAY else None)
-    if f"{arch}.attention.sliding_window" in reader.fields:
-        pattern = reader.fields.get(f"{arch}.attention.sliding_window_pattern")
-        period = pattern.contents() if pattern else 6
-        slides = period if isinstance(period, list) else [il % period < period - 1 for il in range(n_layer)]
-        writer.add_array(f"{arch}.attention.sliding_window_pattern", [bool(slides[il]) for il in order])
-
-    by_layer: dict[int, list[Any]] = {}
-    for tensor in reader.tensors:
-        layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("blk.") else -1
-        by_layer.setdefault(layer, []).append(tensor)
-    for new, old in [(-1, -1), *enumerate(order)]:
-        for tensor in by_layer[old]:
-            name = tensor.name if new < 0 else tensor.name.replace(f"blk.{old}.", f"blk.{new}.", 1)
-            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
+    order = [*range(a), *list(range(a, b)) * times, *range(b, meta["block_count"])]
+    changes: dict[str, Any] = {"block_count": len(order)}
+    lead = meta.get("leading_dense_block_count", 0)
+    if a < lead < b:
+        raise ValueError(f"window {a}:{b} mixes dense and MoE layers: {lead} lead.")
+    if lead >= b:
+        changes["leading_dense_block_count"] = lead + (times - 1) * (b - a)
+    if "attention.sliding_window" in meta:  # a period no longer says which layers slide
+        pattern = meta.get("attention.sliding_window_pattern", 6)
+        changes["attention.sliding_window_pattern"] = [
+            bool(pattern[il]) if isinstance(pattern, list) else il % pattern < pattern - 1 for il in order
+        ]
+    by_layer: dict[str, list[Any]] = {}
+    for t in reader.tensors:
+        by_layer.setdefault(t.name.split(".")[1] if t.name.startswith("blk.") else "", []).append(t)
+    tensors = [(t.name, t.data, t.tensor_type) for t in by_layer[""]]
+    for new, old in enumerate(order):
+        tensors += [
+            (t.name.replace(f"blk.{old}.", f"blk.{new}.", 1), t.data, t.tensor_type) for t in by_layer[str(old)]
+        ]
+    return _copy(reader, out, {f"{arch}.{key}": value for key, value in changes.items()}, tensors)

@@ -48,6 +48,7 @@ class Rope:
 
     def __init__(self, file: GGUFFile, n_rot: int, sliding: bool) -> None:
         self.n_rot = n_rot
+        self._at: Tensor | None = None
         self.neighbours = file.arch in ("llama", "deepseek2")
         kind = file.get("rope.scaling.type", "linear")
         if kind not in ("linear", "yarn", "none"):
@@ -71,10 +72,15 @@ class Rope:
         if not (file.arch == "deepseek2" and file.get("rope.scaling.yarn_log_multiplier", 0.0)):
             self.magnitude *= 1 + 0.1 * math.log(factor)
 
+    def _turns(self, pos: Tensor) -> tuple[Tensor, Tensor]:
+        if pos is not self._at:  # queries, keys and every pass of a step ask for the same positions
+            angle = (pos.double()[:, None] * self.freq)[:, None, :]
+            self._at, self._cos_sin = pos, (angle.cos() * self.magnitude, angle.sin() * self.magnitude)
+        return self._cos_sin
+
     def __call__(self, x: Tensor, pos: Tensor) -> Tensor:
         """Rotate x (n_tokens, n_head, head size)."""
-        angle = (pos.double()[:, None] * self.freq)[:, None, :]
-        cos, sin = angle.cos() * self.magnitude, angle.sin() * self.magnitude
+        cos, sin = self._turns(pos)
         rotated, rest = x[..., : self.n_rot], x[..., self.n_rot :]
         if self.neighbours:
             a, b = rotated[..., 0::2], rotated[..., 1::2]
