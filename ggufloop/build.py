@@ -118,7 +118,7 @@ def build(request: Request, report: Report) -> Backend:
     """
     choice = toolchain.choose(request.name)
     fetch.check_binding(request.replace_binding)
-    versions = toolchain.preflight(choice.name, request.stock).versions
+    versions = toolchain.preflight(choice.name, request.stock)
     wider = [Plan(choice.name, request.stock, rpc, tools, versions)
              for rpc in (request.rpc, True) for tools in (request.tools, True)]  # fmt: skip
     plan = wider[0]

@@ -1,7 +1,7 @@
 """What this machine can build: which backend, with which compiler and tools, and what is missing.
 
     chosen = choose("auto")                    # Choice(name="cpu", why="no GPU toolkit with a GPU was found")
-    tools = preflight(chosen.name, stock=False)         # Toolchain, or one error that lists everything missing
+    compilers = preflight(chosen.name, stock=False)      # their versions, or one error that lists all that is missing
 
 A GPU toolkit without a GPU does not count for `auto`: nvcc is on many machines that only compile for others, and a
 CUDA build takes the better part of an hour. `--backend cuda` builds there all the same.
@@ -64,15 +64,6 @@ class Choice:
     why: str
 
 
-@dataclass(frozen=True)
-class Toolchain:
-    """The compilers of a build, and the line each prints about itself."""
-
-    cc: str
-    cxx: str
-    versions: tuple[str, ...]
-
-
 def choose(name: str) -> Choice:
     """Resolve `auto`, and check any other name. Raises UsageError."""
     if name != "auto":
@@ -89,16 +80,20 @@ def choose(name: str) -> Choice:
             return Choice(candidate, "its toolkit and a GPU are here")
         passed_over.append(candidate)
     if passed_over:
-        return Choice("cpu", f"the {' and '.join(passed_over)} toolkit is here but no GPU for it")
+        return Choice("cpu", f"toolkits without a GPU: {_listed(passed_over)}")
     return Choice("cpu", "no GPU toolkit was found")
 
 
-def preflight(name: str, stock: bool) -> Toolchain:
-    """Everything a build of backend `name` needs. Raises BackendError with all that is missing and how to get it."""
+def preflight(name: str, stock: bool) -> tuple[str, ...]:
+    """The line each compiler of a build of backend `name` prints about itself.
+
+    Raises BackendError with all that is missing for the build and how to get it.
+    """
     missing = []
-    cc = _compiler("CC", ("cc", "gcc", "clang", "cl"))
-    cxx = _compiler("CXX", ("c++", "g++", "clang++", "cl"))
-    versions = [_first_line(cc), _first_line(cxx)]
+    versions = [
+        _first_line(_compiler("CC", ("cc", "gcc", "clang", "cl"))),
+        _first_line(_compiler("CXX", ("c++", "g++", "clang++", "cl"))),
+    ]
     if not versions[0]:
         missing.append("a C compiler")
     if not versions[1]:
@@ -114,7 +109,7 @@ def preflight(name: str, stock: bool) -> Toolchain:
         versions.append(_release(_nvcc()))
     if name == "hip":
         versions.append(_first_line("hipcc"))
-    return Toolchain(cc, cxx, tuple(versions))
+    return tuple(versions)
 
 
 def remedy(missing: Iterable[str]) -> str:

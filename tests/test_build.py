@@ -10,11 +10,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fake_machine import CMAKE, NINJA, FakeMachine
 
-from ggufloop import backend
+from ggufloop import backend, toolchain
 from ggufloop.build import Plan
 
 WAIT_PIP = """
@@ -265,6 +266,29 @@ def test_two_builds_at_once(machine: FakeMachine) -> None:
         f"up to date: {name}",
     ]
     assert machine.events == ["cmake", "ninja", "waiting"]
+
+
+AUTO = [
+    ("darwin", "arm64", (), (), "metal", "Apple silicon"),
+    ("darwin", "x86_64", (), (), "cpu", "no GPU toolkit was found"),
+    ("linux", "x86_64", ("cuda", "vulkan"), ("cuda", "vulkan"), "cuda", "its toolkit and a GPU are here"),
+    ("linux", "x86_64", ("cuda", "vulkan"), ("vulkan",), "vulkan", "its toolkit and a GPU are here"),
+    ("linux", "x86_64", ("cuda",), ("vulkan",), "cpu", "toolkits without a GPU: cuda"),
+    ("linux", "x86_64", ("cuda", "hip"), (), "cpu", "toolkits without a GPU: cuda and hip"),
+]
+
+
+@pytest.mark.parametrize(("system", "machine_type", "toolkits", "gpus", "name", "why"), AUTO)
+def test_auto(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine_type: str,
+    toolkits: tuple[str, ...], gpus: tuple[str, ...], name: str, why: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(toolchain, "sys", Mock(platform=system))
+    monkeypatch.setattr(toolchain, "platform", Mock(machine=lambda: machine_type))
+    monkeypatch.setattr(toolchain, "_gpu_missing", lambda name: [] if name in toolkits else ["a thing"])
+    monkeypatch.setattr(toolchain, "_has_gpu", lambda name: name in gpus)
+    assert toolchain.choose("auto") == toolchain.Choice(name, why)
+    assert toolchain.choose("hip") == toolchain.Choice("hip", "asked for")
 
 
 def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
