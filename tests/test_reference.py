@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from dequantise import dequantise
 from gguf import GGUFWriter
 
 from ggufloop.engine import LoopedLlama
@@ -273,7 +274,7 @@ def test_variants_of_the_families(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exact_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.dequantized(smollm2, tmp_path_factory.mktemp("exact") / "smollm2.gguf")
+    return dequantise(smollm2, tmp_path_factory.mktemp("exact") / "smollm2.gguf")
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:

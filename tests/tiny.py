@@ -11,14 +11,12 @@ every branch. Weights have the scale at which a loop visibly moves the logits, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, GGUFWriter, TokenType
-from gguf.quants import dequantize
 
 Tensors = dict[str, np.ndarray]
 
@@ -210,6 +208,14 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
+def _finish(writer: GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def write(path: Path, t: Tiny) -> Path:
     """Write the model to `path` and return it."""
     writer = GGUFWriter(path, t.arch)
@@ -248,35 +254,7 @@ def write(path: Path, t: Tiny) -> Path:
     writer.add_add_bos_token(False)
     for name, value in tensors(t).items():
         writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _copy(reader: GGUFReader, out: Path, changes: dict[str, Any], tensors: Iterable[Any]) -> Path:
-    """Write `tensors`, triples of name, data and type, under the file's metadata with `changes` (None: left out)."""
-    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for key, f in reader.fields.items():
-        if key not in changes and key != "general.architecture" and not key.startswith("GGUF."):
-            writer.add_key_value(key, f.contents(), f.types[0], sub_type=f.types[-1] if len(f.types) > 1 else None)
-    for key, value in changes.items():
-        if value is not None:
-            _add(writer, key, value)
-    for name, data, kind in tensors:
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
-
-
-def dequantized(path: Path, out: Path) -> Path:
-    """Copy a GGUF file with every tensor in F32."""
-    reader = GGUFReader(path)
-    return _copy(reader, out, {}, ((t.name, dequantize(t.data, t.tensor_type), None) for t in reader.tensors))
+    return _finish(writer, path)
 
 
 def repeat_window(path: Path, out: Path, window: tuple[int, int], times: int) -> Path:
@@ -301,12 +279,15 @@ def repeat_window(path: Path, out: Path, window: tuple[int, int], times: int) ->
         changes["attention.sliding_window_pattern"] = [
             bool(pattern[il]) if isinstance(pattern, list) else il % pattern < pattern - 1 for il in order
         ]
-    by_layer: dict[str, list[Any]] = {}
+    writer = GGUFWriter(out, arch)
+    for key, f in reader.fields.items():
+        if key.removeprefix(f"{arch}.") not in changes and key != "general.architecture" and key[:5] != "GGUF.":
+            writer.add_key_value(key, f.contents(), f.types[0], sub_type=f.types[-1] if len(f.types) > 1 else None)
+    for key, value in changes.items():
+        _add(writer, f"{arch}.{key}", value)
     for t in reader.tensors:
-        by_layer.setdefault(t.name.split(".")[1] if t.name.startswith("blk.") else "", []).append(t)
-    tensors = [(t.name, t.data, t.tensor_type) for t in by_layer[""]]
-    for new, old in enumerate(order):
-        tensors += [
-            (t.name.replace(f"blk.{old}.", f"blk.{new}.", 1), t.data, t.tensor_type) for t in by_layer[str(old)]
-        ]
-    return _copy(reader, out, {f"{arch}.{key}": value for key, value in changes.items()}, tensors)
+        _, _, rest = t.name.split(".", 2) if t.name.startswith("blk.") else ("", "", "")
+        names = [f"blk.{new}.{rest}" for new, old in enumerate(order) if t.name == f"blk.{old}.{rest}"]
+        for name in names or [t.name]:
+            writer.add_tensor(name, t.data, raw_dtype=t.tensor_type)
+    return _finish(writer, out)
