@@ -148,16 +148,19 @@ class Conversation:
             "loop": None if self.model.loop is None else str(self.model.loop),
             "messages": self.messages(),
         }
-        if path.exists():
-            _read_saved(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            if path.exists():
+                _read_saved(path)
+            text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+            partial.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold what UTF-8 cannot
             os.replace(partial, path)
-        except OSError as e:
-            with contextlib.suppress(OSError):
+        except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+            with contextlib.suppress(OSError, ValueError):
                 partial.unlink()
-            raise GgufloopError(f"cannot write {path}: {e.strerror or e}.", "name another file.") from e
+            raise GgufloopError(
+                f"cannot write {path}: {getattr(e, 'strerror', None) or e}.", "name another file."
+            ) from e
 
     def load(self, path: Path) -> str:
         """Take turns, system prompt and loop from a file `save` wrote; -> the name of the model it was saved with.
@@ -230,8 +233,9 @@ def _read_saved(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as f:
             content = f.read(_LARGEST_SAVED_CHAT + 1)
-    except OSError as e:
-        raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "name a file that /save wrote.") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        reason = getattr(e, "strerror", None) or e
+        raise GgufloopError(f"cannot read {path}: {reason}.", "name a file that /save wrote.") from e
     try:
         data = json.loads(content) if len(content) <= _LARGEST_SAVED_CHAT else None
     except (ValueError, RecursionError):

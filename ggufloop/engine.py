@@ -6,8 +6,8 @@
     llm.reset(); rows = llm.logits(tokens)                                   # float32 (n_tokens, n_vocab)
 
 Everything generated or scored goes through `eval`, so that is where the decode policy is carried out: one C call
-switches the plan on or off before a step. What a cache holds depends on the loop that filled it, so every way in
-(prefix reuse, saved states, llama_cpp caches) is tied to the loop.
+switches the plan on or off before a step. What a cache holds depends on the loop that filled it and, for some K/V
+policies, on the steps that did, so every way back in (prefix reuse, saved states, llama_cpp caches) asks for both.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufloop import backend
 from ggufloop.architectures import check_architecture
 from ggufloop.errors import BackendError, GgufloopError, UsageError
+from ggufloop.inspect import KV_TYPES
 from ggufloop.loop import KV_POLICIES, MODES, LoopSpec
 from ggufloop.modelfile import check_model_file
 
@@ -44,7 +46,7 @@ GGML_LOG_LEVEL_TO_LOGGING_LEVEL.update(
 )
 
 ABI = 1
-_UNQUANTISED = (0, 1, 30)  # ggml type numbers of f32, f16 and bf16
+_KV_TYPES = {GGMLQuantizationType[name.upper()].value: name for name in KV_TYPES}
 
 _ERRORS = {
     -1: "the window is out of range",
@@ -78,6 +80,7 @@ def _bind() -> ctypes.CDLL:
     return lib
 
 
+_SEE_LOG = "run with -v (verbose=True) to see llama.cpp's own log."
 _lib = None if ACTIVE.stock else _bind()
 
 
@@ -109,47 +112,71 @@ class _LoopCache(BaseLlamaCache):  # type: ignore[misc]  # llama_cpp is untyped 
     def cache_size(self) -> int:
         return int(self._inner.cache_size)
 
+    @property
+    def capacity_bytes(self) -> int:
+        return int(self._inner.capacity_bytes)
+
     def _find_longest_prefix_key(self, key: tuple[int, ...]) -> tuple[int, ...] | None:
         found = self._inner._find_longest_prefix_key(self._key(key))
-        return None if found is None else tuple(found[1:])
+        # the loop counts as a token in common, so a key that shares nothing else is found as well
+        return tuple(found[1:]) if found is not None and found[1:2] == self._key(key)[1:2] else None
 
     def __getitem__(self, key: Sequence[int]) -> Any:
+        if key not in self:
+            raise KeyError("no entry shares a prefix")
         return self._inner[self._key(key)]
 
     def __contains__(self, key: Sequence[int]) -> bool:
-        return self._key(key) in self._inner
+        return self._find_longest_prefix_key(tuple(key)) is not None
 
     def __setitem__(self, key: Sequence[int], value: Any) -> None:
         self._inner[self._key(key)] = value
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One evaluation: the position it began at, and whether it looped."""
+
+    start: int
+    looped: bool
+
+
 class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
-    model_path: a GGUF file. loop: what to loop, None for the plain model. Every other argument is
-    llama_cpp.Llama's.
+    model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. Every other
+    argument is llama_cpp.Llama's.
+
+    With kv first and last, what a prompt computes depends on how it was cut, so the same prompt is read again as it
+    was read before instead of from the middle.
 
     Raises GgufloopError for a file that is no usable model, UsageError for a loop or setting it cannot run.
     """
 
-    def __init__(self, model_path: str | Path, *args: Any, loop: LoopSpec | None = None, **kwargs: Any) -> None:
+    n_tokens: int
+    input_ids: NDArray[np.intc]
+
+    def __init__(self, model_path: str | Path, *args: Any, loop: LoopSpec | str | None = None, **kwargs: Any) -> None:
         self._loop: LoopSpec | None = None
+        self._steps: list[_Step] = []  # what filled the cache
         self._prompt_next = False  # the next eval is the prompt of generate(), whatever its length
         self._decoded = 0  # generated tokens since the last prompt
         self._timings = Timings()
         self._evaluated = 0
+        self._epoch = 0  # changes when a running generator loses its footing
         check_model_file(Path(model_path))
-        quantised_v = kwargs.get("type_v") not in (None, *_UNQUANTISED)
-        if quantised_v and not kwargs.get("flash_attn", False):
-            raise UsageError("a quantised V cache needs flash attention.", "switch it on: flash_attn=True (-fa on).")
-        if kwargs.get("n_ctx"):
-            kwargs["n_ctx"] = -(-kwargs["n_ctx"] // 256) * 256  # as llama.cpp does, so that llama_cpp's arrays fit it
+        _check_settings(kwargs)
         try:
             super().__init__(str(model_path), *args, **kwargs)
         except ValueError as e:
             raise GgufloopError(
-                f"llama.cpp cannot use {model_path}: {e}".rstrip(".") + ".", "run with -v to see llama.cpp's own log."
+                f"llama.cpp cannot use {model_path}: {e}".rstrip(".") + ".",
+                "run with -v to see llama.cpp's own log; if memory is short, a smaller context (-c) helps.",
             ) from None
+        if len(self.input_ids) < self.n_ctx():  # llama.cpp rounds the context up; llama_cpp's arrays do not
+            self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)
+            if self._logits_all:
+                self.scores = np.empty((self.n_ctx(), self._n_vocab), dtype=np.single)
         try:
             self.set_loop(loop)
         except BaseException:
@@ -160,6 +187,13 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         """Free the model; nothing to do if it never loaded."""
         if hasattr(self, "_stack"):
             super().close()
+
+    @property
+    def ctx(self) -> Any:
+        """llama_cpp's context pointer. Raises GgufloopError after close(), where llama.cpp would crash."""
+        if not hasattr(self, "_ctx") or self._ctx.ctx is None:
+            raise GgufloopError("this model is closed.", "load it again.")
+        return self._ctx.ctx
 
     @property
     def loop(self) -> LoopSpec | None:
@@ -185,6 +219,7 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
 
     def n_layer(self) -> int:
         """Number of layers of the model."""
+        assert self.ctx
         return int(llama_cpp.llama_model_n_layer(self.model))
 
     def memory_bytes(self) -> int:
@@ -195,28 +230,41 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         """How long the last completion took; complete once its generator is used up or closed."""
         return self._timings
 
-    def set_loop(self, loop: LoopSpec | None) -> None:
+    def set_loop(self, loop: LoopSpec | str | None) -> None:
         """Loop from now on as `loop` says; None for the plain model.
 
         What the cache holds depends on the loop, so any change clears it. Raises UsageError for a window or model
         that cannot loop, and then the loop that was in force stays.
         """
+        if isinstance(loop, str):
+            loop = LoopSpec.parse(loop)
+        assert self.ctx
         if loop == self._loop:
             return
         if loop is not None:
             self._check(loop)
         if _lib is None:
             raise BackendError("the stock llama.cpp has no loops.", "run without --stock.")
+        before, self._loop = self._loop, None  # so that .loop is right whatever fails
+        self._forget()
         try:
             self._install(loop)
         except GgufloopError:
-            self._install(self._loop)
+            self._install(before)
+            self._loop = before
             raise
-        finally:
-            self._ctx.kv_cache_clear()
-            super().reset()
-            self._decoded = 0
         self._loop = loop
+
+    def _forget(self) -> None:
+        """Empty the cache."""
+        self._ctx.kv_cache_clear()
+        self.reset()
+        self._decoded = 0
+
+    def reset(self) -> None:
+        """Start over: what is evaluated next is the first token."""
+        super().reset()
+        self._epoch += 1
 
     def _check(self, loop: LoopSpec) -> None:
         check_architecture(self.metadata.get("general.architecture", "unknown"))
@@ -245,46 +293,67 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
             reason = _ERRORS.get(code, f"error {code}").format(kv=loop.kv if loop else "-")
             raise GgufloopError(f"cannot loop {arch} with {loop}: {reason}.", "run: ggufloop inspect MODEL")
 
-    def _begin_step(self, n_tokens: int) -> None:
-        """Switch the plan on or off for a step of n_tokens: the decode policy.
+    def _begin_step(self, tokens: Sequence[int]) -> int:
+        """Switch the plan on or off for a step: the decode policy. Returns what _decoded is once it is evaluated.
 
         A step is a decode step if it evaluates exactly one token on a non-empty cache and is not the prompt that
         generate() was given.
         """
+        assert self.ctx
+        self._check_fits(len(tokens))
+        bad = next((t for t in tokens if not 0 <= t < self._n_vocab), None)
+        if bad is not None:
+            raise UsageError(f"token {bad} is not in the vocabulary of {self._n_vocab}.", "tokenize with this model.")
         prompt, self._prompt_next = self._prompt_next, False
-        if n_tokens == 1 and self.n_tokens > 0 and not prompt:
-            self._decoded += 1
-        else:
-            self._decoded = 0
+        decoded = self._decoded + 1 if len(tokens) == 1 and self.n_tokens > 0 and not prompt else 0
+        looped = True
         if self._loop is not None and self._loop.is_loop:
             assert _lib is not None
             limit = self._loop.decode_loops()
-            _lib.llama_loop_enable(self.ctx, self._decoded == 0 or limit is None or self._decoded <= limit)
+            looped = decoded == 0 or limit is None or decoded <= limit
+            _lib.llama_loop_enable(self.ctx, looped)
+        while self._steps and self._steps[-1].start >= self.n_tokens:
+            self._steps.pop()
+        if tokens:
+            self._steps.append(_Step(self.n_tokens, looped))
+        return decoded
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Evaluate tokens after what is cached, as one step. Raises GgufloopError if they do not fit the context."""
-        self._check_fits(len(tokens))
-        self._begin_step(len(tokens))
+        """Evaluate tokens after what is cached, as one step.
+
+        Raises UsageError for a token outside the vocabulary, GgufloopError if they do not fit the context.
+        """
+        decoded = self._begin_step(tokens)
+        try:
+            super().eval(tokens)
+        except RuntimeError as e:
+            raise GgufloopError(f"llama.cpp could not evaluate {len(tokens)} tokens: {e}.", _SEE_LOG) from e
         self._evaluated += len(tokens)
-        super().eval(tokens)
+        self._decoded = decoded
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Evaluate tokens after what is cached, as one step, and return all their logits.
 
-        Returns float32 (n_tokens, n_vocab). Raises GgufloopError if they do not fit the context.
+        Returns float32 (n_tokens, n_vocab). Raises as `eval`.
         """
-        self._check_fits(len(tokens))
-        self._begin_step(len(tokens))
+        decoded = self._begin_step(tokens)
         self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
         rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
         for i in range(0, len(tokens), self.n_batch):
             batch = list(tokens[i : i + self.n_batch])
-            self._batch.set_batch(batch=batch, n_past=self.n_tokens, logits_all=True)
-            self._ctx.decode(self._batch)
+            n, end = self.n_tokens, self.n_tokens + len(batch)
+            self._batch.set_batch(batch=batch, n_past=n, logits_all=True)
+            try:
+                self._ctx.decode(self._batch)
+            except RuntimeError as e:
+                raise GgufloopError(f"llama.cpp could not evaluate {len(batch)} tokens: {e}.", _SEE_LOG) from e
             rows[i : i + len(batch)] = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(batch), self._n_vocab))
-            self.input_ids[self.n_tokens : self.n_tokens + len(batch)] = batch
-            self.n_tokens += len(batch)
+            if self._logits_all:
+                self.scores[n:end] = rows[i : i + len(batch)]
+            self.input_ids[n:end] = batch
+            self.n_tokens = end
             self._requires_eval = False
+        self._decoded = decoded
         return rows
 
     def _check_fits(self, n: int) -> None:
@@ -294,29 +363,63 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
                 "give a larger context (-c), or shorten the text.",
             )
 
+    def _reusable(self, tokens: Sequence[int]) -> int:
+        """How many cached tokens a prompt may start from, so that what follows is what reading it anew would give.
+
+        The common prefix; without tokens that were generated plain, for a prompt always loops; where the result
+        depends on how a prompt is cut, up to the start of a step; and nothing of a cache that drops what leaves the
+        sliding window, unless the prompt continues it.
+        """
+        n: int = self.longest_token_prefix(self._input_ids, tokens)
+        if n < self.n_tokens and not self.context_params.swa_full and llama_cpp.llama_model_n_swa(self.model) > 0:
+            return 0
+        if self._loop is None or not self._loop.is_loop:
+            return n
+        n = min([n, *(step.start for step in self._steps if not step.looped)])
+        if self._loop.kv in ("first", "last") and n < self.n_tokens:
+            limit = min(n, len(tokens) - 1)
+            n = max((step.start for step in self._steps if step.start <= limit), default=0)
+        return n
+
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """llama_cpp's generate, timed, its first evaluation marked as the prompt."""
+        """llama_cpp's generate, timed, its first evaluation marked as the prompt.
+
+        Raises GgufloopError if the loop or the cache is changed from outside before it ends.
+        """
+        reset = args[6] if len(args) > 6 else kwargs.get("reset", True)
+        keep = self._reusable(tokens) if reset else self.n_tokens
+        if keep < self.n_tokens:
+            self._ctx.kv_cache_seq_rm(-1, keep, -1)
+            self.n_tokens = keep
+            self._requires_eval = True
         self._prompt_next = True
         self._timings = Timings()
         self._evaluated = 0
         inner = super().generate(tokens, *args, **kwargs)
         sent: Sequence[int] | None = None
+        epoch: int | None = None
         try:
             while True:
+                if epoch is not None and epoch != self._epoch:
+                    raise GgufloopError(
+                        "the loop or the cache was changed while an answer was being generated.",
+                        "finish or close the generator first.",
+                    )
                 start = perf_counter()
                 try:
                     token = inner.send(sent)
                 except StopIteration:
                     return
-                self._record(perf_counter() - start)
+                self._record(perf_counter() - start, prompt=epoch is None)
+                epoch = self._epoch
                 sent = yield token
         finally:
             inner.close()
 
-    def _record(self, seconds: float) -> None:
+    def _record(self, seconds: float, prompt: bool) -> None:
         t, n, self._evaluated = self._timings, self._evaluated, 0
-        if self._decoded == 0:
-            self._timings = Timings(t.prompt_tokens + n, t.prompt_seconds + seconds, 0, 0.0)
+        if prompt:
+            self._timings = Timings(n, seconds)
         else:
             self._timings = Timings(
                 t.prompt_tokens, t.prompt_seconds, t.generated_tokens + n, t.generated_seconds + seconds
@@ -326,23 +429,63 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         """llama_cpp's prompt cache; entries made under one loop are not seen under another."""
         super().set_cache(None if cache is None else _LoopCache(cache, self))
 
+    def _identity(self) -> tuple[int | str, ...]:
+        name = self.metadata.get("general.architecture", ""), self.metadata.get("general.name", "")
+        return (*name, self.n_layer(), self.n_embd(), self._n_vocab)
+
     def save_state(self) -> Any:
-        """llama_cpp's state, with the loop it was made under."""
+        """llama_cpp's state, with the model, the loop and the steps it was made by."""
+        assert self.ctx
         state = super().save_state()
-        state.loop = self._loop
-        state.decoded = self._decoded
+        state.model, state.loop = self._identity(), self._loop
+        state.steps, state.decoded = tuple(self._steps), self._decoded
         return state
 
     def load_state(self, state: Any) -> None:
-        """Restore a saved state. Raises GgufloopError if it was made under another loop."""
+        """Restore a saved state.
+
+        Raises GgufloopError if it was made by another model or under another loop, or does not fit the context;
+        the cache is empty then.
+        """
+        self._forget()
         made_under = getattr(state, "loop", None)
         if made_under != self._loop:
             raise GgufloopError(
                 f"this state was saved under the loop {made_under}, the model runs {self._loop}.",
                 "set_loop to the state's loop first.",
             )
-        super().load_state(state)
+        if getattr(state, "model", self._identity()) != self._identity() or state.n_tokens > self.n_ctx():
+            raise GgufloopError(
+                f"this state of {state.n_tokens} tokens is of another model, or too large for {self.n_ctx()} tokens.",
+                "load it into the model and context it was saved from.",
+            )
+        ids = self.input_ids
+        try:
+            super().load_state(state)
+        except (RuntimeError, ValueError) as e:
+            self.input_ids = ids
+            self._forget()
+            raise GgufloopError(f"llama.cpp could not restore this state: {e}.", _SEE_LOG) from e
+        ids[: self.n_tokens] = self.input_ids[: self.n_tokens]
+        self.input_ids = ids
+        self._steps = list(getattr(state, "steps", (_Step(0, True),)))
         self._decoded = getattr(state, "decoded", 0)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "loop": self._loop}
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise UsageError for settings llama.cpp would answer with an assert or a crash."""
+    for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
+        value = settings.get(name, least)
+        if value < least:
+            raise UsageError(f"{name} {value} is less than {least}.", f"give {least} or more.")
+    for name in ("type_k", "type_v"):
+        value = settings.get(name)
+        if value is not None and value not in _KV_TYPES:
+            known = ", ".join(f"{n} ({number})" for number, n in _KV_TYPES.items())
+            raise UsageError(f"{name} {value} is not a type a K/V cache can have.", f"known: {known}.")
+    quantised_v = _KV_TYPES.get(settings.get("type_v") or 0, "f32") not in ("f32", "f16", "bf16")
+    if quantised_v and not settings.get("flash_attn", False):
+        raise UsageError("a quantised V cache needs flash attention.", "switch it on: flash_attn=True (-fa on).")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,14 @@ def _reduce(k: int, beta: float, passes: int) -> Tableau:
     )
 
 
-def _whole(value: object, name: str, low: int, high: int, hint: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _is_whole(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, np.bool_))
+
+
+def _whole(value: Any, name: str, low: int, high: int, hint: str) -> int:
+    if not _is_whole(value) or not low <= value <= high:
         raise UsageError(f"{name} {value!r} is not a whole number in the range {low} to {high}.", hint)
-    return value
+    return index(value)
 
 
 def _real(value: object, name: str, low: float, high: float, hint: str) -> float:
@@ -201,6 +206,10 @@ def parse_window(text: str) -> tuple[int, int]:
     Raises UsageError for anything else; '14-19' gets the half-open spelling as a hint.
     """
     first, colon, last = text.partition(":")
+    if len(text) > 32:  # no layer number is that long, and int() refuses thousands of digits
+        raise UsageError(
+            f"window {text[:16]!r}... is not of the form first:end.", "write it like 14:20, layers 14 to 19."
+        )
     if colon and first.strip().isdecimal() and last.strip().isdecimal():
         return int(first), int(last)
     low, dash, high = text.partition("-")
@@ -216,9 +225,9 @@ def parse_window(text: str) -> tuple[int, int]:
 def _check_window(window: object) -> tuple[int, int]:
     if isinstance(window, str):
         window = parse_window(window)
-    if not (isinstance(window, (tuple, list)) and len(window) == 2 and all(type(i) is int for i in window)):
+    if not (isinstance(window, (tuple, list)) and len(window) == 2 and all(_is_whole(i) for i in window)):
         raise UsageError(f"window {window!r} is not a pair of layer numbers.", "write it like 14:20, layers 14 to 19.")
-    a, b = window
+    a, b = (index(i) for i in window)
     if a < 1:
         raise UsageError(f"window {a}:{b} touches layer 0, which cannot be looped.", "start it at layer 1 or later.")
     if b <= a:
@@ -237,7 +246,7 @@ def parse_decode(text: str) -> int | None:
     if text == "bypass":
         return 0
     head, colon, n = text.partition(":")
-    if head == "first" and colon and n.isdecimal() and int(n) >= 1:
+    if head == "first" and colon and n.isdecimal() and len(n) < 10 and int(n) >= 1:
         return int(n)
     raise UsageError(f"decode {text!r} is not known.", nearest(text, ("full", "bypass", "first:n (n >= 1)")))
 
@@ -279,7 +288,7 @@ class LoopSpec:
         put("window", _check_window(self.window))
         _known(self.mode, "mode", MODES)
         solver = _SOLVERS[_known(self.solver, "solver", SOLVERS)]
-        _whole(self.k, "K", 1, MAX_EVALUATIONS, "3 is a good start; 1 is the unmodified model.")
+        put("k", _whole(self.k, "K", 1, MAX_EVALUATIONS, "3 is a good start; 1 is the unmodified model."))
         evaluations = self.k * solver.evaluations_per_step
         if evaluations > MAX_EVALUATIONS:
             raise UsageError(
@@ -310,7 +319,7 @@ class LoopSpec:
             if self.solver != "heavy-ball" or self.mu == 1.0:
                 raise UsageError(f"mu {self.mu:g} needs solver heavy-ball and a value below 1.", "leave out --mu.")
         if self.passes is not None:
-            _whole(self.passes, "passes", 2, MAX_EVALUATIONS, "use 3: it is the most exact.")
+            put("passes", _whole(self.passes, "passes", 2, MAX_EVALUATIONS, "use 3: it is the most exact."))
             if self.solver != "euler" or self.damping is not None:
                 raise UsageError(
                     "passes needs solver euler and its own damping 1/K.", "leave out --solver and --damping."

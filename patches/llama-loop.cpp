@@ -333,41 +333,42 @@ int32_t llama_kv_cache::loop_reserve(int32_t first, int32_t last, uint32_t n_slo
 //
 
 int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
-    synchronize();
-
     int32_t res = LLAMA_LOOP_OK;
 
-    if (memory) {
-        const auto n_slot = [](const llama_loop_plan_ptr & p) { return p ? p->n_slot : 1; };
-
-        if (n_slot(plan) > 1 || n_slot(loop_plan) > 1) {
-            memory->clear(true);
-        }
-
-        if (plan) {
-            res = memory->loop_reserve(plan->first, plan->last, plan->n_slot);
-        }
-        if (!plan || res != LLAMA_LOOP_OK) {
-            memory->loop_reserve(0, 0, 0);
-        }
-    } else if (plan && plan->kv == LLAMA_LOOP_KV_FROZEN) {
-        res = LLAMA_LOOP_ERR_MEMORY; // nothing is stored that later evaluations could read
-    }
-
-    if (res != LLAMA_LOOP_OK) {
-        plan.reset();
-    }
-
-    cparams.loop = plan;
-
-    loop_plan = std::move(plan);
-    loop_plan_off.reset();
-
-    // a plan may need more nodes and buffers than were reserved, and graphs kept for reuse may point at slots that
-    // are gone; without a plan the buffers shrink again
-    sched_need_reserve = true;
-
     try {
+        synchronize();
+
+        if (memory) {
+            const auto n_slot = [](const llama_loop_plan_ptr & p) { return p ? p->n_slot : 1; };
+
+            if (n_slot(plan) > 1 || n_slot(loop_plan) > 1) {
+                memory->clear(true);
+            }
+
+            if (plan) {
+                res = memory->loop_reserve(plan->first, plan->last, plan->n_slot);
+            }
+            if (!plan || res != LLAMA_LOOP_OK) {
+                memory->loop_reserve(0, 0, 0);
+            }
+        } else if (plan) {
+            // without a memory, decoding takes the path of encoders, whose graphs have no plan
+            res = LLAMA_LOOP_ERR_MEMORY;
+        }
+
+        if (res != LLAMA_LOOP_OK) {
+            plan.reset();
+        }
+
+        cparams.loop = plan;
+
+        loop_plan = std::move(plan);
+        loop_plan_off.reset();
+
+        // a plan may need more nodes and buffers than were reserved, and graphs kept for reuse may point at slots that
+        // are gone; without a plan the buffers shrink again
+        sched_need_reserve = true;
+
         sched_reserve();
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
@@ -431,6 +432,63 @@ const char * llama_loop_patch_id(void) {
     return GGUFLOOP_PATCH_ID;
 }
 
+static int32_t llama_loop_plan_init(
+        const llama_model     & model,
+              int32_t           first,
+              int32_t           last,
+              int32_t           n_eval,
+         const double         * A,
+         const double         * B,
+              int32_t           mode,
+              int32_t           kv,
+              llama_loop_plan & plan) {
+    const auto & hparams = model.hparams;
+
+    if (first < 1 || first >= last || last > (int32_t) hparams.n_layer() - 1) {
+        return LLAMA_LOOP_ERR_WINDOW;
+    }
+
+    if (n_eval < 1 || n_eval > LLAMA_LOOP_MAX_EVALS || !A || !B ||
+            mode < LLAMA_LOOP_MODE_BLOCK || mode > LLAMA_LOOP_MODE_LAYER ||
+            kv   < LLAMA_LOOP_KV_FIRST   || kv   > LLAMA_LOOP_KV_FROZEN) {
+        return LLAMA_LOOP_ERR_PLAN;
+    }
+
+    plan.first  = first;
+    plan.last   = last;
+    plan.n_eval = n_eval;
+    plan.mode   = (llama_loop_mode) mode;
+    plan.kv     = (llama_loop_kv)   kv;
+    plan.n_slot = kv == LLAMA_LOOP_KV_EACH ? n_eval : 1;
+
+    for (int32_t i = 0; i < n_eval; ++i) {
+        for (int32_t j = 0; j < n_eval; ++j) {
+            const double a = A[i*n_eval + j];
+            if (!std::isfinite(a) || (j >= i && a != 0.0)) {
+                return LLAMA_LOOP_ERR_PLAN;
+            }
+        }
+        if (!std::isfinite(B[i])) {
+            return LLAMA_LOOP_ERR_PLAN;
+        }
+        plan.rows.emplace_back(A + i*n_eval, A + i*n_eval + i);
+    }
+    plan.rows.emplace_back(B, B + n_eval);
+
+    // the graphs of encoders and of models with an encoder are other windows than the caller means
+    if (llama_model_has_encoder(&model)) {
+        return LLAMA_LOOP_ERR_ARCH;
+    }
+
+    for (int32_t il = first; il < last; ++il) {
+        if (hparams.is_recr(il)) {
+            return LLAMA_LOOP_ERR_RECURRENT;
+        }
+    }
+
+    return LLAMA_LOOP_OK;
+}
+
 int32_t llama_loop_set(
         llama_context * ctx,
               int32_t   first,
@@ -444,51 +502,12 @@ int32_t llama_loop_set(
         return ctx->loop_set(nullptr);
     }
 
-    const auto & model   = ctx->get_model();
-    const auto & hparams = model.hparams;
-
-    if (first < 1 || first >= last || last > (int32_t) hparams.n_layer() - 1) {
-        return LLAMA_LOOP_ERR_WINDOW;
-    }
-
-    if (n_eval < 1 || n_eval > LLAMA_LOOP_MAX_EVALS || !A || !B ||
-            mode < LLAMA_LOOP_MODE_BLOCK || mode > LLAMA_LOOP_MODE_LAYER ||
-            kv   < LLAMA_LOOP_KV_FIRST   || kv   > LLAMA_LOOP_KV_FROZEN) {
-        return LLAMA_LOOP_ERR_PLAN;
-    }
-
     auto plan = std::make_shared<llama_loop_plan>();
 
-    plan->first  = first;
-    plan->last   = last;
-    plan->n_eval = n_eval;
-    plan->mode   = (llama_loop_mode) mode;
-    plan->kv     = (llama_loop_kv)   kv;
-    plan->n_slot = kv == LLAMA_LOOP_KV_EACH ? n_eval : 1;
-
-    for (int32_t i = 0; i < n_eval; ++i) {
-        for (int32_t j = 0; j < n_eval; ++j) {
-            const double a = A[i*n_eval + j];
-            if (!std::isfinite(a) || (j >= i && a != 0.0)) {
-                return LLAMA_LOOP_ERR_PLAN;
-            }
-        }
-        if (!std::isfinite(B[i])) {
-            return LLAMA_LOOP_ERR_PLAN;
-        }
-        plan->rows.emplace_back(A + i*n_eval, A + i*n_eval + i);
-    }
-    plan->rows.emplace_back(B, B + n_eval);
-
-    // the graphs of encoders and of models with an encoder are other windows than the caller means
-    if (llama_model_has_encoder(&model)) {
-        return LLAMA_LOOP_ERR_ARCH;
-    }
-
-    for (int32_t il = first; il < last; ++il) {
-        if (hparams.is_recr(il)) {
-            return LLAMA_LOOP_ERR_RECURRENT;
-        }
+    const int32_t res = llama_loop_plan_init(ctx->get_model(), first, last, n_eval, A, B, mode, kv, *plan);
+    if (res != LLAMA_LOOP_OK) {
+        ctx->loop_set(nullptr);
+        return res;
     }
 
     return ctx->loop_set(std::move(plan));

@@ -39,7 +39,7 @@ extern "C" {
         LLAMA_LOOP_ERR_PLAN       = -2, // n_eval, A, B, mode or kv out of range
         LLAMA_LOOP_ERR_ARCH       = -3, // the graph of this architecture does not pass through the window
         LLAMA_LOOP_ERR_RECURRENT  = -4, // a layer of the window carries recurrent state
-        LLAMA_LOOP_ERR_MEMORY     = -5, // this kind of memory does not know loops, or not this kv policy
+        LLAMA_LOOP_ERR_MEMORY     = -5, // the context has no memory, or a kind that does not know loops
         LLAMA_LOOP_ERR_ALLOC      = -6, // out of memory
     };
 

@@ -344,3 +344,13 @@ def test_saving_never_replaces_another_file_and_leaves_no_half_of_one(
     with pytest.raises(GgufloopError, match="No space left on device"):
         chat.save(tmp_path / "chat.json")
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_save_and_load_under_a_name_no_file_can_have(name: str, tmp_path: Path) -> None:
+    chat = conversation()
+    with pytest.raises(GgufloopError, match="cannot write"):
+        chat.save(tmp_path / name)
+    with pytest.raises(GgufloopError, match="cannot read"):
+        chat.load(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
