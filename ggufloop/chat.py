@@ -153,7 +153,9 @@ class Conversation:
             if path.exists():
                 _read_saved(path)
             text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-            partial.write_text(text, encoding="utf-8", errors="replace")  # a file name may hold what UTF-8 cannot
+            partial.write_text(
+                text.encode("utf-8", "replace").decode(), encoding="utf-8"
+            )  # file names may be any bytes
             os.replace(partial, path)
         except (OSError, ValueError) as e:  # ValueError: a NUL in the name
             with contextlib.suppress(OSError, ValueError):
