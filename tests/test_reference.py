@@ -100,9 +100,9 @@ class Pair:
     ref: Reference
     plain: np.ndarray
 
-    def set_loop(self, settings: str | None) -> None:
-        """Loop the family's window in both."""
-        a, b = tiny.FAMILIES[self.family].window
+    def set_loop(self, settings: str | None, window: tuple[int, int] | None = None) -> None:
+        """Loop a window in both, the family's unless another is given."""
+        a, b = window or tiny.FAMILIES[self.family].window
         spec = None if settings is None else LoopSpec.parse(f"{a}:{b} {settings}")
         self.ref.set_loop(spec)
         self.llm.set_loop(spec)
@@ -144,6 +144,15 @@ def test_backend_is_the_definition(pair: Pair, settings: str) -> None:
     moved = abs(expected - pair.plain)
     assert moved[:PROMPT].max() > MOVED
     assert moved[PROMPT:].max() > MOVED / 2
+
+
+@pytest.mark.parametrize("settings", ["k=5", "k=2 mode=layer solver=heun kv=each", "k=3 beta=0.5 kv=frozen"])
+def test_first_last_and_widest_window(pair: Pair, settings: str) -> None:
+    end = tiny.FAMILIES[pair.family].n_layer - 1
+    for window in ((1, 2), (end - 1, end), (1, end)):
+        pair.set_loop(settings, window)
+        batches = cut(TOKENS, PROMPT)
+        assert abs(by_backend(pair.llm, batches) - by_reference(pair.ref, batches)).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("kv", KV_POLICIES)

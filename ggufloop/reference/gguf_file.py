@@ -57,6 +57,10 @@ class GGUFFile:
         flat = dequantize(t.data, t.tensor_type)
         return torch.from_numpy(flat.reshape(tuple(reversed(t.shape.tolist()))).astype(np.float64))
 
+    def optional(self, name: str) -> torch.Tensor | None:
+        """The tensor, or None if the file has no such."""
+        return self.weight(name) if self.has(name) else None
+
     def unread(self) -> list[str]:
         """Names of the tensors no one has asked for."""
         return sorted(self._tensors.keys() - self._read)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear, sigmoid, silu, softmax
+from torch.nn import functional
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention, sigmoid, silu, softmax
 
 from ggufloop.errors import GgufloopError
 from ggufloop.reference.gguf_file import GGUFFile
@@ -37,7 +38,7 @@ class KV(NamedTuple):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    return functional.rms_norm(x, weight.shape, weight, eps)
 
 
 class Rope:
@@ -57,8 +58,8 @@ class Rope:
         factor = 1.0 if kind == "none" else file.get("rope.scaling.factor", 0.0) or 1.0
         i = torch.arange(n_rot // 2, dtype=torch.float64)
         exact = base ** (-2 * i / n_rot)
-        if file.has("rope_freqs.weight"):
-            exact = exact / file.weight("rope_freqs.weight")
+        if (factors := file.optional("rope_freqs.weight")) is not None:
+            exact = exact / factors
         self.freq = exact if sliding else exact / factor
         self.magnitude = file.get("rope.scaling.attn_factor", 1.0)
         if kind != "yarn":
@@ -93,11 +94,8 @@ class Rope:
 
 def attend(q: Tensor, kv: KV, scale: float, visible: Tensor) -> Tensor:
     """Softmax attention of q (n_tokens, n_head, d) to kv, heads in groups; visible (n_tokens, n_kv) is the mask."""
-    group = q.shape[1] // kv.k.shape[1]
-    k, v = kv.k.repeat_interleave(group, 1), kv.v.repeat_interleave(group, 1)
-    score = torch.einsum("thd,shd->hts", q, k) * scale
-    weight = softmax(score.masked_fill(~visible, -math.inf), -1)
-    return torch.einsum("hts,shd->thd", weight, v)
+    q, k, v = (x.transpose(0, 1) for x in (q, kv.k, kv.v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True).transpose(0, 1)
 
 
 class GroupedAttention:
@@ -111,13 +109,8 @@ class GroupedAttention:
         head = file.get("attention.key_length", n_embd // self.n_head)
         self.rope = Rope(file, file.get("rope.dimension_count", head), sliding)
         self.weight = {name: file.weight(f"{blk}{name}.weight") for name in ("q", "k", "v", "output")}
-        self.bias = {
-            name: file.weight(f"{blk}{name}.bias") if file.has(f"{blk}{name}.bias") else None for name in self.weight
-        }
-        self.norm = {
-            name: file.weight(f"{blk}{name}_norm.weight") if file.has(f"{blk}{name}_norm.weight") else None
-            for name in ("q", "k")
-        }
+        self.bias = {name: file.optional(f"{blk}{name}.bias") for name in self.weight}
+        self.norm = {name: file.optional(f"{blk}{name}_norm.weight") for name in ("q", "k")}
         self.scale = 1 / math.sqrt(head)
         if file.arch == "gemma3" and file.get("block_count") == 62:  # the 27B model alone scales otherwise
             self.scale = 1 / math.sqrt(n_embd // self.n_head)
@@ -200,19 +193,21 @@ class Gated:
 class MoE:
     """The best experts_used experts of each token, weighted by the router, and the shared expert where there is one.
 
-    `margin`: the smallest distance so far between a score that was chosen and one that was not. float32 arithmetic
-    may choose otherwise when it is tiny, so tests look at it.
+    `margin`: the smallest distance seen between a score that was chosen and one that was not. float32 arithmetic may
+    choose otherwise when it is tiny, so tests look at it.
     """
 
     def __init__(self, file: GGUFFile, il: int) -> None:
         blk = f"blk.{il}."
         self.margin = math.inf
         self.router = file.weight(f"{blk}ffn_gate_inp.weight")
-        self.gate, self.up, self.down = (file.weight(f"{blk}ffn_{name}_exps.weight") for name in ("gate", "up", "down"))
-        self.bias = file.weight(f"{blk}exp_probs_b.bias") if file.has(f"{blk}exp_probs_b.bias") else None
+        gate, up, down = (file.weight(f"{blk}ffn_{name}_exps.weight") for name in ("gate", "up", "down"))
+        self.n_ff = gate.shape[1]
+        self.gate, self.up = gate.flatten(0, 1), up.flatten(0, 1)  # the experts side by side, as one wide layer
+        self.down = down.transpose(0, 1).flatten(1)
+        self.bias = file.optional(f"{blk}exp_probs_b.bias")
         self.shared = Gated(file, il, "_shexp") if file.has(f"{blk}ffn_up_shexp.weight") else None
-        gate = f"{blk}ffn_gate_inp_shexp.weight"
-        self.shared_gate = file.weight(gate) if file.has(gate) else None
+        self.shared_gate = file.optional(f"{blk}ffn_gate_inp_shexp.weight")
         self.used = file.get("expert_used_count")
         self.groups, self.groups_used = file.get("expert_group_count", 0), file.get("expert_group_used_count", 0)
         self.sigmoid, self.normed, self.scale = False, file.arch != "qwen2moe", 1.0
@@ -243,10 +238,9 @@ class MoE:
         weight = prob.gather(-1, chosen)
         if self.normed:
             weight = weight / weight.sum(-1, keepdim=True).clamp(min=_LEAST_WEIGHT_SUM)
-        hidden = silu(torch.einsum("td,tefd->tef", x, self.gate[chosen])) * torch.einsum(
-            "td,tefd->tef", x, self.up[chosen]
-        )
-        y = torch.einsum("tef,tedf,te->td", hidden, self.down[chosen], weight * self.scale)
+        by_expert = torch.zeros_like(prob).scatter(-1, chosen, weight * self.scale)  # 0 for those not chosen
+        hidden = silu(linear(x, self.gate)) * linear(x, self.up)
+        y = linear(hidden * by_expert.repeat_interleave(self.n_ff, -1), self.down)
         if self.shared is not None:
             shared = self.shared(x)
             y = y + (shared if self.shared_gate is None else shared * sigmoid(x @ self.shared_gate)[:, None])

@@ -38,9 +38,10 @@ class Reference:
         self._embd_scale = math.sqrt(self._embd.shape[1]) if file.arch == "gemma3" else 1.0
         self._eps: float = file.get("attention.layer_norm_rms_epsilon")
         self._layers = [load_layer(file, il) for il in range(self.n_layer)]
+        self._routers = [layer.ffn for layer in self._layers if isinstance(layer.ffn, MoE)]
         self._norm = file.weight("output_norm.weight")
         self._output = file.weight("output.weight") if file.has("output.weight") else self._embd
-        self._output_bias = file.weight("output.bias") if file.has("output.bias") else None
+        self._output_bias = file.optional("output.bias")
         self._softcap: float = file.get("final_logit_softcapping", 0.0) if file.arch == "gemma3" else 0.0
         if unread := file.unread():
             raise GgufloopError(
@@ -58,7 +59,9 @@ class Reference:
         self.reset()
 
     def reset(self) -> None:
-        """Clear the cache."""
+        """Clear the cache, and forget how close the routers have come to a tie."""
+        for router in self._routers:
+            router.margin = math.inf
         self._n_past = 0
         self._n_decoded = 0
         self._slots: list[list[KV | None]] = [[None] * self._n_slots(il) for il in range(self.n_layer)]
@@ -76,8 +79,8 @@ class Reference:
 
     @property
     def router_margin(self) -> float:
-        """Smallest margin by which any expert was ever chosen over another; infinite without MoE layers."""
-        return min((la.ffn.margin for la in self._layers if isinstance(la.ffn, MoE)), default=math.inf)
+        """Smallest margin by which an expert was chosen over another since `reset`; infinite without MoE layers."""
+        return min((router.margin for router in self._routers), default=math.inf)
 
     def eval(self, tokens: Sequence[int]) -> Tensor:
         """Logits (n_tokens, n_vocab) of the tokens as one batch after those evaluated before."""
