@@ -3,8 +3,9 @@
     python3 scripts/bootstrap.py python scripts/bench_overhead.py [MODEL ...] [-r 7] [-o md|csv|json|jsonl]
 
 Every round measures all plans one after the other in a new random order, and a ratio is taken within its round, so
-what disturbs the machine for longer than a round cancels. Printed is the median ratio over rounds with the interval
-of the median that the sign test gives (95 % or the widest the rounds allow), beside two predictions:
+what disturbs the machine for longer than a round cancels. A round's decode time is the median over its tokens.
+Printed is the median ratio over rounds with the interval of the median that the sign test gives (95 % or the widest
+the rounds allow), beside two predictions:
   layers  1 + extra layer evaluations / layers, what `inspect` says;
   weights 1 + extra weight bytes / weight bytes read per token, which knows that the output matrix is not looped.
 The stock library and each memory reading run in processes of their own.
@@ -59,12 +60,14 @@ def worker() -> None:
         llm.reset()
         start = perf_counter()
         llm.eval(tokens[:PROMPT])
-        middle = perf_counter()
+        prefill = perf_counter() - start
+        steps = []
         for token in tokens[PROMPT:]:
+            start = perf_counter()
             llm.eval([token])
-        end = perf_counter()
+            steps.append(perf_counter() - start)
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        answer = {"prefill": middle - start, "decode": end - middle, "kv": llm.memory_bytes(), "rss": rss}
+        answer = {"prefill": prefill, "decode": statistics.median(steps), "kv": llm.memory_bytes(), "rss": rss}
         print(json.dumps(answer), flush=True)
 
 
