@@ -140,7 +140,7 @@ def test_a_stop_string_ends_the_answer_and_no_part_of_it_is_shown(reply: bytes, 
 
 def test_white_space_before_a_chat_answer_is_left_out() -> None:
     chat = conversation()
-    chat.model.replies = [b" \n Hi \n"]  # type: ignore[attr-defined]
+    chat.model.replies = [b" \n Hi \n"]
     assert chat.ask("a").text == "Hi \n"
     assert stream(b" Hi")[1] == " Hi"
 
@@ -159,9 +159,7 @@ def test_a_conversation_repeats_itself_with_its_seed_and_a_regenerated_answer_is
     assert (
         first.model.prompts[-1]
         == first.model.prompts[-2]
-        == (  # type: ignore[attr-defined]
-            "[user]a\n[assistant]a: plain answer, seed 7\n[user]b\n[assistant]"
-        )
+        == ("[user]a\n[assistant]a: plain answer, seed 7\n[user]b\n[assistant]")
     )
     first.set_sampling("seed", "3")
     assert first.ask("c").text == "c: plain answer, seed 3"
@@ -182,7 +180,7 @@ def test_replaying_compares_loops_and_changes_nothing() -> None:
     assert (plain.text, looped.text) == ("b: plain answer, seed 8", "b: looped answer, seed 8")
     assert (plain.loop, looped.loop) == (None, LOOP)
     assert (list(chat.turns), chat.model.loop, chat.dropped) == before
-    assert chat.model.resets == 2  # type: ignore[attr-defined]  # each reads its prompt from the start
+    assert chat.model.resets == 2  # each reads its prompt from the start
     assert first_difference(plain.tokens, looped.tokens) == 3
     assert [totals.answers for totals in chat.totals().values()] == [2, 2]
     with pytest.raises(UsageError, match="out of range"):
@@ -205,7 +203,7 @@ def test_the_oldest_turns_drop_when_the_context_is_full_and_the_system_prompt_st
     assert dropped == [0, 0, 0, 1, 1, 1]
     assert chat.dropped == 3
     assert len(chat.turns) == 6
-    assert chat.model.prompts[-1] == (  # type: ignore[attr-defined]
+    assert chat.model.prompts[-1] == (
         "[system]S\n[user]d\n[assistant]d: plain answer, see\n[user]e\n[assistant]e: plain answer, see\n"
         "[user]f\n[assistant]"
     )
@@ -246,11 +244,11 @@ def test_a_stopped_answer_stays_as_far_as_it_came() -> None:
     def interrupt(i: int) -> None:
         raise Interrupted
 
-    chat.model.on_token = interrupt  # type: ignore[attr-defined]
+    chat.model.on_token = interrupt
     with pytest.raises(Interrupted):
         chat.ask("d")
     assert len(chat.turns) == 1
-    assert chat.model.resets == 1  # type: ignore[attr-defined]  # how far the prompt was read is unknown
+    assert chat.model.resets == 1  # how far the prompt was read is unknown
 
 
 def test_totals_add_up() -> None:

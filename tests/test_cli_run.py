@@ -49,7 +49,7 @@ class Bench:
         with pytest.raises(SystemExit) as e:
             main([args[0], *(self.model if arg == "MODEL" else arg for arg in args[1:])])
         out, err = self._capsys.readouterr()
-        return Result(e.value.code, out, err)  # type: ignore[arg-type]
+        return Result(e.value.code, out, err)
 
     def chat(self, *said: str, args: tuple[str, ...] = ()) -> Result:
         """Pipe lines into a chat with seed 7."""

@@ -43,7 +43,7 @@ def specs(draw: st.DrawFn, most: int = MAX_EVALUATIONS) -> LoopSpec:
             settings["passes"] = draw(st.none() | st.sampled_from([2, 3]) | st.integers(max(k, 2), MAX_EVALUATIONS))
     if solver == "heavy-ball":
         settings["mu"] = draw(st.none() | st.floats(0, 1, exclude_max=True))
-    return LoopSpec((a, a + draw(st.integers(1, 9))), k, **settings)  # type: ignore[arg-type]
+    return LoopSpec((a, a + draw(st.integers(1, 9))), k, **settings)
 
 
 @given(specs())
@@ -133,7 +133,7 @@ def test_cost_and_memory(text: str, evaluations: int, extra: int, slots: int) ->
 
 
 def test_settings_that_follow_from_others() -> None:
-    assert LoopSpec("14:20", 3) == LoopSpec(W, 3, kv="first", damping=None)  # type: ignore[arg-type]
+    assert LoopSpec("14:20", 3) == LoopSpec(W, 3, kv="first", damping=None)
     assert LoopSpec(W, 2, solver="repeat").kv == "each"
     assert [LoopSpec(W, 4, solver=s).h for s in ("euler", "naive", "input-anchor")] == [0.25, 1, 0.25]
     assert LoopSpec(W, 4, damping=0.5).horizon == 2
@@ -206,7 +206,7 @@ BAD_SETTINGS = [
 @pytest.mark.parametrize(("settings", "message", "hint"), BAD_SETTINGS, ids=[str(c[0]) for c in BAD_SETTINGS])
 def test_bad_setting(settings: dict[str, object], message: str, hint: str) -> None:
     with pytest.raises(UsageError) as e:
-        LoopSpec(**({"window": W, "k": 3} | settings))  # type: ignore[arg-type]
+        LoopSpec(**({"window": W, "k": 3} | settings))
     assert (e.value.message, e.value.hint) == (message, hint)
 
 

@@ -427,7 +427,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def a_hub(tmp_path: Path, weights: bytes):  # type: ignore[no-untyped-def]
+def a_hub(tmp_path: Path, weights: bytes):
     repos = {
         "user/Tiny-GGUF": {"README.md": b"x", "Tiny-Q4_K_M.gguf": weights, "Tiny-Q8_0.gguf": weights + bytes(32)},
         "user/Only-GGUF": {"Only-F16.gguf": weights},
