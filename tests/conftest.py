@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from dequantise import dequantise
 
 
 def _resolve(name: str) -> Path:
@@ -19,6 +20,12 @@ def _resolve(name: str) -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct Q4_1: llama, 30 layers, 9 heads of 64 over 3 K/V heads."""
     return _resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2_f32(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's F32 twin, 540 MB: the same weights, exact arithmetic."""
+    return dequantise(smollm2, tmp_path_factory.mktemp("twin") / "smollm2-f32.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import stock
 import tiny
-from dequantise import dequantise
 
 from ggufloop.engine import LoopedLlama, llama_cpp
 from ggufloop.errors import GgufloopError, UsageError
@@ -311,11 +310,6 @@ def test_a_saved_state_continues_identically(
 
 
 # reduced tableaux
-
-
-@pytest.fixture(scope="module")
-def smollm2_f32(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return dequantise(smollm2, tmp_path_factory.mktemp("f32") / "smollm2-f32.gguf")
 
 
 @pytest.mark.model

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from dequantise import dequantise
 from gguf import GGUFWriter
 
 from ggufloop.engine import LoopedLlama
@@ -281,11 +280,6 @@ def test_variants_of_the_families(name: str, tmp_path: Path) -> None:
     llm.close()
 
 
-@pytest.fixture(scope="module")
-def exact_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return dequantise(smollm2, tmp_path_factory.mktemp("exact") / "smollm2.gguf")
-
-
 def kl(p: np.ndarray, q: np.ndarray) -> float:
     """Mean KL divergence in nats between the distributions of two arrays of logits."""
     log_p, log_q = (torch.log_softmax(torch.from_numpy(x).double(), -1) for x in (p, q))
@@ -293,9 +287,9 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 
 
 @pytest.mark.model
-def test_smollm2(smollm2: Path, exact_smollm2: Path) -> None:
+def test_smollm2(smollm2: Path, smollm2_f32: Path) -> None:
     """A real model: exact with its weights in F32, and with Q4_1 within llama.cpp's 8-bit activations."""
-    ref, llm, quantised = Reference(smollm2), load(exact_smollm2), load(smollm2)
+    ref, llm, quantised = Reference(smollm2), load(smollm2_f32), load(smollm2)
     tokens = llm.tokenize(
         b"Photosynthesis is the process by which green plants turn sunlight, water and carbon dioxide into sugar "
         b"and oxygen. It takes place in the chloroplasts, whose chlorophyll absorbs mostly red and blue light."
