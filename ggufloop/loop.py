@@ -13,6 +13,7 @@ arXiv 2605.23872 on coefficient vectors, and running them yields the tableau. Th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from operator import index
@@ -28,6 +29,11 @@ MAX_EVALUATIONS = 64
 
 MODES = ("block", "layer")
 KV_POLICIES = ("first", "last", "each", "frozen")
+ROUTINGS = ("free", "frozen")
+DECODES = ("full", "bypass", "first:n (n >= 1)", "entropy:t (t >= 0)")
+
+_DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+_MOST_POSITIONS = 2**31 - 1  # llama_pos is an int32
 
 Vector = NDArray[np.float64]
 F = Callable[[Vector], Vector]
@@ -239,21 +245,25 @@ def _check_window(window: object) -> tuple[int, int]:
     return a, b
 
 
-def parse_decode(text: str) -> int | None:
-    """How many generated tokens loop after a prompt: 'full' -> None (all), 'bypass' -> 0, 'first:n' -> n."""
-    if text == "full":
-        return None
-    if text == "bypass":
-        return 0
-    head, colon, n = text.partition(":")
-    if head == "first" and colon and n.isdecimal() and len(n) < 10 and int(n) >= 1:
-        return int(n)
-    raise UsageError(f"decode {text!r} is not known.", nearest(text, ("full", "bypass", "first:n (n >= 1)")))
+def parse_decode(text: str) -> tuple[int | None, float | None]:
+    """How many generated tokens loop after a prompt, and the entropy above which one does all the same.
+
+    'full' -> (None, None), None meaning all of them; 'bypass' -> (0, None); 'first:n' -> (n, None);
+    'entropy:t' -> (0, t). Raises UsageError.
+    """
+    if text in ("full", "bypass"):
+        return None if text == "full" else 0, None
+    head, _, value = text.partition(":")
+    if head == "first" and value.isdecimal() and len(value) < 10 and int(value) >= 1:
+        return int(value), None
+    if head == "entropy" and _DECIMAL.fullmatch(value) and math.isfinite(float(value)):
+        return 0, float(value)
+    raise UsageError(f"decode {text!r} is not known.", nearest(text, DECODES))
 
 
 @dataclass(frozen=True)
 class LoopSpec:
-    """One loop, complete: which layers, how often, by which rule, and what the cache holds.
+    """One loop, complete: which layers, how often, by which rule, what passes see and what the cache holds.
 
     window   (a, b), half-open: layers a .. b-1, with 1 <= a < b <= n_layer - 1. '14:20' is accepted.
     k        outer steps of the solver; with one evaluation per step, the number of passes.
@@ -264,7 +274,15 @@ class LoopSpec:
     mu       momentum of heavy-ball, 0 <= mu < 1; None: 0.5 there, 0 elsewhere.
     passes   2 or 3: run the K euler steps in so many evaluations (same B-series weights); None: no reduction.
     kv       what later tokens see in the window: one of KV_POLICIES. None: 'first' ('each' for repeat).
-    decode   'full', 'bypass' or 'first:n': which generated tokens loop. The prompt always does.
+    decode   'full', 'bypass', 'first:n' or 'entropy:t': which generated tokens loop. The prompt always does. With
+             'entropy:t' a token is evaluated plain, and again looped if its next-token distribution has an entropy
+             above t nats.
+    routing  'free': every pass routes its state to experts anew; 'frozen': the experts and weights a layer's first
+             pass chose serve all its passes. None: 'free', and 'frozen' in layer mode. Nothing without experts.
+    attention  w >= 1: passes after the first attend to the last w positions only, their own included. None: to all.
+    sinks    with attention: the first positions, so many, stay visible as well.
+    halt     tau > 0: once a pass moves the batch's states by less than tau of their norm, ||y' - y|| / ||y||, no
+             more passes run. Solver euler, unanchored and unreduced, or naive; not with kv='each'. None: all run.
 
     Raises UsageError naming the value and the rule.
     """
@@ -279,6 +297,10 @@ class LoopSpec:
     passes: int | None = None
     kv: str = None  # type: ignore[assignment]  # None only as an argument; __post_init__ resolves it
     decode: str = "full"
+    routing: str = None  # type: ignore[assignment]  # as kv
+    attention: int | None = None
+    sinks: int = 0
+    halt: float | None = None
     _tableau: Tableau = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -295,8 +317,7 @@ class LoopSpec:
                 f"K {self.k} with solver {self.solver} needs {evaluations} evaluations, more than {MAX_EVALUATIONS}.",
                 f"use K {MAX_EVALUATIONS // solver.evaluations_per_step} at most.",
             )
-        kv = ("each" if self.solver == "repeat" else "first") if self.kv is None else self.kv
-        put("kv", _known(kv, "kv", KV_POLICIES))
+        put("kv", _known(_kv(self.solver) if self.kv is None else self.kv, "kv", KV_POLICIES))
         if self.solver == "repeat" and self.kv != "each":
             raise UsageError(f"solver repeat cannot run with kv {self.kv}.", "it means naive with kv=each; use naive.")
         if self.damping is not None:
@@ -329,7 +350,27 @@ class LoopSpec:
                     f"passes {self.passes} is neither 2, 3 nor at least K {self.k}.", "use 3: it is the most exact."
                 )
         parse_decode(_known_type(self.decode, "decode"))
+        put("routing", _known(_routing(self.mode) if self.routing is None else self.routing, "routing", ROUTINGS))
+        if self.attention is not None:
+            put("attention", _whole(self.attention, "attention", 1, _MOST_POSITIONS, "leave it out to see all."))
+        put("sinks", _whole(self.sinks, "sinks", 0, _MOST_POSITIONS, "4 is usual, 0 keeps none."))
+        if self.sinks and self.attention is None:
+            raise UsageError(f"sinks {self.sinks} needs attention.", "say how many last positions stay visible too.")
+        if self.halt is not None:
+            self._check_halt()
         put("_tableau", self._make_tableau(solver))
+
+    def _check_halt(self) -> None:
+        object.__setattr__(self, "halt", _real(self.halt, "halt", 0.0, math.inf, "leave it out to run all passes."))
+        if self.halt == 0.0:
+            raise UsageError("halt 0 would never stop a loop.", "give a residual above 0, or leave it out.")
+        if self.solver not in ("euler", "naive") or self.beta or self.passes is not None:
+            raise UsageError(
+                f"halt {self.halt:g} needs solver euler without beta and passes, or naive.",
+                "leave out --solver, --beta and --passes.",
+            )
+        if self.kv == "each":  # a pass that did not run would leave its slot without K/V
+            raise UsageError(f"halt {self.halt:g} cannot run with kv each.", "use kv first, last or frozen.")
 
     def _make_tableau(self, solver: _Solver) -> Tableau:
         if self.passes is not None and self.passes < self.k and self.beta < 1:
@@ -364,8 +405,12 @@ class LoopSpec:
         return self._tableau
 
     def decode_loops(self) -> int | None:
-        """How many generated tokens after a prompt loop; None for all of them."""
-        return parse_decode(self.decode)
+        """How many generated tokens after a prompt loop; None for all, 0 where `decode_entropy` decides."""
+        return parse_decode(self.decode)[0]
+
+    def decode_entropy(self) -> float | None:
+        """The entropy in nats above which a generated token, evaluated plain, is evaluated again looped; or None."""
+        return parse_decode(self.decode)[1]
 
     def check(self, n_layer: int) -> None:
         """Raise UsageError unless the window lies inside a model of `n_layer` layers, its first and last excluded."""
@@ -391,9 +436,16 @@ class LoopSpec:
     def relative_cost(self, n_layer: int) -> float:
         """Layer evaluations of a looped token over a plain one's: 1 + (evaluations - 1)(b - a) / n_layer.
 
-        An upper bound for kv='frozen', whose later passes compute no K and V.
+        An upper bound (`costs_less`) for kv='frozen', whose later passes compute no K and V, for halt, which may
+        leave passes out, and for attention, which shortens what later passes read; how much shorter depends on the
+        context, and a backend that masks positions instead of leaving them out saves nothing.
         """
         return 1 + self.extra_layer_evaluations() / n_layer
+
+    @property
+    def costs_less(self) -> bool:
+        """Whether `relative_cost` is an upper bound, some evaluations being shorter than a plain one or left out."""
+        return self.is_loop and (self.kv == "frozen" or self.attention is not None or self.halt is not None)
 
     def extra_kv_slots(self) -> int:
         """Additional K/V slots each window layer needs: evaluations - 1 with kv='each', else none."""
@@ -416,6 +468,7 @@ class LoopSpec:
         kinds: dict[str, Callable[[str], Any]] = {
             "k": int, "mode": str, "solver": str, "damping": float, "beta": float,
             "mu": float, "passes": int, "kv": str, "decode": str,
+            "routing": str, "attention": int, "sinks": int, "halt": float,
         }  # fmt: skip
         values: dict[str, Any] = {}
         for word in words[1:]:
@@ -439,14 +492,24 @@ class LoopSpec:
     def __str__(self) -> str:
         """The settings that differ from the defaults, in the form `parse` reads."""
         words = [f"{self.window[0]}:{self.window[1]}", f"k={self.k}"]
+        derived = {"kv": _kv(self.solver), "routing": _routing(self.mode)}
         for f in fields(self)[2:]:
             if not f.init:
                 continue
             value = getattr(self, f.name)
-            default = ("each" if self.solver == "repeat" else "first") if f.name == "kv" else f.default
-            if value != default:
+            if value != derived.get(f.name, f.default):
                 words.append(f"{f.name}={value!r}" if isinstance(value, float) else f"{f.name}={value}")
         return " ".join(words)
+
+
+def _kv(solver: str) -> str:
+    """What kv is where nothing is said."""
+    return "each" if solver == "repeat" else "first"
+
+
+def _routing(mode: str) -> str:
+    """What routing is where nothing is said."""
+    return "frozen" if mode == "layer" else "free"
 
 
 def _known_type(value: object, name: str) -> str:

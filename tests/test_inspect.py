@@ -113,6 +113,16 @@ def test_json(tiny_model: TinyModel, run: Run) -> None:
     assert data["schema_version"] == 1
 
 
+def test_every_flag_of_a_loop_arrives(tiny_model: TinyModel, run: Run) -> None:
+    flags = "--window 2:4 --K 4 --mode layer --kv last --routing free --decode entropy:1.5"
+    more = "--loop-attention 8 --loop-sinks 2 --halt 0.01"
+    code, out, err = run("inspect", tiny_model("qwen3"), *flags.split(), *more.split())
+    assert (code, err) == (0, "")
+    spec = "2:4 k=4 mode=layer kv=last decode=entropy:1.5 routing=free attention=8 sinks=2 halt=0.01"
+    assert f"loop          {spec}\n" in out
+    assert "cost          2.33 times a plain token's at most\n" in out
+
+
 @pytest.mark.model
 def test_real_models(smollm2: Path, gemma: Path, run: Run) -> None:
     code, out, err = run("inspect", smollm2, "--window", "auto", "--K", 6, "--passes", 3)
@@ -481,6 +491,8 @@ def test_inspect_of_an_architecture_that_cannot_loop(tiny_model: TinyModel, tmp_
     [
         (["--window", "2:6"], "window 2:6 touches layer 5, the last one, which cannot be looped.\n  use 1:5 at most."),
         (["--K", "3"], "--K needs --window A:B (or --window auto): without a window nothing loops."),
+        (["--loop-sinks", "4"], "--loop-sinks needs --window A:B (or --window auto): without a window nothing loops."),
+        (["--window", "2:4", "--loop-sinks", "4"], "sinks 4 needs attention.\n  say how many last positions"),
         (["-o", "jsn"], "output form 'jsn' is not known.\n  did you mean json? Known: text, json."),
         (["-ctv", "q8"], "V cache type 'q8' is not known.\n  did you mean q8_0? Known: f16, "),
     ],

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufloop.errors import UsageError
-from ggufloop.loop import KV_POLICIES, MAX_EVALUATIONS, MODES, SOLVERS, LoopSpec, parse_decode, parse_window
+from ggufloop.loop import (
+    KV_POLICIES,
+    MAX_EVALUATIONS,
+    MODES,
+    ROUTINGS,
+    SOLVERS,
+    LoopSpec,
+    parse_decode,
+    parse_window,
+)
 from ggufloop.reference.solvers import elementary_weights, evaluations, solve
 
 settings.register_profile("busy", deadline=None)  # a loaded machine is not a failure
@@ -33,14 +42,25 @@ def specs(draw: st.DrawFn, most: int = MAX_EVALUATIONS) -> LoopSpec:
     settings: dict[str, object] = {"solver": solver, "mode": draw(st.sampled_from(MODES))}
     settings["kv"] = "each" if solver == "repeat" else draw(st.sampled_from(KV_POLICIES))
     settings["decode"] = draw(
-        st.one_of(st.sampled_from(["full", "bypass"]), st.integers(1, 99).map(lambda n: f"first:{n}"))
+        st.one_of(
+            st.sampled_from(["full", "bypass"]),
+            st.integers(1, 99).map(lambda n: f"first:{n}"),
+            st.floats(0, 99).map(lambda t: f"entropy:{t!r}"),
+        )
     )
+    settings["routing"] = draw(st.none() | st.sampled_from(ROUTINGS))
+    settings["attention"] = draw(st.none() | st.integers(1, 2**31 - 1))
+    if settings["attention"] is not None:
+        settings["sinks"] = draw(st.integers(0, 2**31 - 1))
     if solver not in ("naive", "repeat") and (k > 1 or solver in PER_STEP):
         settings["damping"] = draw(st.none() | st.floats(1e-3, 2))
     if solver == "euler":
-        settings["beta"] = draw(st.floats(0, 1))
+        settings["beta"] = draw(st.just(0) | st.floats(0, 1))
         if settings.get("damping") is None:
             settings["passes"] = draw(st.none() | st.sampled_from([2, 3]) | st.integers(max(k, 2), MAX_EVALUATIONS))
+    stops = solver == "naive" or (solver == "euler" and not settings["beta"] and settings.get("passes") is None)
+    if stops and settings["kv"] != "each":
+        settings["halt"] = draw(st.none() | st.floats(0, exclude_min=True, allow_infinity=False))
     if solver == "heavy-ball":
         settings["mu"] = draw(st.none() | st.floats(0, 1, exclude_max=True))
     return LoopSpec((a, a + draw(st.integers(1, 9))), k, **settings)
@@ -132,13 +152,29 @@ def test_cost_and_memory(text: str, evaluations: int, extra: int, slots: int) ->
     assert spec.extra_kv_bytes([0] * 14 + [100, 100, 300, 100, 100, 100] + [7] * 10) == slots * 800
 
 
+@pytest.mark.parametrize(
+    ("text", "less"),
+    [("k=3", False), ("k=3 kv=last routing=frozen", False), ("k=3 kv=frozen", True), ("k=3 attention=8", True),
+     ("k=3 halt=0.1", True), ("k=1 halt=0.1 attention=8 kv=frozen", False)],
+)  # fmt: skip
+def test_when_the_cost_is_a_bound(text: str, less: bool) -> None:
+    assert LoopSpec.parse(f"14:20 {text}").costs_less == less
+
+
 def test_settings_that_follow_from_others() -> None:
     assert LoopSpec("14:20", 3) == LoopSpec(W, 3, kv="first", damping=None)
     assert LoopSpec(W, 2, solver="repeat").kv == "each"
     assert [LoopSpec(W, 4, solver=s).h for s in ("euler", "naive", "input-anchor")] == [0.25, 1, 0.25]
     assert LoopSpec(W, 4, damping=0.5).horizon == 2
     assert LoopSpec(W, 4, solver="heavy-ball").horizon is None
-    assert [LoopSpec(W, 2, decode=d).decode_loops() for d in ("full", "bypass", "first:7")] == [None, 0, 7]
+    decodes = [LoopSpec(W, 2, decode=d) for d in ("full", "bypass", "first:7", "entropy:1.5", "entropy:.5e-1")]
+    assert [spec.decode_loops() for spec in decodes] == [None, 0, 7, 0, 0]
+    assert [spec.decode_entropy() for spec in decodes] == [None, None, None, 1.5, 0.05]
+    assert [LoopSpec(W, 2, mode=mode).routing for mode in MODES] == ["free", "frozen"]
+    assert str(LoopSpec(W, 2, mode="layer", routing="free")) == "14:20 k=2 mode=layer routing=free"
+    assert (
+        str(LoopSpec(W, 2, routing="free", attention=8, sinks=2, halt=0.5)) == "14:20 k=2 attention=8 sinks=2 halt=0.5"
+    )
     for n_layer in (21, 30):
         LoopSpec(W, 3).check(n_layer)
 
@@ -146,11 +182,13 @@ def test_settings_that_follow_from_others() -> None:
 _RANGE = "is not a whole number in the range"
 _SOLVERS = "euler, naive, repeat, midpoint, heun, rk4, input-anchor, heavy-ball."
 _WRITE = "write it like 14:20, layers 14 to 19."
-_DECODE = "full, bypass, first:n (n >= 1)."
+_DECODE = "full, bypass, first:n (n >= 1), entropy:t (t >= 0)."
 _K = "3 is a good start; 1 is the unmodified model."
 _DAMPING = "leave it out for 1/K."
 _BETA = "0 is no anchor, 0.5 a robust one."
 _PASSES = "use 3: it is the most exact."
+_HALT = "leave it out to run all passes."
+_HALT_RULE = "needs solver euler without beta and passes, or naive."
 
 BAD_SETTINGS = [
     ({"window": (20, 14)}, "window 20:14 is empty: its end must be greater than its start.",
@@ -177,6 +215,9 @@ BAD_SETTINGS = [
     ({"kv": ""}, "kv '' is not known.", "known: first, last, each, frozen."),
     ({"decode": "bypas"}, "decode 'bypas' is not known.", f"did you mean bypass? Known: {_DECODE}"),
     ({"decode": "first:0"}, "decode 'first:0' is not known.", f"known: {_DECODE}"),
+    ({"decode": "entropy"}, "decode 'entropy' is not known.", f"known: {_DECODE}"),
+    ({"decode": "entropy:-1"}, "decode 'entropy:-1' is not known.", f"known: {_DECODE}"),
+    ({"decode": "entropy:1e999"}, "decode 'entropy:1e999' is not known.", f"known: {_DECODE}"),
     ({"decode": 3}, "decode 3 is not a word.", "give decode as text."),
     ({"damping": math.nan}, "damping nan is not a number in the range 0 to 2.", _DAMPING),
     ({"damping": math.inf}, "damping inf is not a number in the range 0 to 2.", _DAMPING),
@@ -200,6 +241,19 @@ BAD_SETTINGS = [
      "leave out --solver and --damping."),
     ({"k": 6, "passes": 3, "damping": 0.5}, "passes needs solver euler and its own damping 1/K.",
      "leave out --solver and --damping."),
+    ({"routing": "frosen"}, "routing 'frosen' is not known.", "did you mean frozen? Known: free, frozen."),
+    ({"attention": 0}, f"attention 0 {_RANGE} 1 to 2147483647.", "leave it out to see all."),
+    ({"attention": 2.0}, f"attention 2.0 {_RANGE} 1 to 2147483647.", "leave it out to see all."),
+    ({"attention": 4, "sinks": -1}, f"sinks -1 {_RANGE} 0 to 2147483647.", "4 is usual, 0 keeps none."),
+    ({"sinks": 4}, "sinks 4 needs attention.", "say how many last positions stay visible too."),
+    ({"halt": -0.1}, "halt -0.1 is not a number in the range 0 to inf.", _HALT),
+    ({"halt": math.inf}, "halt inf is not a number in the range 0 to inf.", _HALT),
+    ({"halt": 0}, "halt 0 would never stop a loop.", "give a residual above 0, or leave it out."),
+    ({"halt": 0.1, "kv": "each"}, "halt 0.1 cannot run with kv each.", "use kv first, last or frozen."),
+    *(
+        ({"halt": 0.1} | others, f"halt 0.1 {_HALT_RULE}", "leave out --solver, --beta and --passes.")
+        for others in ({"beta": 0.5}, {"passes": 3}, {"solver": "heun"}, {"solver": "repeat"})
+    ),
 ]  # fmt: skip
 
 
@@ -210,7 +264,7 @@ def test_bad_setting(settings: dict[str, object], message: str, hint: str) -> No
     assert (e.value.message, e.value.hint) == (message, hint)
 
 
-_SETTINGS = "k, mode, solver, damping, beta, mu, passes, kv, decode."
+_SETTINGS = "k, mode, solver, damping, beta, mu, passes, kv, decode, routing, attention, sinks, halt."
 
 
 @pytest.mark.parametrize(
@@ -222,6 +276,7 @@ _SETTINGS = "k, mode, solver, damping, beta, mu, passes, kv, decode."
         ("14:20 k=x", "k 'x' is not a whole number.", "write it like k=3."),
         ("14:20 k=1e9", "k '1e9' is not a whole number.", "write it like k=3."),
         ("14:20 k=3 damping=much", "damping 'much' is not a number.", "write it like damping=0.5."),
+        ("14:20 k=3 attention=all", "attention 'all' is not a whole number.", "write it like attention=3."),
         ("14:20 k=3 K=4", "loop setting k is given twice.", "give it once."),
         ("14:20 k=3 betta=1", "loop setting 'betta' is not known.", f"did you mean beta? Known: {_SETTINGS}"),
         ("14:20 k=3 each", "loop setting 'each' is not of the form name=value.", f"known: {_SETTINGS}"),

@@ -174,7 +174,10 @@ class Repl:
     def do_loop(self, rest: str) -> None:
         if not rest:
             loop = self.chat.model.loop
-            cost = "" if loop is None else f" ({loop.relative_cost(self.n_layer):.2f} times the layer evaluations)"
+            cost = ""
+            if loop is not None:
+                most = "at most " if loop.halt is not None else ""
+                cost = f" ({most}{loop.relative_cost(self.n_layer):.2f} times the layer evaluations)"
             click.echo(f"{terminal.describe(loop)}{cost}")
             return
         loop = None if rest == "off" else self._parse_loop(rest)

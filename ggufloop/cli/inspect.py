@@ -149,7 +149,7 @@ def _loop_lines(report: _Report) -> list[tuple[str, str]]:
         ("loop", str(spec) + (f" ({report.loop.origin})" if report.loop.origin else "")),
         ("evaluations", f"{evaluations} of the window, {more} layers more per looped token"),
         ("cost", f"{spec.relative_cost(info.n_layer):.2f} times a plain token's"
-                 + (" at most" if spec.kv == "frozen" and spec.is_loop else "")),
+                 + (" at most" if spec.costs_less else "")),
         ("K/V cache", f"{_mib(plain + extra)}, {_mib(extra)} more" if extra else f"{_mib(plain)}, no more"),
         ("memory", f"{_mib(info.weight_bytes + plain + extra)} with the loop"),
     ]  # fmt: skip

@@ -20,12 +20,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.errors import UsageError
-from ggufloop.loop import KV_POLICIES, MODES, SOLVERS, LoopSpec
+from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, SOLVERS, LoopSpec
 
 C = TypeVar("C", bound=Callable[..., Any])
 
 DEFAULT_K = 3
-LOOP_FLAGS = ("k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode")
+LOOP_FLAGS = (
+    "k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt"
+)  # fmt: skip
 """The parameters of `loop_options` besides the window."""
 
 
@@ -90,8 +92,37 @@ _LOOP = [
         "--decode",
         default="full",
         show_default=True,
-        shell_complete=_words(("full", "bypass", "first:")),
-        help="Which generated tokens loop: full, bypass, first:n.",
+        shell_complete=_words(("full", "bypass", "first:", "entropy:")),
+        help="Which generated tokens loop: full, bypass, first:n, entropy:t (those the plain model is unsure of).",
+    ),
+    click.option(
+        "--routing",
+        default=None,
+        shell_complete=_words(ROUTINGS),
+        help="Experts of later passes: free, or frozen to the first pass's (default in mode layer).",
+    ),
+    click.option(
+        "--loop-attention",
+        "attention",
+        type=int,
+        default=None,
+        metavar="W",
+        help="Passes after the first attend to the last W positions only.",
+    ),
+    click.option(
+        "--loop-sinks",
+        "sinks",
+        type=int,
+        default=0,
+        metavar="S",
+        help="With --loop-attention: and to the first S positions.",
+    ),
+    click.option(
+        "--halt",
+        type=float,
+        default=None,
+        metavar="TAU",
+        help="Run no further pass for a batch once one moves it by less than this share.",
     ),
 ]
 
@@ -158,11 +189,13 @@ def loop_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], 
     Raises UsageError.
     """
     defaults = {"k": None, "mode": "block", "solver": "euler", "damping": None, "beta": 0.0, "mu": None,
-                "passes": None, "kv": None, "decode": "full"}  # fmt: skip
+                "passes": None, "kv": None, "decode": "full", "routing": None, "attention": None, "sinks": 0,
+                "halt": None}  # fmt: skip
     if window is None:
         given = [name for name in defaults if flags.get(name, defaults[name]) != defaults[name]]
         if given:
-            flag = "--K" if given[0] == "k" else f"--{given[0]}"
+            names = {"k": "--K", "attention": "--loop-attention", "sinks": "--loop-sinks"}
+            flag = names.get(given[0], f"--{given[0]}")
             raise click.UsageError(f"{flag} needs --window A:B (or --window auto): without a window nothing loops.")
         return None
     if flags.get("k") is None:
