@@ -38,7 +38,6 @@ SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 LLAMA_CPP_COMMIT = "0c1e57098"
 
 NAMES = ("cpu", "cuda", "metal", "vulkan", "hip")
-PATCH_FILES = ("llama-loop.patch", "llama-loop.h", "llama-loop.cpp")
 MANIFEST = "manifest.json"
 LOOP_SYMBOL = b"llama_loop_abi"
 
@@ -96,8 +95,8 @@ def patches_dir() -> Path:
 def patch_id() -> str:
     """First 12 hex digits of the sha256 over the patch files; the library reports the one it was built from."""
     digest = hashlib.sha256()
-    for name in PATCH_FILES:
-        digest.update((patches_dir() / name).read_bytes())
+    for path in sorted(patches_dir().glob("llama-loop*")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

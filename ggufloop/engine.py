@@ -15,22 +15,21 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from ggufloop import backend
+from ggufloop import backend, capi
 from ggufloop.architectures import check_architecture
 from ggufloop.errors import BackendError, GgufloopError, UsageError
-from ggufloop.inspect import KV_TYPES
-from ggufloop.loop import KV_POLICIES, MODES, LoopSpec
+from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file
+from ggufloop.settings import check_settings
 
 ACTIVE = backend.activate()
 
@@ -45,43 +44,8 @@ GGML_LOG_LEVEL_TO_LOGGING_LEVEL.update(
     {1: logging.NOTSET, 2: logging.INFO, 3: logging.WARNING, 4: logging.WARNING, 5: logging.DEBUG}
 )
 
-ABI = 1
-_KV_TYPES = {GGMLQuantizationType[name.upper()].value: name for name in KV_TYPES}
-
-_ERRORS = {
-    -1: "the window is out of range",
-    -2: "the plan is malformed",
-    -3: "its graph does not pass through the window",
-    -4: "the window holds a layer with recurrent state",
-    -5: "its kind of memory cannot keep what kv={kv} needs",
-    -6: "out of memory",
-}
-
-
-def _bind() -> ctypes.CDLL:
-    """Declare our C functions on the library llama_cpp loaded. Raises BackendError if it is not ours."""
-    lib: ctypes.CDLL = llama_cpp.llama_cpp._lib
-    if not hasattr(lib, "llama_loop_abi"):
-        raise BackendError("the llama.cpp library in use has no loops.", "run: ggufloop build")
-    lib.llama_loop_abi.restype = ctypes.c_int32
-    if lib.llama_loop_abi() != ABI:
-        raise BackendError(
-            f"the llama.cpp library in use has loop interface {lib.llama_loop_abi()}, this version needs {ABI}.",
-            "run: ggufloop build",
-        )
-    doubles = ctypes.POINTER(ctypes.c_double)
-    i32 = ctypes.c_int32
-    lib.llama_loop_set.argtypes = [ctypes.c_void_p, i32, i32, i32, doubles, doubles, i32, i32]
-    lib.llama_loop_set.restype = i32
-    lib.llama_loop_enable.argtypes = [ctypes.c_void_p, ctypes.c_bool]
-    lib.llama_loop_enable.restype = None
-    lib.llama_loop_memory_size.argtypes = [ctypes.c_void_p]
-    lib.llama_loop_memory_size.restype = ctypes.c_size_t
-    return lib
-
-
 _SEE_LOG = "run with -v (verbose=True) to see llama.cpp's own log."
-_lib = None if ACTIVE.stock else _bind()
+_lib = None if ACTIVE.stock else capi.declare(llama_cpp.llama_cpp._lib)
 
 
 @dataclass(frozen=True)
@@ -133,11 +97,30 @@ class _LoopCache(BaseLlamaCache):  # type: ignore[misc]  # llama_cpp is untyped 
         self._inner[self._key(key)] = value
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of all tokens where it leaves a layer.
+
+    layer       its number, from 0.
+    evaluation  1, and inside the window which evaluation of it, from 1. What enters evaluation n > 1 of the window is
+                the state of the layer before it with evaluation n; what leaves it is one more of its last layer.
+    rows        float32 (n_tokens, n_embd); architectures with several residual streams have one more axis in front.
+    """
+
+    layer: int
+    evaluation: int
+    rows: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class _Step:
-    """One evaluation: the position it began at, and whether it looped."""
+    """One evaluation: the position it began at, the loop in force, and whether the decode policy let it loop."""
 
     start: int
+    loop: LoopSpec | None
     looped: bool
 
 
@@ -165,7 +148,7 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         self._evaluated = 0
         self._epoch = 0  # changes when a running generator loses its footing
         check_model_file(Path(model_path))
-        _check_settings(kwargs)
+        check_settings(kwargs)
         try:
             super().__init__(str(model_path), *args, **kwargs)
         except ValueError as e:
@@ -230,11 +213,13 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         """How long the last completion took; complete once its generator is used up or closed."""
         return self._timings
 
-    def set_loop(self, loop: LoopSpec | str | None) -> None:
+    def set_loop(self, loop: LoopSpec | str | None, keep_cache: bool = False) -> None:
         """Loop from now on as `loop` says; None for the plain model.
 
-        What the cache holds depends on the loop, so any change clears it. Raises UsageError for a window or model
-        that cannot loop, and then the loop that was in force stays.
+        What the cache holds depends on the loop, so any change clears it, unless keep_cache: then tokens keep the
+        K/V they were evaluated with, and the depth may change from token to token. That needs kv first, last or
+        frozen, before and after; kv each has another number of slots for another number of passes.
+        Raises UsageError for a window or model that cannot loop, and then the loop that was in force stays.
         """
         if isinstance(loop, str):
             loop = LoopSpec.parse(loop)
@@ -245,8 +230,16 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
             self._check(loop)
         if _lib is None:
             raise BackendError("the stock llama.cpp has no loops.", "run without --stock.")
+        if keep_cache:
+            for spec in (self._loop, loop):
+                if spec is not None and spec.is_loop and spec.kv == "each":
+                    raise UsageError(
+                        f"the loop {spec} cannot keep the cache: kv each has a slot for every pass.",
+                        "use kv first, last or frozen, or let the cache be cleared.",
+                    )
         before, self._loop = self._loop, None  # so that .loop is right whatever fails
-        self._forget()
+        if not keep_cache:
+            self._forget()
         try:
             self._install(loop)
         except GgufloopError:
@@ -276,22 +269,36 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
                 f"a draft model needs kv each or frozen and decode full, not kv {loop.kv}, decode {loop.decode}.",
                 "its tokens are checked several at once, which is exact only there.",
             )
+        if not self._keeps_state:
+            return
+        if loop.decode_entropy() is not None:
+            raise UsageError(
+                f"decode {loop.decode} evaluates tokens twice, and this model's recurrent state cannot go back.",
+                "use decode full, bypass or first:n.",
+            )
+        if loop.kv == "each" and loop.decode != "full":
+            raise UsageError(
+                f"decode {loop.decode} with kv each would leave the further passes' recurrent state behind.",
+                "use decode full, or kv first.",
+            )
+
+    @property
+    def _keeps_state(self) -> bool:
+        """Whether some layer is recurrent: then the cache can only grow or be emptied."""
+        return bool(self._is_recurrent or self._is_hybrid)
 
     def _install(self, loop: LoopSpec | None) -> None:
         """Give the context the plan of `loop`. Raises GgufloopError; then the context has no plan."""
         assert _lib is not None
-        doubles = ctypes.POINTER(ctypes.c_double)
-        if loop is None or not loop.is_loop:
-            code = _lib.llama_loop_set(self.ctx, 0, 0, 0, doubles(), doubles(), 0, 0)
-        else:
-            t = loop.tableau()
-            a, b = (np.ascontiguousarray(m, dtype=np.float64).ctypes.data_as(doubles) for m in (t.A, t.B))
-            mode, kv = MODES.index(loop.mode), KV_POLICIES.index(loop.kv)
-            code = _lib.llama_loop_set(self.ctx, *loop.window, t.evaluations, a, b, mode, kv)
+        code = _lib.llama_loop_set(self.ctx, capi.params(loop) if loop is not None and loop.is_loop else None)
         if code != 0:
             arch = self.metadata.get("general.architecture", "unknown")
-            reason = _ERRORS.get(code, f"error {code}").format(kv=loop.kv if loop else "-")
+            reason = capi.ERRORS.get(code, f"error {code}").format(kv=loop.kv if loop else "-")
             raise GgufloopError(f"cannot loop {arch} with {loop}: {reason}.", "run: ggufloop inspect MODEL")
+
+    def skipped_evaluations(self) -> int:
+        """Evaluations of the window (in layer mode, of a layer) that halt saved since the loop was set."""
+        return int(_lib.llama_loop_skipped(self.ctx)) if _lib else 0
 
     def _begin_step(self, tokens: Sequence[int]) -> int:
         """Switch the plan on or off for a step: the decode policy. Returns what _decoded is once it is evaluated.
@@ -312,10 +319,15 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
             limit = self._loop.decode_loops()
             looped = decoded == 0 or limit is None or decoded <= limit
             _lib.llama_loop_enable(self.ctx, looped)
+        if self._ctx.memory is None and self.n_tokens > 0 and tokens:
+            raise UsageError(
+                f"this model has no cache: {len(tokens)} tokens cannot follow the {self.n_tokens} before them.",
+                "call reset() and evaluate the whole text at once.",
+            )
         while self._steps and self._steps[-1].start >= self.n_tokens:
             self._steps.pop()
         if tokens:
-            self._steps.append(_Step(self.n_tokens, looped))
+            self._steps.append(_Step(self.n_tokens, self._loop, looped))
         return decoded
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -323,24 +335,58 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
 
         Raises UsageError for a token outside the vocabulary, GgufloopError if they do not fit the context.
         """
-        decoded = self._begin_step(tokens)
-        try:
-            super().eval(tokens)
-        except RuntimeError as e:
-            raise GgufloopError(f"llama.cpp could not evaluate {len(tokens)} tokens: {e}.", _SEE_LOG) from e
-        self._evaluated += len(tokens)
-        self._decoded = decoded
+        self._step(tokens, self._eval_step)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Evaluate tokens after what is cached, as one step, and return all their logits.
 
         Returns float32 (n_tokens, n_vocab). Raises as `eval`.
         """
+        return self._step(tokens, self._logits_step)
+
+    def _step(self, tokens: Sequence[int], evaluate: Callable[[Sequence[int]], T]) -> T:
         decoded = self._begin_step(tokens)
-        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        result = evaluate(tokens)
+        limit = self._loop.decode_entropy() if self._loop is not None and self._loop.is_loop else None
+        if limit is not None and decoded > 0 and self._entropy() > limit:
+            assert _lib is not None
+            self.n_tokens -= 1  # the next evaluation takes the place of this one
+            _lib.llama_loop_enable(self.ctx, True)
+            self._steps[-1] = _Step(self.n_tokens, self._loop, True)
+            result = evaluate(tokens)
+        self._decoded = decoded
+        return result
+
+    def _entropy(self) -> float:
+        """Entropy in nats of the distribution after the last token evaluated, which was evaluated alone."""
+        row = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(self._n_vocab,)).astype(np.float64)
+        log_p = row - row.max()
+        log_p -= np.log(np.exp(log_p).sum())
+        return float(-(np.exp(log_p) * log_p).sum())
+
+    def _eval_step(self, tokens: Sequence[int]) -> None:
+        if self._ctx.memory is None:
+            self._logits_step(tokens)
+            return
+        try:
+            super().eval(tokens)
+        except RuntimeError as e:
+            raise GgufloopError(f"llama.cpp could not evaluate {len(tokens)} tokens: {e}.", _SEE_LOG) from e
+        self._evaluated += len(tokens)
+
+    def _logits_step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        n_batch = self.n_batch
+        if self._ctx.memory is not None:
+            self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        elif len(tokens) > min(n_batch, self.context_params.n_ubatch):
+            raise UsageError(
+                f"this model has no cache: {len(tokens)} tokens do not fit a batch of "
+                f"{min(n_batch, self.context_params.n_ubatch)}.",
+                "give larger batches: -b and -ub (n_batch and n_ubatch).",
+            )
         rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
-        for i in range(0, len(tokens), self.n_batch):
-            batch = list(tokens[i : i + self.n_batch])
+        for i in range(0, len(tokens), n_batch):
+            batch = list(tokens[i : i + n_batch])
             n, end = self.n_tokens, self.n_tokens + len(batch)
             self._batch.set_batch(batch=batch, n_past=n, logits_all=True)
             try:
@@ -353,8 +399,58 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
             self.input_ids[n:end] = batch
             self.n_tokens = end
             self._requires_eval = False
-        self._decoded = decoded
         return rows
+
+    def trace(self, tokens: Sequence[int]) -> list[State]:
+        """The states of a prompt on an empty cache where they leave each layer, in order of execution.
+
+        Raises UsageError if the tokens do not fit one batch, and as `logits`.
+        """
+        lib = self._one_batch(tokens)
+        lib.llama_loop_trace(self.ctx, True)
+        try:
+            self.logits(tokens)
+            return [self._state(lib, i) for i in range(lib.llama_loop_trace_count(self.ctx))]
+        finally:
+            lib.llama_loop_trace(self.ctx, False)
+            self._forget()
+
+    def _state(self, lib: ctypes.CDLL, i: int) -> State:
+        layer, evaluation, ne = ctypes.c_int32(), ctypes.c_int32(), (ctypes.c_int64 * 4)()
+        data = lib.llama_loop_trace_get(self.ctx, i, layer, evaluation, ne)
+        shape = [n for n in reversed(ne[2:]) if n > 1] + [ne[1], ne[0]]
+        return State(layer.value, evaluation.value, np.ctypeslib.as_array(data, shape=shape).copy())
+
+    def lens(self, rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits of a state: the model's head, norm and all, applied to it (the 'logit lens').
+
+        rows: the rows of a State that `trace` returned for these tokens. Returns float32 (n_tokens, n_vocab).
+        Empties the cache. Raises as `trace`.
+        """
+        lib = self._one_batch(tokens)
+        if rows.shape[-2] != len(tokens):
+            raise UsageError(
+                f"the state has {rows.shape[-2]} tokens, the text {len(tokens)}.", "give the tokens of its trace."
+            )
+        state = np.ascontiguousarray(rows, dtype=np.float32)
+        lib.llama_loop_lens(self.ctx, state.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), state.size)
+        try:
+            return self.logits(tokens)
+        finally:
+            lib.llama_loop_lens(self.ctx, None, 0)
+            self._forget()
+
+    def _one_batch(self, tokens: Sequence[int]) -> ctypes.CDLL:
+        if _lib is None:
+            raise BackendError("the stock llama.cpp has no traces.", "run without --stock.")
+        most = min(self.n_batch, self.context_params.n_ubatch)
+        if not 0 < len(tokens) <= most:
+            raise UsageError(
+                f"{len(tokens)} tokens are not one batch of 1 to {most}.",
+                "shorten the text, or give larger batches: -b and -ub (n_batch and n_ubatch).",
+            )
+        self._forget()
+        return _lib
 
     def _check_fits(self, n: int) -> None:
         if self.n_tokens + n > len(self.input_ids):
@@ -366,13 +462,16 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
     def _reusable(self, tokens: Sequence[int]) -> int:
         """How many cached tokens a prompt may start from, so that what follows is what reading it anew would give.
 
-        The common prefix; without tokens that were generated plain, for a prompt always loops; where the result
-        depends on how a prompt is cut, up to the start of a step; and nothing of a cache that drops what leaves the
-        sliding window, unless the prompt continues it.
+        The common prefix; without tokens evaluated under another loop, or generated plain, for a prompt always
+        loops; where the result depends on how a prompt is cut, up to the start of a step; and nothing of a cache that
+        drops what leaves the sliding window, or of recurrent state, unless the prompt continues it.
         """
         n: int = self.longest_token_prefix(self._input_ids, tokens)
         if n < self.n_tokens and not self.context_params.swa_full and llama_cpp.llama_model_n_swa(self.model) > 0:
             return 0
+        if n < self.n_tokens and self._keeps_state:
+            return 0
+        n = min([n, *(step.start for step in self._steps if step.loop != self._loop)])
         if self._loop is None or not self._loop.is_loop:
             return n
         n = min([n, *(step.start for step in self._steps if not step.looped)])
@@ -388,8 +487,10 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         """
         reset = args[6] if len(args) > 6 else kwargs.get("reset", True)
         keep = self._reusable(tokens) if reset else self.n_tokens
-        if keep < self.n_tokens:
-            self._ctx.kv_cache_seq_rm(-1, keep, -1)
+        if keep < self.n_tokens and self._ctx.memory is not None:
+            if not self._ctx.kv_cache_seq_rm(-1, keep, -1):
+                keep = 0
+                self._ctx.kv_cache_clear()
             self.n_tokens = keep
             self._requires_eval = True
         self._prompt_next = True
@@ -468,24 +569,8 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
             raise GgufloopError(f"llama.cpp could not restore this state: {e}.", _SEE_LOG) from e
         ids[: self.n_tokens] = self.input_ids[: self.n_tokens]
         self.input_ids = ids
-        self._steps = list(getattr(state, "steps", (_Step(0, True),)))
+        self._steps = list(getattr(state, "steps", (_Step(0, self._loop, True),)))
         self._decoded = getattr(state, "decoded", 0)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "loop": self._loop}
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Raise UsageError for settings llama.cpp would answer with an assert or a crash."""
-    for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
-        value = settings.get(name, least)
-        if value < least:
-            raise UsageError(f"{name} {value} is less than {least}.", f"give {least} or more.")
-    for name in ("type_k", "type_v"):
-        value = settings.get(name)
-        if value is not None and value not in _KV_TYPES:
-            known = ", ".join(f"{n} ({number})" for number, n in _KV_TYPES.items())
-            raise UsageError(f"{name} {value} is not a type a K/V cache can have.", f"known: {known}.")
-    quantised_v = _KV_TYPES.get(settings.get("type_v") or 0, "f32") not in ("f32", "f16", "bf16")
-    if quantised_v and not settings.get("flash_attn", False):
-        raise UsageError("a quantised V cache needs flash attention.", "switch it on: flash_attn=True (-fa on).")

@@ -3,7 +3,7 @@
 #   cmake -DCMAKE_PROJECT_llama.cpp_INCLUDE=<this file> -DGGUFLOOP_PATCH_ID=<id> ...
 #
 # CMake includes this file right after project("llama.cpp"), before any target exists. It applies llama-loop.patch (the
-# call sites) to the source tree once, and at the end of the top directory adds llama-loop.cpp (everything else) to the
+# call sites) to the source tree once, and at the end of the top directory adds llama-loop*.cpp (everything else) to the
 # target `llama`. The build files of llama.cpp stay untouched, so the patch has nothing to say about CMake.
 
 if(CMAKE_VERSION VERSION_LESS 3.21)
@@ -69,12 +69,12 @@ function(ggufloop_apply_patch)
 endfunction()
 
 function(ggufloop_add_sources)
-    set(source ${GGUFLOOP_PATCHES}/llama-loop.cpp)
-    target_sources(llama PRIVATE ${source})
+    file(GLOB sources ${GGUFLOOP_PATCHES}/llama-loop*.cpp)
+    target_sources(llama PRIVATE ${sources})
     target_include_directories(llama PRIVATE ${GGUFLOOP_PATCHES})
     # llama.cpp compiles its sources in unity batches, where file-local names of different files meet.
     # Source properties belong to a directory: without TARGET_DIRECTORY they would be set where nothing reads them.
-    set_source_files_properties(${source} TARGET_DIRECTORY llama PROPERTIES
+    set_source_files_properties(${sources} TARGET_DIRECTORY llama PROPERTIES
         SKIP_UNITY_BUILD_INCLUSION ON
         COMPILE_DEFINITIONS "GGUFLOOP_PATCH_ID=\"${GGUFLOOP_PATCH_ID}\"")
 endfunction()

@@ -1,27 +1,13 @@
 #include "llama-loop.h"
 
-#include "llama-context.h"
-#include "llama-impl.h"
-#include "llama-kv-cache-iswa.h"
-#include "llama-memory.h"
-#include "llama-model.h"
+#include "llama-loop-input.h"
 
-#include "ggml-cpp.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-memory.h"
 
 #include <algorithm>
-#include <cmath>
-#include <map>
-#include <stdexcept>
-#include <string>
-
-#ifndef GGUFLOOP_PATCH_ID
-#error "GGUFLOOP_PATCH_ID is set by the CMake hook"
-#endif
-
-// a graph was built in which the window never opened or never closed
-struct llama_loop_unreached : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
+#include <tuple>
 
 //
 // llama_loop_plan
@@ -34,13 +20,16 @@ uint32_t llama_loop_plan::n_layer_runs() const {
 uint32_t llama_loop_plan::n_nodes() const {
     uint32_t res = 0;
 
-    // each unit: a residual per evaluation, and at most a scale and an add per weight
+    // each unit: a residual per evaluation, at most a scale and an add per weight, and what halting needs
     for (const auto & row : rows) {
-        res += 1 + 2*row.size();
+        res += 1 + 2*row.size() + (halt > 0.0 ? 16 : 0);
     }
 
-    // K/V writes that wait for the end of the unit, with their views
-    return res*n_units() + 16*n_slot*(last - first);
+    // writes to the memory that wait for the end of the unit, with their views, and masks
+    res = res*n_units() + 16*n_slot*(last - first) + 16;
+
+    // states
+    return watch && watch->trace ? res + n_layer + n_layer_runs() + 2*n_units()*n_eval : res;
 }
 
 //
@@ -48,8 +37,8 @@ uint32_t llama_loop_plan::n_nodes() const {
 //
 
 llama_loop_graph::llama_loop_graph(
-        llama_loop_plan_ptr plan, const llama_memory_context_i * mctx, ggml_context * ctx, ggml_cgraph * gf) :
-    plan(std::move(plan)), mctx(mctx), ctx(ctx), gf(gf) {
+        llama_loop_plan_ptr plan, const llama_memory_context_i * mctx, ggml_context * ctx, ggml_cgraph * gf, llm_graph_result * res) :
+    plan(std::move(plan)), mctx(mctx), ctx(ctx), gf(gf), res(res) {
 }
 
 llama_loop_graph::~llama_loop_graph() {
@@ -58,12 +47,28 @@ llama_loop_graph::~llama_loop_graph() {
     }
 }
 
+llama_loop_input & llama_loop_graph::inputs() {
+    if (!input) {
+        input = static_cast<llama_loop_input *>(res->add_input(std::make_unique<llama_loop_input>(plan, gf)));
+    }
+
+    return *input;
+}
+
 ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
     if (!plan) {
         return cur;
     }
 
-    if (phase == BEFORE && il == plan->first - 1) {
+    if (plan->lens) {
+        return lens(cur, il);
+    }
+
+    if (phase != RERUN) {
+        trace(cur, il, phase == INSIDE ? f.size() + 1 : 1);
+    }
+
+    if (plan->n_eval > 0 && phase == BEFORE && il == plan->first - 1) {
         if (mctx) {
             mctx->set_loop(this);
         }
@@ -89,14 +94,23 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
     ggml_build_forward_expand(gf, f.back());
 
     cur = combine(plan->rows[f.size()]);
+    if (plan->halt > 0.0) {
+        cur = halt(cur);
+    }
 
     if ((int32_t) f.size() < plan->n_eval) {
         y.push_back(cur);
         il = unit_first - 1;
+        trace(cur, il, f.size() + 1);
         return cur;
     }
 
-    if (plan->kv == LLAMA_LOOP_KV_LAST && plan->n_eval > 1) {
+    if (plan->n_eval > 1) {
+        trace(cur, il, f.size() + 1);
+    }
+
+    // without a memory there is nothing to store
+    if (plan->kv == LLAMA_LOOP_KV_LAST && plan->n_eval > 1 && mctx) {
         result = cur;
         phase  = RERUN;
         il     = unit_first - 1;
@@ -108,6 +122,8 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
 
 ggml_tensor * llama_loop_graph::enter_unit(ggml_tensor * cur) {
     phase = INSIDE;
+    alive = nullptr;
+    held  = nullptr;
 
     y.assign(1, cur);
     g.clear();
@@ -117,7 +133,7 @@ ggml_tensor * llama_loop_graph::enter_unit(ggml_tensor * cur) {
 }
 
 ggml_tensor * llama_loop_graph::leave_unit(ggml_tensor * cur) {
-    // all reads of the K/V rows come before the rows are written again
+    // all reads of the rows come before they are written again
     ggml_build_forward_expand(gf, cur);
 
     for (auto * node : pending) {
@@ -174,6 +190,72 @@ ggml_tensor * llama_loop_graph::combine(const std::vector<double> & row) const {
     return cur;
 }
 
+// Once a step is smaller than the threshold, the state stays what it is. That is so in the graph itself, on any device;
+// the evaluations that change nothing any more are then left out where that is possible. For that the state is kept in
+// one place, which a copy that is not computed leaves alone.
+ggml_tensor * llama_loop_graph::halt(ggml_tensor * next) {
+    const int32_t n = f.size();
+
+    ggml_tensor * cur = next;
+    if (alive) {
+        ggml_tensor * halted = ggml_scale_bias(ctx, alive, -1.0f, 1.0f);
+        cur = ggml_add(ctx, ggml_mul(ctx, cur, alive), ggml_mul(ctx, y.back(), halted));
+    }
+
+    ggml_tensor * margin = nullptr;
+    if (n < plan->n_eval) {
+        ggml_tensor * step = ggml_sqrt(ctx, ggml_div(ctx,
+                    ggml_sum(ctx, ggml_sqr(ctx, ggml_sub(ctx, next, y.back()))),
+                    ggml_sum(ctx, ggml_sqr(ctx, y.back()))));
+
+        margin = ggml_scale_bias(ctx, step, -1.0f, (float) plan->halt);
+        ggml_format_name(margin, "loop_step-%d", n);
+
+        ggml_tensor * goes_on = ggml_scale_bias(ctx, ggml_step(ctx, margin), -1.0f, 1.0f);
+        alive = alive ? ggml_mul(ctx, alive, goes_on) : goes_on;
+        ggml_build_forward_expand(gf, alive);
+    }
+
+    held = held ? ggml_cpy(ctx, cur, held) : ggml_cont(ctx, cur);
+    ggml_build_forward_expand(gf, held);
+
+    if (margin) {
+        inputs().begin_halt(margin, plan->n_eval - n);
+    } else {
+        inputs().end_halts();
+    }
+
+    return held;
+}
+
+ggml_tensor * llama_loop_graph::lens(ggml_tensor * cur, int & il) {
+    if (phase == DONE) {
+        return cur;
+    }
+
+    phase = DONE;
+    il    = plan->n_layer - 1; // the last layer too is left out, and with it the choice of rows for the output
+
+    return inputs().lens(ctx, cur);
+}
+
+void llama_loop_graph::trace(ggml_tensor * cur, int il, size_t evaluation) {
+    if (!plan->watch || !plan->watch->trace) {
+        return;
+    }
+
+    inputs();
+
+    // under a name of its own: the builder names the node itself after this
+    ggml_tensor * state = ggml_reshape(ctx, ggml_is_contiguous(cur) ? cur : ggml_cont(ctx, cur), cur);
+    ggml_format_name(state, "loop_state-%d-%d", il, (int) evaluation);
+    ggml_build_forward_expand(gf, state);
+}
+
+//
+// memory
+//
+
 bool llama_loop_graph::stores_nothing() const {
     return plan && plan->kv == LLAMA_LOOP_KV_FROZEN && phase == INSIDE && !f.empty();
 }
@@ -184,7 +266,9 @@ void llama_loop_graph::expand_kv(ggml_tensor * kv) const {
     }
 }
 
-uint32_t llama_loop_graph::slot() const {
+uint32_t llama_loop_graph::slot(const llama_kv_cache * kv) {
+    kv_last = kv;
+
     return plan->kv == LLAMA_LOOP_KV_EACH ? f.size() : 0;
 }
 
@@ -204,319 +288,127 @@ ggml_tensor * llama_loop_graph::store(
         pending.push_back(write(0));
     }
 
-    return write(slot());
+    return write(plan->kv == LLAMA_LOOP_KV_EACH ? f.size() : 0);
 }
 
-void llama_loop_graph::finish(const char * arch_name) const {
-    if (plan && phase != DONE) {
+void llama_loop_graph::no_cache(int il, ggml_tensor *& k, ggml_tensor *& v) {
+    if (!plan || plan->kv != LLAMA_LOOP_KV_FROZEN || phase != INSIDE) {
+        return;
+    }
+
+    if (f.empty()) {
+        kvs[il] = { k, v };
+    } else {
+        std::tie(k, v) = kvs.at(il);
+    }
+}
+
+// Recurrent state. With kv = each every evaluation has its own. With kv = first every evaluation starts from the state
+// as it was before the ubatch, so what the first one leaves behind is written only when the unit ends, and what the
+// later ones would write is dropped.
+
+ggml_tensor * llama_loop_graph::state(const std::vector<ggml_tensor *> & tensors, int il) {
+    const size_t slot = plan->kv == LLAMA_LOOP_KV_EACH ? f.size() : 0;
+
+    ggml_tensor * s = tensors[slot == 0 ? il : plan->n_layer + (slot - 1)*(plan->last - plan->first) + il - plan->first];
+
+    states.insert(s);
+
+    return s;
+}
+
+void llama_loop_graph::expand(ggml_tensor * node) {
+    const bool is_write = (phase == INSIDE || phase == RERUN) && node->view_src && states.count(node->view_src) &&
+        (node->op == GGML_OP_CPY || node->op == GGML_OP_SCALE);
+
+    if (!is_write) {
+        ggml_build_forward_expand(gf, node);
+        return;
+    }
+
+    const bool is_zeroing = node->op == GGML_OP_SCALE; // of a cell that a new sequence takes
+
+    if (plan->kv != LLAMA_LOOP_KV_FIRST || plan->n_eval < 2 || (is_zeroing && f.empty())) {
+        written.insert(node);
+        ggml_build_forward_expand(gf, node);
+        return;
+    }
+
+    if (!f.empty()) {
+        return;
+    }
+
+    // A copy of its own, so that no larger tensor is kept alive, and so that no backend fuses the operation with this
+    // write and leaves its result unwritten.
+    ggml_tensor * src = node->src[0]->view_src ? ggml_cont(ctx, node->src[0]) : node->src[0];
+    ggml_build_forward_expand(gf, src);
+
+    pending.push_back(ggml_cpy(ctx, src, node->src[1]));
+    written.insert(pending.back());
+}
+
+//
+// experts and attention
+//
+
+void llama_loop_graph::route(const ggml_tensor * id, ggml_tensor *& experts, ggml_tensor *& weights) {
+    if (!plan || plan->routing != LLAMA_LOOP_ROUTING_FROZEN || (phase != INSIDE && phase != RERUN)) {
+        return;
+    }
+
+    if (!is_later()) {
+        routes[id] = { experts, weights };
+    } else {
+        std::tie(experts, weights) = routes.at(id);
+    }
+}
+
+ggml_tensor * llama_loop_graph::attention(ggml_tensor * kq_mask) {
+    if (!plan || plan->attention == 0 || plan->n_eval < 2 || !kq_mask || (phase != INSIDE && phase != RERUN)) {
+        return kq_mask;
+    }
+
+    // in the graph from the first evaluation on, because halting may leave out the second
+    auto & masked = masks[kq_mask];
+    if (!masked) {
+        masked = ggml_add(ctx, kq_mask, inputs().limit(ctx, kq_mask, kv_last));
+        ggml_build_forward_expand(gf, masked);
+    }
+
+    return is_later() ? masked : kq_mask;
+}
+
+void llama_loop_graph::finish(const char * arch_name) {
+    if (!plan) {
+        return;
+    }
+
+    if (plan->lens) {
+        // inputs of the layers left out are set all the same, so they need a place
+        for (auto * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+            if (t->flags & GGML_TENSOR_FLAG_INPUT) {
+                ggml_build_forward_expand(gf, t);
+            }
+        }
+        return;
+    }
+
+    if (plan->n_eval > 0 && phase != DONE) {
         throw llama_loop_unreached(format("the graph of architecture '%s' does not pass through the loop window [%d, %d)",
                     arch_name, plan->first, plan->last));
     }
-}
 
-//
-// K/V slots
-//
-
-int32_t llama_kv_cache::loop_layer(int32_t il, uint32_t slot) const {
-    const int32_t ikv = map_layer_ids.at(il);
-
-    if (slot > 0) {
-        // keyed by the cache layer, so that a model layer that reuses another's K/V finds the same slots
-        const auto it = loop_layers.find({ ikv, slot });
-        if (it != loop_layers.end()) {
-            return it->second;
-        }
-    }
-
-    return ikv;
-}
-
-// a memory that does not know loops would keep the K/V of whichever evaluation wrote last
-int32_t llama_memory_i::loop_reserve(int32_t /*first*/, int32_t /*last*/, uint32_t n_slot) {
-    return n_slot == 0 ? LLAMA_LOOP_OK : LLAMA_LOOP_ERR_MEMORY;
-}
-
-int32_t llama_kv_cache_iswa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    const int32_t res = kv_base->loop_reserve(first, last, n_slot);
-
-    return res == LLAMA_LOOP_OK ? kv_swa->loop_reserve(first, last, n_slot) : res;
-}
-
-int32_t llama_kv_cache::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    if (!loop_layers.empty()) {
-        layers.resize(layers.size() - loop_layers.size());
-        ctxs_bufs.erase(ctxs_bufs.end() - n_loop_bufs, ctxs_bufs.end());
-        loop_layers.clear();
-        n_loop_bufs = 0;
-    }
-
-    if (n_slot <= 1) {
-        return LLAMA_LOOP_OK;
-    }
-
-    if (other) {
-        return LLAMA_LOOP_ERR_MEMORY;
-    }
-
-    std::map<ggml_backend_buffer_type_t, ggml_context_ptr> ctx_map;
-    std::vector<std::pair<std::pair<int32_t, uint32_t>, kv_layer>> added;
-
-    const size_t n_base = layers.size();
-
-    for (uint32_t slot = 1; slot < n_slot; ++slot) {
-        for (size_t ikv = 0; ikv < n_base; ++ikv) {
-            const auto & base = layers[ikv];
-            if ((int32_t) base.il < first || (int32_t) base.il >= last) {
-                continue;
-            }
-
-            auto & ctx_buf = ctx_map[ggml_backend_buffer_get_type(base.k->buffer)];
-            if (!ctx_buf) {
-                const size_t n_tensors = 2u*(1 + n_stream)*(last - first)*(n_slot - 1);
-
-                ggml_init_params params = {
-                    /*.mem_size   =*/ n_tensors*ggml_tensor_overhead(),
-                    /*.mem_buffer =*/ NULL,
-                    /*.no_alloc   =*/ true,
-                };
-                ctx_buf.reset(ggml_init(params));
-                if (!ctx_buf) {
-                    return LLAMA_LOOP_ERR_ALLOC;
-                }
-            }
-
-            kv_layer layer = { base.il, nullptr, nullptr, {}, {} };
-
-            const auto duplicate = [&](ggml_tensor * src, std::vector<ggml_tensor *> & streams) {
-                ggml_tensor * t = src ? ggml_dup_tensor(ctx_buf.get(), src) : nullptr;
-                if (t) {
-                    ggml_format_name(t, "%s_p%u", src->name, slot);
-                }
-                for (uint32_t s = 0; s < n_stream; ++s) {
-                    streams.push_back(t ? ggml_view_2d(ctx_buf.get(), t, t->ne[0], t->ne[1], t->nb[1], s*t->nb[2]) : nullptr);
-                }
-                return t;
-            };
-
-            layer.k = duplicate(base.k, layer.k_stream);
-            layer.v = duplicate(base.v, layer.v_stream);
-
-            added.push_back({ { (int32_t) ikv, slot }, std::move(layer) });
-        }
-    }
-
-    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
-    for (auto & [buft, ctx_buf] : ctx_map) {
-        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx_buf.get(), buft) };
-        if (!buf) {
-            return LLAMA_LOOP_ERR_ALLOC;
-        }
-        // masked rows are read too, and zero times garbage may be NaN
-        ggml_backend_buffer_clear(buf.get(), 0);
-        bufs.emplace_back(std::move(ctx_buf), std::move(buf));
-    }
-
-    for (auto & [key, layer] : added) {
-        loop_layers[key] = layers.size();
-        layers.push_back(std::move(layer));
-    }
-
-    n_loop_bufs = bufs.size();
-    std::move(bufs.begin(), bufs.end(), std::back_inserter(ctxs_bufs));
-
-    return LLAMA_LOOP_OK;
-}
-
-//
-// llama_context
-//
-
-int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
-    int32_t res = LLAMA_LOOP_OK;
-
-    try {
-        synchronize();
-
-        if (memory) {
-            const auto n_slot = [](const llama_loop_plan_ptr & p) { return p ? p->n_slot : 1; };
-
-            if (n_slot(plan) > 1 || n_slot(loop_plan) > 1) {
-                memory->clear(true);
-            }
-
-            if (plan) {
-                res = memory->loop_reserve(plan->first, plan->last, plan->n_slot);
-            }
-            if (!plan || res != LLAMA_LOOP_OK) {
-                memory->loop_reserve(0, 0, 0);
-            }
-        } else if (plan) {
-            // without a memory, decoding takes the path of encoders, whose graphs have no plan
-            res = LLAMA_LOOP_ERR_MEMORY;
-        }
-
-        if (res != LLAMA_LOOP_OK) {
-            plan.reset();
-        }
-
-        cparams.loop = plan;
-
-        loop_plan = std::move(plan);
-        loop_plan_off.reset();
-
-        // a plan may need more nodes and buffers than were reserved, and graphs kept for reuse may point at slots that
-        // are gone; without a plan the buffers shrink again
-        sched_need_reserve = true;
-
-        sched_reserve();
-    } catch (const std::exception & e) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
-
-        if (loop_plan) {
-            loop_set(nullptr);
-        }
-
-        return dynamic_cast<const llama_loop_unreached *>(&e) ? LLAMA_LOOP_ERR_ARCH : LLAMA_LOOP_ERR_ALLOC;
-    }
-
-    return res;
-}
-
-void llama_context::loop_enable(bool enable) {
-    if (!loop_plan) {
+    if (states.empty()) {
         return;
     }
 
-    if (enable) {
-        cparams.loop = loop_plan;
-        return;
-    }
+    for (int32_t i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
 
-    if (loop_plan->n_slot == 1) {
-        cparams.loop.reset();
-        return;
-    }
-
-    if (!loop_plan_off) {
-        auto off = std::make_shared<llama_loop_plan>(*loop_plan);
-        off->n_eval = 1;
-        off->mode   = LLAMA_LOOP_MODE_BLOCK;
-        off->rows   = { {}, { 1.0 } };
-        loop_plan_off = off;
-    }
-    cparams.loop = loop_plan_off;
-}
-
-size_t llama_context::loop_memory_size() const {
-    size_t res = 0;
-
-    if (memory) {
-        for (const auto & [_, size] : memory->memory_breakdown()) {
-            res += size;
+        const bool is_write = node->op == GGML_OP_CPY || node->op == GGML_OP_SCALE || node->op == GGML_OP_SET_ROWS;
+        if (is_write && node->view_src && states.count(node->view_src) && !written.count(node)) {
+            throw llama_loop_unreached(format("the graph of architecture '%s' writes recurrent state past the loop",
+                        arch_name));
         }
     }
-
-    return res;
-}
-
-//
-// C interface
-//
-
-int32_t llama_loop_abi(void) {
-    return LLAMA_LOOP_ABI;
-}
-
-const char * llama_loop_patch_id(void) {
-    return GGUFLOOP_PATCH_ID;
-}
-
-static int32_t llama_loop_plan_init(
-        const llama_model     & model,
-              int32_t           first,
-              int32_t           last,
-              int32_t           n_eval,
-         const double         * A,
-         const double         * B,
-              int32_t           mode,
-              int32_t           kv,
-              llama_loop_plan & plan) {
-    const auto & hparams = model.hparams;
-
-    if (first < 1 || first >= last || last > (int32_t) hparams.n_layer() - 1) {
-        return LLAMA_LOOP_ERR_WINDOW;
-    }
-
-    if (n_eval < 1 || n_eval > LLAMA_LOOP_MAX_EVALS || !A || !B ||
-            mode < LLAMA_LOOP_MODE_BLOCK || mode > LLAMA_LOOP_MODE_LAYER ||
-            kv   < LLAMA_LOOP_KV_FIRST   || kv   > LLAMA_LOOP_KV_FROZEN) {
-        return LLAMA_LOOP_ERR_PLAN;
-    }
-
-    plan.first  = first;
-    plan.last   = last;
-    plan.n_eval = n_eval;
-    plan.mode   = (llama_loop_mode) mode;
-    plan.kv     = (llama_loop_kv)   kv;
-    plan.n_slot = kv == LLAMA_LOOP_KV_EACH ? n_eval : 1;
-
-    for (int32_t i = 0; i < n_eval; ++i) {
-        for (int32_t j = 0; j < n_eval; ++j) {
-            const double a = A[i*n_eval + j];
-            if (!std::isfinite(a) || (j >= i && a != 0.0)) {
-                return LLAMA_LOOP_ERR_PLAN;
-            }
-        }
-        if (!std::isfinite(B[i])) {
-            return LLAMA_LOOP_ERR_PLAN;
-        }
-        plan.rows.emplace_back(A + i*n_eval, A + i*n_eval + i);
-    }
-    plan.rows.emplace_back(B, B + n_eval);
-
-    // the graphs of encoders and of models with an encoder are other windows than the caller means
-    if (llama_model_has_encoder(&model)) {
-        return LLAMA_LOOP_ERR_ARCH;
-    }
-
-    for (int32_t il = first; il < last; ++il) {
-        if (hparams.is_recr(il)) {
-            return LLAMA_LOOP_ERR_RECURRENT;
-        }
-    }
-
-    return LLAMA_LOOP_OK;
-}
-
-int32_t llama_loop_set(
-        llama_context * ctx,
-              int32_t   first,
-              int32_t   last,
-              int32_t   n_eval,
-         const double * A,
-         const double * B,
-              int32_t   mode,
-              int32_t   kv) {
-    if (n_eval == 0) {
-        return ctx->loop_set(nullptr);
-    }
-
-    auto plan = std::make_shared<llama_loop_plan>();
-
-    const int32_t res = llama_loop_plan_init(ctx->get_model(), first, last, n_eval, A, B, mode, kv, *plan);
-    if (res != LLAMA_LOOP_OK) {
-        ctx->loop_set(nullptr);
-        return res;
-    }
-
-    return ctx->loop_set(std::move(plan));
-}
-
-void llama_loop_enable(llama_context * ctx, bool enable) {
-    ctx->loop_enable(enable);
-}
-
-size_t llama_loop_memory_size(const llama_context * ctx) {
-    return ctx->loop_memory_size();
 }

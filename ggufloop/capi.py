@@ -1,0 +1,101 @@
+"""The patch's C interface (patches/llama-loop.h) for ctypes, on a library that llama_cpp has loaded.
+
+    lib = capi.declare(llama_cpp.llama_cpp._lib)
+    code = lib.llama_loop_set(ctx, capi.params(spec))      # capi.ERRORS says what a negative code means
+
+A LoopSpec becomes a `llama_loop_params` here and nowhere else: names turn into the numbers of the C enums.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_bool, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from typing import Any
+
+import numpy as np
+
+from ggufloop.errors import BackendError
+from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
+
+ABI = 2
+
+ERRORS = {
+    -1: "the window is out of range",
+    -2: "the plan is malformed",
+    -3: "its graph does not pass through the window",
+    -4: "the window holds a layer with recurrent state, which kv={kv} cannot keep; kv first and each can",
+    -5: "its kind of memory cannot keep what kv={kv} needs",
+    -6: "out of memory",
+}
+
+
+class Params(ctypes.Structure):
+    """`struct llama_loop_params`. `arrays` keeps alive what it points to."""
+
+    arrays: tuple[Any, ...] = ()
+
+    _fields_ = [
+        ("first", c_int32),
+        ("last", c_int32),
+        ("n_eval", c_int32),
+        ("A", POINTER(c_double)),
+        ("B", POINTER(c_double)),
+        ("mode", c_int32),
+        ("kv", c_int32),
+        ("routing", c_int32),
+        ("attention", c_int32),
+        ("sinks", c_int32),
+        ("halt", c_double),
+    ]
+
+
+def params(loop: LoopSpec) -> Params:
+    """What the graph is told of a loop."""
+    tableau = loop.tableau()
+    arrays = tuple(np.ascontiguousarray(m, dtype=np.float64) for m in (tableau.A, tableau.B))
+    a, b = (m.ctypes.data_as(POINTER(c_double)) for m in arrays)
+    plan = Params(
+        *loop.window,
+        tableau.evaluations,
+        a,
+        b,
+        MODES.index(loop.mode),
+        KV_POLICIES.index(loop.kv),
+        ROUTINGS.index(loop.routing),
+        loop.attention or 0,
+        loop.sinks,
+        loop.halt or 0.0,
+    )
+    plan.arrays = arrays
+    return plan
+
+
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "llama_loop_set": (c_int32, [c_void_p, POINTER(Params)]),
+    "llama_loop_enable": (None, [c_void_p, c_bool]),
+    "llama_loop_memory_size": (c_size_t, [c_void_p]),
+    "llama_loop_skipped": (c_int64, [c_void_p]),
+    "llama_loop_trace": (None, [c_void_p, c_bool]),
+    "llama_loop_trace_count": (c_int32, [c_void_p]),
+    "llama_loop_trace_get": (
+        POINTER(c_float),
+        [c_void_p, c_int32, POINTER(c_int32), POINTER(c_int32), POINTER(c_int64)],
+    ),
+    "llama_loop_lens": (None, [c_void_p, POINTER(c_float), c_size_t]),
+}
+
+
+def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the functions of llama-loop.h on `lib`. Raises BackendError if it has none, or another version's."""
+    if not hasattr(lib, "llama_loop_abi"):
+        raise BackendError("the llama.cpp library in use has no loops.", "run: ggufloop build")
+    lib.llama_loop_abi.restype = c_int32
+    if lib.llama_loop_abi() != ABI:
+        raise BackendError(
+            f"the llama.cpp library in use has loop interface {lib.llama_loop_abi()}, this version needs {ABI}.",
+            "run: ggufloop build",
+        )
+    for name, (restype, argtypes) in _FUNCTIONS.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = restype, argtypes
+    return lib

@@ -1,0 +1,183 @@
+#include "llama-loop-input.h"
+
+#include "llama-batch.h"
+#include "llama-kv-cache.h"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+llama_loop_input::llama_loop_input(llama_loop_plan_ptr plan, ggml_cgraph * gf) : plan(std::move(plan)), gf(gf) {
+}
+
+bool llama_loop_input::can_reuse(const llm_graph_params & /*params*/) {
+    return true;
+}
+
+void llama_loop_input::set_input(const llama_ubatch * ubatch) {
+    for (auto * node : left_out) {
+        node->flags |= GGML_TENSOR_FLAG_COMPUTE;
+    }
+    left_out.clear();
+
+    if (plan->watch) {
+        plan->watch->input = this;
+    }
+
+    for (const auto & m : masks) {
+        fill(m, *ubatch);
+    }
+
+    if (lens_state) {
+        const size_t n = std::min(plan->lens->size()*sizeof(float), ggml_nbytes(lens_state));
+
+        ggml_backend_tensor_set(lens_state, plan->lens->data(), 0, n);
+    }
+}
+
+//
+// attention
+//
+
+ggml_tensor * llama_loop_input::limit(ggml_context * ctx, const ggml_tensor * kq_mask, const llama_kv_cache * kv) {
+    ggml_tensor * t = ggml_new_tensor(ctx, kq_mask->type, GGML_MAX_DIMS, kq_mask->ne);
+    ggml_set_input(t);
+    ggml_set_name(t, "loop_attn_limit");
+
+    masks.push_back({ t, kv });
+
+    return t;
+}
+
+void llama_loop_input::fill(const mask & m, const llama_ubatch & ubatch) const {
+    const int64_t n_kv   = m.t->ne[0];
+    const int64_t n_rows = m.t->ne[1]*m.t->ne[3];
+
+    std::vector<float> data(n_kv*n_rows, 0.0f);
+
+    for (int64_t i = 0; i < std::min<int64_t>(n_rows, ubatch.n_tokens); ++i) {
+        const llama_pos p = ubatch.pos[i];
+
+        for (int64_t j = 0; j < n_kv; ++j) {
+            const llama_pos p_kv = m.kv ? m.kv->loop_pos(ubatch.seq_id[i][0], j) : ubatch.pos[j];
+
+            if (std::abs(p - p_kv) >= plan->attention && p_kv >= plan->sinks) {
+                data[i*n_kv + j] = -INFINITY;
+            }
+        }
+    }
+
+    if (m.t->type == GGML_TYPE_F16) {
+        std::vector<ggml_fp16_t> half(data.size());
+        ggml_fp32_to_fp16_row(data.data(), half.data(), data.size());
+        ggml_backend_tensor_set(m.t, half.data(), 0, ggml_nbytes(m.t));
+    } else {
+        ggml_backend_tensor_set(m.t, data.data(), 0, ggml_nbytes(m.t));
+    }
+}
+
+llama_pos llama_kv_cache::loop_pos(llama_seq_id seq_id, uint32_t i) const {
+    const auto & cells = v_cells.at(seq_to_stream.at(seq_id));
+
+    return cells.is_empty(i) ? -1 : cells.pos_get(i);
+}
+
+//
+// lens
+//
+
+ggml_tensor * llama_loop_input::lens(ggml_context * ctx, const ggml_tensor * cur) {
+    lens_state = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, cur->ne);
+    ggml_set_input(lens_state);
+    ggml_set_name(lens_state, "loop_lens");
+
+    return lens_state;
+}
+
+//
+// halt
+//
+
+void llama_loop_input::begin_halt(const ggml_tensor * step, int32_t n_left) {
+    spans.push_back({ step, ggml_graph_n_nodes(gf), -1, n_left });
+}
+
+void llama_loop_input::end_halts() {
+    for (auto & s : spans) {
+        if (s.end < 0) {
+            s.end = ggml_graph_n_nodes(gf);
+        }
+    }
+}
+
+int32_t llama_loop_input::halt(const ggml_tensor * step) {
+    const auto s = std::find_if(spans.begin(), spans.end(), [&](const span & s) { return s.step == step; });
+    if (s == spans.end()) {
+        return 0;
+    }
+
+    // other backends compute the nodes, which changes nothing: some do not look at the flag, others keep the
+    // graph they were sent
+    for (int32_t i = s->begin; i < s->end; ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+
+        const auto * buffer = node->view_src ? node->view_src->buffer : node->buffer;
+        if (buffer && !ggml_backend_buffer_is_host(const_cast<ggml_backend_buffer *>(buffer))) {
+            return 0;
+        }
+    }
+
+    for (int32_t i = s->begin; i < s->end; ++i) {
+        ggml_tensor * node = ggml_graph_node(gf, i);
+
+        if (node->flags & GGML_TENSOR_FLAG_COMPUTE) {
+            node->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+            left_out.push_back(node);
+        }
+    }
+
+    return s->n_left;
+}
+
+//
+// llama_loop_watch
+//
+
+bool llama_loop_watch::eval(ggml_tensor * t, bool ask, void * data) {
+    auto & watch = *static_cast<llama_loop_watch *>(data);
+
+    const bool is_step = strncmp(t->name, "loop_step-", 10) == 0;
+
+    state s = {};
+    const bool is_state = watch.trace && sscanf(t->name, "loop_state-%d-%d", &s.il, &s.evaluation) == 2;
+
+    // the nodes of evaluations that are left out hold nothing
+    if ((!is_step && !is_state) || (t->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) {
+        return !ask;
+    }
+    if (ask) {
+        return true;
+    }
+
+    if (is_step) {
+        float margin = 0.0f;
+        ggml_backend_tensor_get(t, &margin, 0, sizeof(margin));
+
+        if (margin > 0.0f && watch.input) {
+            watch.n_skipped += watch.input->halt(t);
+        }
+    }
+
+    if (is_state) {
+        std::copy(t->ne, t->ne + GGML_MAX_DIMS, s.ne);
+        s.data.resize(ggml_nelements(t));
+        ggml_backend_tensor_get(t, s.data.data(), 0, ggml_nbytes(t));
+        watch.states.push_back(std::move(s));
+    }
+
+    return true;
+}
