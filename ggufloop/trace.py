@@ -186,16 +186,14 @@ def trace(model: Model, tokens: Sequence[int], lens: bool = True) -> Trace:
 def _run(model: Model, tokens: Sequence[int]) -> tuple[Sequence[State], LoopSpec | None]:
     """The states of a run with every pass, and the loop, None if it is no loop."""
     given = model.loop
-    loop = given
-    if loop is not None and getattr(loop, "halt", None) is not None:
-        options: dict[str, Any] = {"halt": None}
-        loop = replace(loop, **options)
-    try:
-        if loop != given:
-            model.set_loop(loop)
+    loop = given if given is None else replace(given, halt=None)
+    if loop == given:
         states = model.trace(tokens)
-    finally:
-        if loop != given:
+    else:
+        model.set_loop(loop)
+        try:
+            states = model.trace(tokens)
+        finally:
             model.set_loop(given)
     return states, loop if loop is not None and loop.is_loop else None
 

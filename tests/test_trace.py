@@ -158,6 +158,18 @@ def test_passes_that_a_halt_would_run() -> None:
     assert len(set(layers.passes(tau).values())) > 1, "a threshold that tells the layers apart"
 
 
+def test_a_loop_that_halts_is_traced_in_full_and_halts_again_afterwards() -> None:
+    llm = model("2:5 k=4 halt=0.5")
+    result = trace(llm, TOKENS)
+    assert result == trace(model("2:5 k=4"), TOKENS)
+    assert result.loop == llm.runs[0][0] == LoopSpec((2, 5), 4)
+    assert llm.loop == LoopSpec((2, 5), 4, halt=0.5)
+    llm.matrices[:] = np.nan
+    with pytest.raises(GgufloopError):
+        trace(llm, TOKENS)
+    assert llm.loop == LoopSpec((2, 5), 4, halt=0.5)
+
+
 def test_one_token_has_no_interval() -> None:
     for p in trace(model("2:5 k=2"), TOKENS[:1]).points:
         assert p.entropy is not None
@@ -310,6 +322,18 @@ What each state would predict (logit lens), in nats:
 | layer |     5 |    1 |   2.951 | 0.885 |         0.265 | 0.143 |
 | layer |     6 |    1 |   2.977 | 0.411 |         0.000 | 0.000 |
 """
+
+
+def test_the_table_says_where_a_loop_would_halt(bench: Bench) -> None:
+    args = ("MODEL", "-p", "Hi!", "--window", "2:4", "--no-lens")
+    blocks = bench(*args, "--K", "2", "--halt", "0.45").out
+    assert "| 2:4    |    2 | 0.48214 |" in blocks
+    assert "\n--halt 0.45: 1 of 2 passes of layers 2:4 run.\n" in blocks
+    layers = bench(*args, "--K", "3", "--mode", "layer", "--halt", "1e-9", "-o", "table").out
+    assert "--halt 1e-09: 3 of 3 passes of layers 2:3 run.\n--halt 1e-09: 3 of 3 passes of layers 3:4 run.\n" in layers
+    data = json.loads(bench(*args, "--K", "2", "--halt", "0.45", "-o", "json").out)
+    assert (data["loop"], data["halt"]) == ("2:4 k=2", 0.45)
+    assert data["halted_passes"] == [{"first": 2, "last": 4, "passes": 1}]
 
 
 def test_the_plain_model_has_its_lens(bench: Bench) -> None:

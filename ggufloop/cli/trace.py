@@ -198,7 +198,7 @@ def command(
         terminal.note(f"{what}: this is the logit lens of the plain model.")
         if no_lens:
             raise UsageError("a plain model has only the logit lens.", "leave out --no-lens, or give --K 2 or more.")
-    tau = getattr(loop, "halt", None)
+    tau = None if loop is None else loop.halt
     with terminal.progress("tracing ..."):
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
