@@ -44,7 +44,10 @@ _LENS_CELLS = 1 << 22  # most logits held at once for one state
 
 
 class State(Protocol):
-    """A state as the engine returns it: the layer it came out of, the pass (from 1), float32 (n_tokens, n_embd)."""
+    """A state as the engine returns it: the layer it came out of, the pass (from 1), float32 (n_tokens, n_embd).
+
+    Architectures with several residual streams have one more axis in front; a token's state is then all of them.
+    """
 
     @property
     def layer(self) -> int: ...
@@ -255,12 +258,17 @@ def _divided(a: Any, b: Any) -> Any:
         return np.where((a == 0) & (b == 0), 0.0, a / b)
 
 
+def _by_token(rows: Rows) -> Values:
+    """(..., n_tokens, n_embd) as float64 (n_tokens, all of a token's numbers)."""
+    return np.moveaxis(rows, -2, 0).reshape(rows.shape[-2], -1).astype(np.float64)
+
+
 def _compared(p: _Placed) -> Point:
     """The point of a state, with its distances to the pass before it."""
     point = Point(p.kind, p.layer, p.evaluation)
     if p.before is None:
         return point
-    x, old = p.rows.astype(np.float64), p.before.astype(np.float64)
+    x, old = _by_token(p.rows), _by_token(p.before)
     length, old_length = np.linalg.norm(x, axis=1), np.linalg.norm(old, axis=1)
     return replace(
         point,
@@ -294,10 +302,10 @@ def _read(model: Model, states: Sequence[Rows], tokens: Sequence[int]) -> list[t
     for start in range(0, n, size):
         cut = slice(start, start + size)
         some = list(tokens[cut])
-        final = _log_probs(model.lens(states[-1][cut], some))
+        final = _log_probs(model.lens(states[-1][..., cut, :], some))
         q = np.exp(final)
         for rows, (entropy, kl) in zip(states, readings, strict=True):
-            lens = final if rows is states[-1] else _log_probs(model.lens(rows[cut], some))
+            lens = final if rows is states[-1] else _log_probs(model.lens(rows[..., cut, :], some))
             entropy[cut] = -_weighted(np.exp(lens), lens)
             with np.errstate(invalid="ignore"):
                 kl[cut] = _weighted(q, final - lens)

@@ -192,6 +192,21 @@ def test_few_logits_at_a_time_give_the_same_numbers(monkeypatch: pytest.MonkeyPa
     assert llm.lens_rows == []
 
 
+def test_several_residual_streams_are_one_state() -> None:
+    class Streams(FakeTracer):
+        def trace(self, tokens: Sequence[int]) -> list[State]:
+            halves = [np.stack([s.rows[:, :3], s.rows[:, 3:]]) for s in super().trace(tokens)]
+            return [s._replace(rows=rows) for s, rows in zip(super().trace(tokens), halves, strict=True)]
+
+        def lens(self, rows: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+            assert rows.shape == (2, len(tokens), 3)
+            return super().lens(np.concatenate(list(rows), axis=1), tokens)
+
+    llm = Streams()
+    llm.set_loop(LoopSpec.parse("2:5 k=3"))
+    assert trace(llm, TOKENS) == trace(model("2:5 k=3"), TOKENS)
+
+
 class Excluding(FakeTracer):
     """Its head excludes the last token of four everywhere, as some models do, and the first one after layer 0."""
 
