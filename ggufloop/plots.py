@@ -137,14 +137,17 @@ def _whole_ticks(axes: Axes) -> None:
 
 
 def _log_scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis whose ticks 1, 2 and 5 of each decade are written as plain numbers."""
+    """A logarithmic axis whose ticks, or 1, 2 and 5 of each decade if it is long, are written as plain numbers."""
     from matplotlib.ticker import FuncFormatter
 
+    low, high = min(values) / 1.4, max(values) * 1.4
+    written = "125" if high / low > 5 else "123456789"
+
     def text(value: float, position: int) -> str:
-        return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+        return f"{value:g}" if f"{value:e}"[0] in written else ""
 
     axes.set_yscale("log")
-    axes.set_ylim(min(values) / 1.6, max(values) * 1.6)
+    axes.set_ylim(low, high)
     axes.yaxis.set_major_formatter(FuncFormatter(text))
     axes.yaxis.set_minor_formatter(FuncFormatter(text))
 
@@ -198,33 +201,40 @@ def _draw_lens(axes: Axes, trace: Trace) -> None:
 
 
 def _draw_change(axes: Axes, trace: Trace, tau: float | None) -> None:
-    """Residuals: a line over the window's layers for each pass, the steps left and right of it."""
+    """What changed from pass to pass, a line per pass, the steps of the whole window left and right of them.
+
+    Twice, because they differ by far where one token is long: the mean over tokens, and all tokens as one.
+    """
     loop = trace.loop
     assert loop is not None
     (a, b), n = loop.window, loop.tableau().evaluations
-    colors = shades(n)
+    colors = [*shades(n), INK]
     drawn = [] if tau is None else [tau]
 
-    def draw(where: list[int], values: list[float], marker: str, color: Any, label: str | None = None) -> None:
-        axes.plot(where, values, marker, color=color, label=label)
-        drawn.extend(values)
+    def draw(points: Sequence[Point], where: Sequence[int], color: Any, label: str | None, form: str = "o-") -> None:
+        means = [p.token_residual.mean for p in points if p.token_residual is not None]
+        whole = [p.residual for p in points if p.residual is not None]
+        axes.plot(where, means, form, color=color, label=label)
+        axes.plot(where, whole, "D:", color=color, linewidth=1)
+        drawn.extend([*means, *whole])
 
     for j in range(2, n + 1):  # nothing comes before the first
-        moved = [(p.layer, p.residual) for p in trace.points if p.kind == LAYER and p.evaluation == j and p.residual]
-        label = f"pass {j}" if j in _named(2, n) else None
-        draw([layer for layer, _ in moved], [residual for _, residual in moved], "o-", colors[j - 1], label)
+        moved = [p for p in trace.points if p.kind == LAYER and p.evaluation == j and a <= p.layer < b]
+        draw(moved, [p.layer for p in moved], colors[j - 1], f"pass {j}" if j in _named(2, n) else None)
     ticks, names = list(range(a, b)), [str(il) for il in range(a, b)]
     if loop.mode == "block":
-        for step, color in zip(trace.steps, [*colors[1:], INK], strict=True):  # in the colour of the pass it leads to
-            draw([b if step.evaluation == n else a - 1], [step.size], "D", color)
+        between = [p for p in trace.points if p.kind != LAYER]
+        for j, p in enumerate(between, 1):  # in the colour of the pass it leads to
+            draw([p], [b if p.kind == LEAVE else a - 1], colors[j], None, "o")
         ticks, names = [a - 1, *ticks, b], ["input", *names, "result"]
+    axes.plot([], [], "o-", color=INK, label="mean over tokens")
+    axes.plot([], [], "D:", color=INK, linewidth=1, label="all tokens as one (--halt)")
     if tau is not None:
         axes.axhline(tau, color=INK, linewidth=1, linestyle="--", label=f"halt {tau:g}")
     positive = [value for value in drawn if value > 0]
     if positive:
         _log_scale(axes, positive)
-    steps = "; diamonds: the step that --halt compares" if loop.mode == "block" else ""
-    axes.set_title(f"Change to the pass before, all tokens as one{steps}")
+    axes.set_title("Change to the pass before")
     axes.set_ylabel("relative residual")
     axes.set_xticks(ticks, names)
     axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)

@@ -549,7 +549,8 @@ def test_every_kind_of_trace_can_be_drawn(loop: str, tokens: int, tmp_path: Path
     n = spec.tableau().evaluations
     assert len(lens.get_lines()) == 1 + n + 1 + 1, "before the window, its passes, behind it, its result"
     steps = n if spec.mode == "block" else 0
-    assert len(change.get_lines()) == n - 1 + steps + 1, "from the second pass on, and the halting threshold"
+    drawn = 2 * (n - 1 + steps) + 2 + 1
+    assert len(change.get_lines()) == drawn, "two measures from the second pass on, their legend, the threshold"
     assert change.get_yscale() == "log"
     save(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
