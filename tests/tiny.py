@@ -115,7 +115,7 @@ class _Weights:
         self.tensors[name] = value.astype(np.float32)
 
 
-def _vocabulary() -> tuple[list[str], list[TokenType]]:
+def vocabulary() -> tuple[list[str], list[TokenType]]:
     """256 byte tokens in GPT-2's spelling of bytes, one merge, and three control tokens: 260 in all."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = iter(range(256, 512))
@@ -179,7 +179,7 @@ def _ffn(w: _Weights, t: Tiny, blk: str, il: int) -> None:
 def tensors(t: Tiny) -> Tensors:
     """All weights of a tiny model by GGUF name."""
     w = _Weights(t.seed)
-    n_vocab = len(_vocabulary()[0])
+    n_vocab = len(vocabulary()[0])
     w.matrix("token_embd", n_vocab, t.n_embd, gain=2.0 if t.tied else np.sqrt(t.n_embd))
     for il in range(t.n_layer):
         blk = f"blk.{il}"
@@ -195,7 +195,20 @@ def tensors(t: Tiny) -> Tensors:
     return w.tensors
 
 
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+def add_tokenizer(writer: GGUFWriter) -> None:
+    """The byte-level tokenizer every tiny model has."""
+    tokens, types = vocabulary()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(["t h"])
+    writer.add_eos_token_id(tokens.index("<|endoftext|>"))
+    writer.add_add_bos_token(False)
+
+
+def add(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Write one metadata value in the GGUF type llama.cpp reads it in; a list has one type throughout."""
     if isinstance(value, str):
         writer.add_string(key, value)
     elif isinstance(value, bool):
@@ -208,7 +221,8 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _finish(writer: GGUFWriter, path: Path) -> Path:
+def finish(writer: GGUFWriter, path: Path) -> Path:
+    """Write what was added to the file and return its path."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -220,7 +234,7 @@ def write(path: Path, t: Tiny) -> Path:
     """Write the model to `path` and return it."""
     writer = GGUFWriter(path, t.arch)
     meta: dict[str, Any] = {
-        "vocab_size": len(_vocabulary()[0]),
+        "vocab_size": len(vocabulary()[0]),
         "block_count": t.n_layer,
         "context_length": 1024,
         "embedding_length": t.n_embd,
@@ -243,51 +257,75 @@ def write(path: Path, t: Tiny) -> Path:
     if t.arch == "deepseek2":
         meta["leading_dense_block_count"] = t.dense_lead
     for key, value in (meta | t.meta).items():
-        _add(writer, f"{t.arch}.{key}", value)
-    tokens, types = _vocabulary()
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(["t h"])
-    writer.add_eos_token_id(tokens.index("<|endoftext|>"))
-    writer.add_add_bos_token(False)
+        add(writer, f"{t.arch}.{key}", value)
+    add_tokenizer(writer)
     for name, value in tensors(t).items():
         writer.add_tensor(name, value)
-    return _finish(writer, path)
+    return finish(writer, path)
 
 
 def repeat_window(path: Path, out: Path, window: tuple[int, int], times: int) -> Path:
     """Copy a GGUF file with the layers of `window` physically present `times` times, one run after another.
 
-    Works on quantised files: tensor data is copied as it is. ValueError if the window mixes dense and MoE layers
-    in a file that only counts its leading dense ones.
+    Works on quantised files: tensor data is copied as it is. ValueError if the metadata cannot say what kind each
+    layer of the longer file is.
     """
     reader = GGUFReader(path)
     arch = reader.fields["general.architecture"].contents()
     meta = {key.removeprefix(f"{arch}."): f.contents() for key, f in reader.fields.items()}
-    a, b = window
-    order = [*range(a), *list(range(a, b)) * times, *range(b, meta["block_count"])]
-    changes: dict[str, Any] = {"block_count": len(order)}
-    lead = meta.get("leading_dense_block_count", 0)
-    if a < lead < b:
-        raise ValueError(f"window {a}:{b} mixes dense and MoE layers: {lead} lead.")
-    if lead >= b:
-        changes["leading_dense_block_count"] = lead + (times - 1) * (b - a)
-    if "attention.sliding_window" in meta:  # a period no longer says which layers slide
-        pattern = meta.get("attention.sliding_window_pattern", 6)
-        changes["attention.sliding_window_pattern"] = [
-            bool(pattern[il]) if isinstance(pattern, list) else il % pattern < pattern - 1 for il in order
-        ]
+    changes = _repeat_metadata(meta, window, times)
+    order = _order(meta["block_count"], window, times)
     writer = GGUFWriter(out, arch)
     for key, f in reader.fields.items():
         if key.removeprefix(f"{arch}.") not in changes and key != "general.architecture" and key[:5] != "GGUF.":
             writer.add_key_value(key, f.contents(), f.types[0], sub_type=f.types[-1] if len(f.types) > 1 else None)
     for key, value in changes.items():
-        _add(writer, f"{arch}.{key}", value)
+        add(writer, f"{arch}.{key}", value)
     for t in reader.tensors:
         _, _, rest = t.name.split(".", 2) if t.name.startswith("blk.") else ("", "", "")
         names = [f"blk.{new}.{rest}" for new, old in enumerate(order) if t.name == f"blk.{old}.{rest}"]
+        data = t.data if names else _repeat_slices(t.name, t.data, meta["block_count"], order)
         for name in names or [t.name]:
-            writer.add_tensor(name, t.data, raw_dtype=t.tensor_type)
-    return _finish(writer, out)
+            writer.add_tensor(name, data, raw_dtype=t.tensor_type)
+    return finish(writer, out)
+
+
+def _order(n_layer: int, window: tuple[int, int], times: int) -> list[int]:
+    a, b = window
+    return [*range(a), *list(range(a, b)) * times, *range(b, n_layer)]
+
+
+def _repeat_slices(name: str, data: np.ndarray, n_layer: int, order: list[int]) -> np.ndarray:
+    """gemma3n and gemma4 keep something of every layer in one tensor; its slices follow the layers."""
+    axis = {"per_layer_token_embd.weight": -1, "per_layer_model_proj.weight": 0}.get(name)
+    return data if axis is None else np.concatenate([np.split(data, n_layer, axis)[il] for il in order], axis)
+
+
+def _repeat_metadata(meta: dict[str, Any], window: tuple[int, int], times: int) -> dict[str, Any]:
+    """The values that change when layers are repeated: counts, values by layer, and layers meant by their number."""
+    (a, b), n_layer = window, meta["block_count"]
+    added, order = (times - 1) * (b - a), _order(n_layer, window, times)
+    changes: dict[str, Any] = {"block_count": n_layer + added}
+
+    lead = meta.get("leading_dense_block_count", 0)
+    if a < lead < b:
+        raise ValueError(f"window {a}:{b} mixes dense and MoE layers: {lead} lead.")
+    if lead >= b:
+        changes["leading_dense_block_count"] = lead + added
+
+    shared = meta.get("attention.shared_kv_layers", 0)  # the last ones
+    if a < n_layer - shared < b:
+        raise ValueError(f"window {a}:{b} mixes layers with K/V of their own and without: the last {shared} share.")
+    if a >= n_layer - shared:
+        changes["attention.shared_kv_layers"] = shared + added
+
+    for key in ("interleave_moe_layer_step", "full_attention_interval"):
+        if added % meta.get(key, 1):
+            raise ValueError(f"window {a}:{b} does not hold whole periods of {key} {meta[key]}.")
+
+    by_layer = {key for key, value in meta.items() if isinstance(value, list) and len(value) == n_layer}
+    changes |= {key: [meta[key][il] for il in order] for key in by_layer}
+    pattern = meta.get("attention.sliding_window_pattern", 6)
+    if "attention.sliding_window" in meta and not isinstance(pattern, list):  # a period no longer says which slide
+        changes["attention.sliding_window_pattern"] = [il % pattern < pattern - 1 for il in order]
+    return changes
