@@ -27,6 +27,8 @@ class Row:
     n_layer: int = 6
     gelu: str = ""  # "up" or "gate": the matrix whose output goes through GELU
     drop: tuple[str, ...] = ()  # optional tensors this model has not, as regular expressions
+    factors: Meta = field(default_factory=dict)  # on the weights whose names match, where the usual scale is chaotic
+    flash_attn: bool = False
     unrepeatable: str = ""  # why no file can say what the loop computes
     seed: int = 1
 
@@ -85,6 +87,31 @@ DELTA: Meta = {
     "full_attention_interval": 4,
 }
 KDA: Meta = {"ssm.conv_kernel": 4, "kda.head_dim": 16, "kda.gate_lower_bound": -5.0, "kda.safe_gate": True}
+
+
+INDEXER: Meta = {
+    "attention.indexer.head_count": 4,
+    "attention.indexer.key_length": 64,
+    "attention.indexer.top_k": 24,
+    "attention.indexer.block_size": 4,
+    "attention.indexer.local_blocks": 1,
+}
+RWKV: Meta = {"wkv.head_size": 32, "attention.head_count": 0, "attention.head_count_kv": 0}
+RWKV6: Meta = {**RWKV, "time_mix_extra_dim": 16, "time_decay_extra_dim": 16}
+RWKV7: Meta = {
+    **RWKV,
+    "attention.decay_lora_rank": 16,
+    "attention.iclr_lora_rank": 16,
+    "attention.value_residual_mix_lora_rank": 16,
+    "attention.gate_lora_rank": 16,
+}
+HYPER: Meta = {
+    "hyper_connection.count": 4,
+    "hyper_connection.sinkhorn_iterations": 2,
+    "hyper_connection.epsilon": 1e-6,
+    "hyper_connection.low_rank": 8,
+    "hyper_connection.magnitude": 2.0,
+}
 
 
 def swa(pattern: str, n_layer: int = 6, window: int = 16) -> Meta:
@@ -193,7 +220,7 @@ _ROWS = [
     Row("gemma2", SLIDING, {**swa("sf"), "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         gelu="gate"),
     Row("gemma3", SLIDING, {**swa("sf"), "rope.freq_base": 1e6}, gelu="gate"),
-    Row("gemma3n", SLIDING, swa("sf", 24), window=(20, 22), n_layer=24, gelu="gate"),
+    Row("gemma3n", SLIDING, swa("sf", 24), window=(20, 22), n_layer=24, gelu="gate", factors={"attn_q_norm": 0.1}),
     Row("gemma4", SLIDING, {**swa("sf"), "embedding_length_per_layer_input": 16, "attention.key_length_swa": 16,
                             "attention.value_length_swa": 16, "attention.key_length": 32,
                             "attention.value_length": 32, "rope.dimension_count": 32, "rope.dimension_count_swa": 16,
@@ -206,7 +233,8 @@ _ROWS = [
     Row("afmoe", SLIDING, {**swa("sssf", 10), **SHARED, **SIGMOID, "leading_dense_block_count": 1},
         window=(2, 6), n_layer=10),
     Row("smallthinker", KV, {**MOE, "expert_gating_func": 2}),
-    Row("smallthinker sliding", SLIDING, {**MOE, "expert_gating_func": 2, **swa("sssf", 10)}, window=(2, 6), n_layer=10),
+    Row("smallthinker sliding", SLIDING, {**MOE, "expert_gating_func": 2, **swa("sssf", 10)},
+        window=(2, 6), n_layer=10),
     Row("mellum", SLIDING, {**MOE, **swa("sf")}),
     Row("laguna", SLIDING, {**SHARED, **swa("sf"), "leading_dense_block_count": 1}),
     Row("mimo2", SLIDING, {**MOE, **swa("sf")}),
@@ -220,6 +248,33 @@ _ROWS = [
     Row("deepseek2", LATENT, {**MLA, **SHARED, "leading_dense_block_count": 1, "expert_weights_scale": 1.5}),
     Row("mistral4", LATENT, {**MLA, **SHARED, "leading_dense_block_count": 1}),
     Row("deepseek2-ocr", KV, {**SHARED, **MHA, "leading_dense_block_count": 1}),
+    Row("deepseek32", LATENT, {**MLA, **SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1}),
+    Row("glm-dsa", LATENT, {**MLA, **SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1,
+                            "attention.indexer.types": per_layer("fs", f=1, s=0)}),
+    Row("hy_v4", LATENT, {**MLA, **SHARED, **SIGMOID, **INDEXER, **HYPER, "leading_dense_block_count": 1,
+                          "swiglu_clamp_exp": 10.0, "attention.indexer.types": per_layer("fs", f=1, s=0)}),
+    Row("dots3note", LATENT_SLIDING, {
+        **MLA, **SHARED, **SIGMOID, **INDEXER, **swa("fs"), "leading_dense_block_count": 1,
+        "attention.kv_lora_rank_swa": 32, "attention.key_length_swa": 48, "attention.value_length_swa": 32,
+        "attention.key_length_mla_swa": 32, "attention.value_length_mla_swa": 16, "rope.freq_base_swa": 1e4,
+        "attention.indexer.types": per_layer("fs", f=1, s=0)}),
+    # other caches
+    Row("minimax-m3", KV, {**SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1,
+                           "attention.indexer.head_count": 2}),
+    Row("minimax-m3 sparse", KV, {**SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1,
+                                  "attention.indexer.head_count": 2, "attention.indexer.top_k": 3}, flash_attn=True),
+    Row("hrm_text", KV, {"hrm.layers_per_stack": 3, "hrm.h_cycles": 1, "hrm.l_cycles": 2}, window=(4, 6), n_layer=9,
+        unrepeatable="its stacks share their layers"),
+    Row("graniteswitch", KV, {"logit_scale": 4.0, "residual_scale": 0.5, "adapters.count": 2, "adapters.lora_rank": 8,
+                              "adapters.token_ids_activate": [257, 258],
+                              "adapters.token_ids_substitute": [32, 32]}),
+    Row("qwen3tts", KV, SECTIONS, drop=("^output\\.",)),
+    Row("pockettts", KV, MHA, gelu="up"),
+    Row("gemma4 shared", SLIDING, {**swa("sf", 8), "embedding_length_per_layer_input": 16,
+                                   "attention.shared_kv_layers": 4, "attention.key_length_swa": 16,
+                                   "attention.value_length_swa": 16}, window=(5, 7), n_layer=8, gelu="gate"),
+    Row("gemma4 moe", SLIDING, {**swa("sf"), **MOE, "embedding_length_per_layer_input": 0,
+                                "attention.key_length_swa": 16, "attention.value_length_swa": 16}, gelu="gate"),
     # recurrent layers beside attention
     Row("qwen3next", HYBRID, {**SHARED, **DELTA}, window=(2, 6), n_layer=8),
     Row("qwen35", HYBRID, {**DELTA, **SECTIONS}, window=(2, 6), n_layer=8),
@@ -236,12 +291,22 @@ _ROWS = [
     Row("plamo2", HYBRID, {**heads("ra"), **SSM, "ssm.group_count": 0}),
     Row("kimi-linear", HYBRID, {**MLA, **KDA, **SHARED, "leading_dense_block_count": 1, "expert_gating_func": 2,
                                 "attention.head_count_kv": per_layer("ra", r=0, a=1)}),
+    Row("nemotron_h_moe", HYBRID, {
+        **SSM2, **SHARED, **SIGMOID, "attention.head_count_kv": per_layer("rfaf", 10, r=0, a=2, f=0),
+        "feed_forward_length": per_layer("rfaf", 10, r=0, a=0, f=96)}, window=(2, 6), n_layer=10),
+    Row("bailingmoe3", HYBRID, {**MLA, **KDA, **SHARED, **SIGMOID, "leading_dense_block_count": 1,
+                                "attention.head_count_kv": per_layer("ra", r=0, a=1)}),
+    Row("minimax-01", HYBRID, {**MOE, "residual_scale": 3.5, "full_attention_interval": 4}, window=(2, 6), n_layer=8),
+    Row("kimi-k3", HYBRID, {**MLA, **KDA, **SHARED, **SIGMOID, "leading_dense_block_count": 1,
+                            "attention.head_count_kv": per_layer("ra", r=0, a=1), "attn_res.block_size": 12,
+                            "activation.situ_beta": 4.0, "activation.situ_linear_beta": 25.0}),
     # recurrent layers only
     Row("mamba", RECURRENT, {**SSM, "attention.head_count": 0, "attention.head_count_kv": 0}),
     Row("mamba2", RECURRENT, {**SSM2, "attention.head_count": 0, "attention.head_count_kv": 0}),
-    Row("rwkv7", RECURRENT, {"wkv.head_size": 16, "attention.decay_lora_rank": 16, "attention.iclr_lora_rank": 16,
-                             "attention.value_residual_mix_lora_rank": 16, "attention.gate_lora_rank": 16,
-                             "attention.head_count": 0, "attention.head_count_kv": 0}),
+    Row("rwkv6", RECURRENT, RWKV6),
+    Row("rwkv6qwen2", RECURRENT, {**RWKV6, "token_shift_count": 1}),
+    Row("rwkv7", RECURRENT, RWKV7),
+    Row("arwkv7", RECURRENT, {**RWKV7, "token_shift_count": 1}),
     # no cache: every call sees only its own batch
     Row("llada", NONE),
     Row("llada-moe", NONE, MOE),

@@ -28,6 +28,7 @@ import archs
 import numpy as np
 import tiny
 
+ROOT = Path(__file__).resolve().parent.parent
 Rows = np.ndarray
 
 ROUNDING = 2e-4
@@ -89,7 +90,7 @@ def prepare(row: archs.Row, folder: Path) -> None:
         files["repeated"] = tiny.repeat_window(model, _file(row, folder, "repeated.gguf"), row.window, 2)
     rows = {}
     for kind, path in files.items():
-        llm = LoopedLlama(path, verbose=False, **SETTINGS)
+        llm = LoopedLlama(path, verbose=False, flash_attn=row.flash_attn, **SETTINGS)
         rows[kind] = _evaluate(llm, steps(row))
         llm.close()
     np.savez(_file(row, folder, "stock.npz"), **rows)
@@ -103,7 +104,7 @@ def check(row: archs.Row, folder: Path) -> Result:
     start = time.perf_counter()
     with np.load(_file(row, folder, "stock.npz")) as saved:
         stock = dict(saved)
-    llm = engine.LoopedLlama(_file(row, folder, "model.gguf"), verbose=False, **SETTINGS)
+    llm = engine.LoopedLlama(_file(row, folder, "model.gguf"), verbose=False, flash_attn=row.flash_attn, **SETTINGS)
     parts = steps(row)
     text = [t for part in parts for t in part]
 
@@ -186,9 +187,10 @@ class _Worker:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         self.process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, name: str, timeout: float = TIMEOUT) -> Result:
+    def ask(self, name: str) -> Result:
         if self.process is None:
-            environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # a debugger attached to us takes seconds
+            path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+            environment = {**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}  # a debugger takes seconds
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment
             )
@@ -198,7 +200,7 @@ class _Worker:
         try:
             self.process.stdin.write(f"{name}\n".encode())
             self.process.stdin.flush()
-            ready = select.select([self.process.stdout], [], [], timeout)[0]
+            ready = select.select([self.process.stdout], [], [], TIMEOUT)[0]
             line = self.process.stdout.readline() if ready else b""
         except BrokenPipeError:
             ready, line = [True], b""
@@ -207,13 +209,16 @@ class _Worker:
         if line:
             result = Result(**json.loads(line))
             return result if not result.error else Result(name, error=" ".join(f"{result.error} {said}".split()))
-        self.process.kill()
-        code = self.process.wait()
-        self.close()
-        died = f"the process died ({code})" if ready else f"no answer within {timeout:.0f} s"
+        try:
+            code = self.process.wait(10 if ready else 0)  # an end of file comes a moment before the exit code
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.stop()
+        died = f"the process died ({code})" if ready else f"no answer within {TIMEOUT:g} s"
         return Result(name, error=" ".join(f"{died}: {said}".split()))
 
-    def close(self) -> None:
+    def stop(self) -> None:
         if self.process is not None:
             assert self.process.stdin
             assert self.process.stdout
@@ -221,6 +226,10 @@ class _Worker:
             self.process.stdout.close()
             self.process.wait()
             self.process = None
+
+    def close(self) -> None:
+        self.stop()
+        self.log.close()
 
 
 def run(names: Sequence[str], folder: Path, jobs: int = 2) -> Iterator[Result]:

@@ -104,12 +104,17 @@ GELU_GAIN = 100.0
 
 def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], row: archs.Row, tied: bool) -> np.ndarray:
     """Float32 values of one tensor."""
+    factor = float(np.prod([f for pattern, f in row.factors.items() if re.search(pattern, name)]))
+    return (factor * _draw(rng, name, shape, row, tied)).astype(np.float32)
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], row: archs.Row, tied: bool) -> np.ndarray:
     for pattern, rule in _RULES:
         if re.search(pattern, name):
-            return rule(rng, shape).astype(np.float32)
+            return rule(rng, shape)
     fan_in = shape[-1]
     if len(shape) == 1:
-        return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        return 0.3 * rng.standard_normal(shape)
     gain = next((g for pattern, g in _GAINS if re.search(pattern, name)), 1.0)
     if name.startswith("token_embd."):
         gain = 2.0 if tied else float(np.sqrt(fan_in))
@@ -117,7 +122,7 @@ def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], row: archs
         gain *= GELU_GAIN
     if row.gelu and re.search(r"ffn_down|blk\.\d+\.proj\.", name):
         gain /= GELU_GAIN
-    return (gain / np.sqrt(fan_in) * rng.standard_normal(shape)).astype(np.float32)
+    return gain / np.sqrt(fan_in) * rng.standard_normal(shape)
 
 
 def _header(path: Path, row: archs.Row) -> GGUFWriter:
