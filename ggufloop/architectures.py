@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import LoopSpec
 
 _LOOPS = """
     afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chatglm codeshell cogvlm cohere2 cohere2moe
@@ -73,6 +74,13 @@ def check_architecture(arch: str) -> None:
     raise GgufloopError(
         f"architecture {arch} cannot loop: {reason}.", f"{hint} docs/architectures.md lists all that can."
     )
+
+
+def check_loop(arch: str, loop: LoopSpec, n_layer: int, metadata: Mapping[str, Any]) -> None:
+    """Raise GgufloopError unless a model of `arch` with `n_layer` layers can loop like this; metadata: its file's."""
+    check_architecture(arch)
+    loop.check(n_layer)
+    check_window(arch, loop.window, n_layer, metadata)
 
 
 # windows

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import backend, capi
-from ggufloop.architectures import check_architecture
+from ggufloop.architectures import check_loop
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
-from ggufloop.modelfile import check_model_file
+from ggufloop.modelfile import check_model_file, read_header
 from ggufloop.settings import check_settings
 
 ACTIVE = backend.activate()
@@ -260,8 +260,8 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         self._epoch += 1
 
     def _check(self, loop: LoopSpec) -> None:
-        check_architecture(self.metadata.get("general.architecture", "unknown"))
-        loop.check(self.n_layer())
+        arch = self.metadata.get("general.architecture", "unknown")
+        check_loop(arch, loop, self.n_layer(), read_header(Path(self.model_path)).metadata)
         if self.context_params.embeddings:
             raise UsageError("embeddings cannot be looped.", "leave out the loop, or embedding=True.")
         if self.draft_model is not None and (loop.kv not in ("each", "frozen") or loop.decode != "full"):

@@ -165,15 +165,15 @@ def _cores() -> int:
 def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
     import gguf
 
-    from ggufloop.architectures import check_architecture
+    from ggufloop.architectures import check_loop
     from ggufloop.engine import LoopedLlama
+    from ggufloop.inspect import layer_count
     from ggufloop.modelfile import read_header
 
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
     if loop is not None:  # the engine checks too, but a large model takes a while to load
-        check_architecture(architecture)
-        loop.check(header.number(f"{architecture}.block_count") or 0)
+        check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
     trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
     n_ctx = min(DEFAULT_CONTEXT, trained) if flags["ctx_size"] is None else flags["ctx_size"] or trained
     if n_ctx > trained:
