@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ggufloop.errors import GgufloopError, nearest
 
-LOOPS = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma3", "deepseek2")
+LOOPS = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe", "gemma3", "deepseek2")
 """Verified against the reference."""
 
 _REFUSED = {
@@ -36,7 +36,7 @@ _UNVERIFIED = """
     exaone exaone-moe exaone4 falcon gemma gemma-embedding gemma2 gemma3n gemma4 glm-dsa glm4 glm4moe gpt-oss gpt2
     gptneox grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna llada llada-moe
     llama-embed llama4 maincoder maple mellum mimo2 minicpm3 minimax-m2 minimax-m3 mistral3 mistral4 mpt muse-glimmer
-    nanbeige nemotron olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo3 plm
+    nanbeige nemotron olmo olmo2 openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo3 plm
     pockettts qwen qwen2vl qwen3tts qwen3vl qwen3vlmoe refact rnd1 seed_oss smallthinker smollm3 spark2_5 stablelm
     starcoder starcoder2 step35 t5 t5encoder talkie xverse
 """
