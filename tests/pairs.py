@@ -43,10 +43,15 @@ def cut(tokens: Sequence[int], *sizes: int) -> list[Sequence[int]]:
     return batches + [[t] for t in tokens[starts[-1] :]]
 
 
-def by_reference(ref: Reference, batches: Sequence[Sequence[int]]) -> np.ndarray:
+def evaluated(ref: Reference, batches: Sequence[Sequence[int]]) -> np.ndarray:
     """Logits of the batches, one step each, after an emptied cache."""
     ref.reset()
-    rows = torch.cat([ref.eval(b) for b in batches]).numpy()
+    return torch.cat([ref.eval(b) for b in batches]).numpy()
+
+
+def by_reference(ref: Reference, batches: Sequence[Sequence[int]]) -> np.ndarray:
+    """As `evaluated`, and known to be what float32 arithmetic must give."""
+    rows = evaluated(ref, batches)
     assert ref.router_margin > TIE, "a tie in the router: give this family another seed"
     assert ref.threshold_margin > NEAR, "too close to a threshold: give this case another"
     return rows
@@ -88,9 +93,9 @@ class Pair:
         self.llm.set_loop(spec)
 
     def reference(self, settings: str, batches: Sequence[Sequence[int]]) -> np.ndarray:
-        """`by_reference` with these settings; the backend is left alone."""
+        """`evaluated` with these settings, to compare with nothing but the reference; the backend is left alone."""
         self.ref.set_loop(self.spec(settings))
-        return by_reference(self.ref, batches)
+        return evaluated(self.ref, batches)
 
 
 @contextmanager
