@@ -1,6 +1,6 @@
 """Tiny random models in every family the loop is tested on, written as F32 GGUF files of about one megabyte.
 
-    path = tiny.write(tmp / "m.gguf", tiny.FAMILIES["gemma3"])
+    path = tiny.write(tmp / "m.gguf", tiny.FAMILIES["gemma3"])   # or of HYBRIDS, which have recurrent layers
     tiny.repeat_window(path, tmp / "twice.gguf", (4, 6), 2)      # layers 4, 5 physically there twice
 
 Every file loads in llama.cpp and has a byte-level tokenizer, so any text works as a prompt. Widths are multiples of
@@ -51,6 +51,7 @@ FAMILIES = {
         Tiny("qwen2moe", seed=6, n_embd=128, experts=4),
         Tiny("qwen3", tied=True, meta={"rope.freq_base": 1e6}),
         Tiny("qwen3moe", seed=2, experts=4),
+        Tiny("olmoe", seed=11, n_embd=128, n_head_kv=4, n_ff=32, experts=4),
         Tiny(
             "gemma3",
             window=(4, 6),
@@ -94,6 +95,50 @@ FAMILIES = {
 }
 
 
+_SSM_KEYS = ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count")
+
+
+def _ssm(*values: int) -> dict[str, int]:
+    return {f"ssm.{key}": value for key, value in zip(_SSM_KEYS, values, strict=True)}
+
+
+HYBRIDS = {
+    f.arch: f
+    for f in (
+        # attention in layers 2 and 5, a delta net in the others: 4 heads of values over 2 of keys
+        Tiny(
+            "qwen35",
+            window=(2, 5),
+            n_layer=7,
+            meta={
+                "rope.freq_base": 1e6,
+                "rope.dimension_count": 16,
+                "rope.dimension_sections": [3, 3, 2, 0],
+                "full_attention_interval": 3,
+                **_ssm(4, 128, 32, 4, 2),
+            },
+        ),
+        # attention, without positions, in layers 3 and 6, Mamba-2 in the others
+        Tiny(
+            "granitehybrid",
+            window=(2, 5),
+            n_layer=8,
+            tied=True,
+            meta={
+                "attention.head_count_kv": [0, 0, 0, 2, 0, 0, 2, 0],
+                "attention.scale": 0.125,
+                "embedding_scale": 2.0,
+                "residual_scale": 0.75,
+                "logit_scale": 1.25,
+                "rope.scaling.finetuned": False,
+                **_ssm(4, 128, 32, 4, 2),
+            },
+        ),
+    )
+}
+"""Families some of whose layers are recurrent, by name."""
+
+
 class _Weights:
     """Collects random tensors under their GGUF names; `np.random.Generator` makes them reproducible."""
 
@@ -105,8 +150,12 @@ class _Weights:
         """Rows of outputs, columns of inputs; unit variance in gives `gain` out."""
         self._put(f"{name}.weight", gain / np.sqrt(shape[-1]) * self.rng.standard_normal(shape))
 
-    def norm(self, name: str, n: int) -> None:
-        self._put(f"{name}.weight", 1 + 0.1 * self.rng.standard_normal(n))
+    def norm(self, name: str, *shape: int) -> None:
+        self._put(f"{name}.weight", 1 + 0.1 * self.rng.standard_normal(shape))
+
+    def decay(self, name: str, *shape: int) -> None:
+        """Rates of forgetting, from slow to fast."""
+        self._put(name, -np.exp(self.rng.uniform(-3, 0, shape)))
 
     def bias(self, name: str, n: int, scale: float = 0.2) -> None:
         self._put(f"{name}.bias", scale * self.rng.standard_normal(n))
@@ -122,6 +171,40 @@ def vocabulary() -> tuple[list[str], list[TokenType]]:
     bytes_ = [chr(b) if b in printable else chr(next(hidden)) for b in range(256)]
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     return [*bytes_, "th", *control], [TokenType.NORMAL] * 257 + [TokenType.CONTROL] * 3
+
+
+def _delta_net(w: _Weights, t: Tiny, blk: str) -> None:
+    width, inner, size, n_value, n_key = (t.meta[f"ssm.{key}"] for key in _SSM_KEYS)
+    channels = 2 * n_key * size + inner
+    w.matrix(f"{blk}.attn_qkv", channels, t.n_embd)
+    w.matrix(f"{blk}.attn_gate", inner, t.n_embd)
+    w.matrix(f"{blk}.ssm_conv1d", channels, width, gain=1.5)
+    w.matrix(f"{blk}.ssm_beta", n_value, t.n_embd)
+    w.matrix(f"{blk}.ssm_alpha", n_value, t.n_embd)
+    w.bias(f"{blk}.ssm_dt", n_value)
+    w.decay(f"{blk}.ssm_a", n_value)
+    w.norm(f"{blk}.ssm_norm", inner // n_value)
+    w.matrix(f"{blk}.ssm_out", t.n_embd, inner)
+
+
+def _mamba2(w: _Weights, t: Tiny, blk: str) -> None:
+    width, inner, size, n_head, n_group = (t.meta[f"ssm.{key}"] for key in _SSM_KEYS)
+    channels = inner + 2 * n_group * size
+    w.matrix(f"{blk}.ssm_in", inner + channels + n_head, t.n_embd)
+    w.matrix(f"{blk}.ssm_conv1d", channels, width, gain=1.5)
+    w.bias(f"{blk}.ssm_conv1d", channels)
+    w.bias(f"{blk}.ssm_dt", n_head)
+    w.decay(f"{blk}.ssm_a", n_head, 1)
+    w._put(f"{blk}.ssm_d", 1 + 0.2 * w.rng.standard_normal((n_head, 1)))
+    w.norm(f"{blk}.ssm_norm", n_group, inner // n_group)
+    w.matrix(f"{blk}.ssm_out", t.n_embd, inner)
+
+
+def recurs(t: Tiny, il: int) -> bool:
+    """Whether layer `il` is recurrent."""
+    if t.arch == "qwen35":
+        return bool((il + 1) % t.meta["full_attention_interval"])
+    return t.arch == "granitehybrid" and t.meta["attention.head_count_kv"][il] == 0
 
 
 def _attention(w: _Weights, t: Tiny, blk: str) -> None:
@@ -141,14 +224,17 @@ def _attention(w: _Weights, t: Tiny, blk: str) -> None:
         w.matrix(f"{blk}.attn_output", t.n_embd, t.n_head * v)
         return
     q, kv = t.n_head * t.head, t.n_head_kv * t.head
-    w.matrix(f"{blk}.attn_q", q, t.n_embd, gain=1.5)
+    w.matrix(f"{blk}.attn_q", 2 * q if t.arch == "qwen35" else q, t.n_embd, gain=1.5)  # queries and their gates
     w.matrix(f"{blk}.attn_k", kv, t.n_embd)
     w.matrix(f"{blk}.attn_v", kv, t.n_embd)
     w.matrix(f"{blk}.attn_output", t.n_embd, q)
     if t.arch in ("qwen2", "qwen2moe"):
         for name, n in (("q", q), ("k", kv), ("v", kv)):
             w.bias(f"{blk}.attn_{name}", n)
-    if t.arch in ("qwen3", "qwen3moe", "gemma3"):
+    if t.arch == "olmoe":
+        w.norm(f"{blk}.attn_q_norm", q)
+        w.norm(f"{blk}.attn_k_norm", kv)
+    if t.arch in ("qwen3", "qwen3moe", "gemma3", "qwen35"):
         w.norm(f"{blk}.attn_q_norm", t.head)
         w.norm(f"{blk}.attn_k_norm", t.head)
     if t.arch == "gemma3":
@@ -184,8 +270,11 @@ def tensors(t: Tiny) -> Tensors:
     for il in range(t.n_layer):
         blk = f"blk.{il}"
         w.norm(f"{blk}.attn_norm", t.n_embd)
-        _attention(w, t, blk)
-        w.norm(f"{blk}.ffn_norm", t.n_embd)
+        if recurs(t, il):
+            (_delta_net if t.arch == "qwen35" else _mamba2)(w, t, blk)
+        else:
+            _attention(w, t, blk)
+        w.norm(f"{blk}.post_attention_norm" if t.arch == "qwen35" else f"{blk}.ffn_norm", t.n_embd)
         _ffn(w, t, blk, il)
     w.norm("output_norm", t.n_embd)
     if not t.tied:
