@@ -29,7 +29,7 @@ OLDEST = (3, 10)
 FAILED = 3  # as ggufloop's own exit code for a broken installation; pytest uses 1 and 2
 
 # Extras and libraries by command; a command that is not listed is treated like ggufloop.
-EXTRAS = {"ggufloop": {"chat"}, "pytest": {"chat", "dev", "reference"}, "ruff": {"dev"}, "mypy": {"dev"}}
+EXTRAS = {"ggufloop": {"chat"}, "pytest": {"chat", "dev", "lab", "reference"}, "ruff": {"dev"}, "mypy": {"dev"}}
 LIBRARIES = {"ggufloop": [[]], "pytest": [[], ["--stock"]], "ruff": [], "mypy": []}
 # Commands of ggufloop that run no model, or that build the library themselves.
 NO_LIBRARY = {"", "build", "doctor", "version", "pull", "list", "inspect", "completion"}
@@ -97,6 +97,8 @@ def terminated(signum, frame):
 def prepare(venv, argv):
     """Bring .venv and the libraries to what the command needs. Raises Failed."""
     extras = EXTRAS.get(argv[0], EXTRAS["ggufloop"])
+    if argv[0] == "ggufloop" and any(word.split("=")[0] == "--plot" for word in argv):
+        extras = extras | {"lab"}
     libraries = LIBRARIES.get(argv[0], LIBRARIES["ggufloop"])
     subcommand = next((word for word in argv[1:] if not word.startswith("-")), "")
     if argv[0] == "ggufloop" and (subcommand in NO_LIBRARY or {"-h", "--help"} & set(argv)):

@@ -147,11 +147,19 @@ def test_each_command_gets_what_it_needs_and_no_more(checkout: Checkout) -> None
         checkout.run("ggufloop", *words)
     assert [e for e in checkout.events() if e != "build --backend"] == ["venv", "pip [chat]"]
     assert checkout.run("pytest", "-k", "x").stdout.splitlines() == [f"pytest of {checkout.venv}", "<-k>", "<x>"]
-    assert checkout.events() == ["pip [chat,dev,reference]", "build ", "build --stock"]
+    assert checkout.events() == ["pip [chat,dev,lab,reference]", "build ", "build --stock"]
     checkout.run("ggufloop", "run")
     assert checkout.events() == [], "what pytest needs includes what ggufloop needs"
     checkout.run("pytest", GGUFLOOP_LIB_DIR="/mine", GGUFLOOP_BACKEND="vulkan")
     assert checkout.events() == ["build --stock"], "another backend, and a library of one's own instead of the patched"
+
+
+def test_what_plots_need_is_installed_for_plots_only(checkout: Checkout) -> None:
+    checkout.run("ggufloop", "trace", "m", "-p", "--plots")
+    assert checkout.events() == ["venv", "pip [chat]", "build "]
+    for words in (["--plot", "a.png"], ["--plot=a.png"]):
+        checkout.run("ggufloop", "trace", "m", "-p", "x", *words)
+    assert checkout.events() == ["pip [chat,lab]", "build "]
 
 
 def test_changes_are_noticed(checkout: Checkout) -> None:
