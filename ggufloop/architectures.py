@@ -1,17 +1,34 @@
-"""Which architectures can loop a window, by the name a GGUF file gives as `general.architecture`.
+"""Which architectures can loop a window, by the name a GGUF file gives as `general.architecture`, and which windows.
 
-    check_architecture("qwen3")          # returns, or raises GgufloopError with the reason
+    check_architecture("qwen3")                    # returns, or raises GgufloopError with the reason
+    check_window("gemma4", (20, 24), 35, header.metadata)
 
-An architecture is allowed once a tiny model of it agrees with the reference for every solver, mode and kv policy; the
-graph of another one may look loopable and still be wrong without any error, so everything else is refused by name.
+An architecture is allowed once the architecture matrix (tests/matrix.py) has run tiny models of it: loop off equal to
+the stock library, an undamped loop equal to the file with the window repeated, damped loops independent of how a text
+is cut into batches. A graph may look loopable and still be wrong without any error, so everything else is refused by
+name. docs/architectures.md is the matrix's table.
 """
 
 from __future__ import annotations
 
-from ggufloop.errors import GgufloopError, nearest
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-LOOPS = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma3", "deepseek2")
-"""Verified against the reference."""
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import LoopSpec
+
+_LOOPS = """
+    afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chatglm codeshell cogvlm cohere2 cohere2moe
+    command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon
+    gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptneox grok grovemoe hunyuan-dense hunyuan-moe
+    hunyuan_vl hy_v3 internlm2 jais jais2 laguna llama llama4 maincoder maple mellum mimo2 minicpm3 minimax-m2 mistral3
+    mistral4 mpt muse-glimmer nanbeige nemotron olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3
+    phimoe plamo plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3tts qwen3vl qwen3vlmoe refact
+    seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
+"""
+LOOPS = tuple(_LOOPS.split())
+"""Green in the architecture matrix."""
 
 _REFUSED = {
     "every layer is recurrent": "mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7",
@@ -21,33 +38,30 @@ _REFUSED = {
         " nemotron_h_moe plamo2 qwen35 qwen35moe qwen3next qwen4exp"
     ),
     "its compressed cache is read and rewritten by every pass": "deepseek4",
+    "its cache holds the keys of an indexer as well, which have no slot per pass": (
+        "deepseek32 dots3note glm-dsa hy_v4 minimax-m3"
+    ),
+    "it keeps no cache, and its graph has not been tested": "dream llada llada-moe rnd1",
     "it is a draft model without a stack of its own": "dflash eagle3 gemma4-assistant",
     "it has no stack of transformer layers": "clip wavtokenizer-dec",
-    "its graph gives no hold at the end of a layer": (
-        "bert eurobert granite granite_swa granitemoe graniteswitch hrm_text hy_v4 jina-bert-v2 jina-bert-v3 minicpm"
-        " modern-bert neo-bert nomic-bert nomic-bert-moe"
+    "it computes embeddings, not the next token": (
+        "bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed modern-bert neo-bert nomic-bert"
+        " nomic-bert-moe t5encoder"
     ),
+    "its graph gives no hold at the end of a layer": "granite granite_swa granitemoe graniteswitch minicpm",
+    "its stacks take turns on two streams, which is a loop already": "hrm_text",
+    "it has two stacks, an encoder and a decoder, and a window would mean both": "t5",
+    "llama.cpp has it half done and means to remove it": "chameleon",
+    "llama.cpp knows its name but has no graph for it": "gptj",
 }
 _REASON = {arch: reason for reason, archs in _REFUSED.items() for arch in archs.split()}
-
-_UNVERIFIED = """
-    afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell cogvlm cohere2
-    cohere2moe command-r dbrx deci deepseek deepseek2-ocr deepseek32 dots1 dots3note dream ernie4_5 ernie4_5-moe
-    exaone exaone-moe exaone4 falcon gemma gemma-embedding gemma2 gemma3n gemma4 glm-dsa glm4 glm4moe gpt-oss gpt2
-    gptneox grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 laguna llada llada-moe
-    llama-embed llama4 maincoder maple mellum mimo2 minicpm3 minimax-m2 minimax-m3 mistral3 mistral4 mpt muse-glimmer
-    nanbeige nemotron olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo3 plm
-    pockettts qwen qwen2vl qwen3tts qwen3vl qwen3vlmoe refact rnd1 seed_oss smallthinker smollm3 spark2_5 stablelm
-    starcoder starcoder2 step35 t5 t5encoder talkie xverse
-"""
-_KNOWN = frozenset(_UNVERIFIED.split()) | frozenset(_REASON)
+KNOWN = frozenset(LOOPS) | frozenset(_REASON)
+"""Every architecture of the pinned llama.cpp."""
 
 
 def refusal(arch: str) -> str | None:
     """Why models of this architecture cannot loop, None if they can."""
-    if arch in LOOPS:
-        return None
-    return _REASON.get(arch, "not verified yet" if arch in _KNOWN else "the pinned llama.cpp does not know it")
+    return None if arch in LOOPS else _REASON.get(arch, "the pinned llama.cpp does not know it")
 
 
 def check_architecture(arch: str) -> None:
@@ -55,7 +69,125 @@ def check_architecture(arch: str) -> None:
     reason = refusal(arch)
     if reason is None:
         return
-    plain = f"run it without --window; these can loop: {', '.join(LOOPS)}."
+    close = difflib.get_close_matches(arch, LOOPS, n=1) if arch not in KNOWN else []
+    hint = f"did you mean {close[0]}?" if close else "run it without --window."
     raise GgufloopError(
-        f"architecture {arch} cannot loop: {reason}.", plain if arch in _KNOWN else nearest(arch, LOOPS)
+        f"architecture {arch} cannot loop: {reason}.", f"{hint} docs/architectures.md lists all that can."
     )
+
+
+def check_loop(arch: str, loop: LoopSpec, n_layer: int, metadata: Mapping[str, Any]) -> None:
+    """Raise GgufloopError unless a model of `arch` with `n_layer` layers can loop like this; metadata: its file's."""
+    check_architecture(arch)
+    loop.check(n_layer)
+    check_window(arch, loop.window, n_layer, metadata)
+
+
+# windows
+
+
+Window = tuple[int, int]
+_Value = Callable[[str, Any], Any]  # of a metadata key without the architecture's prefix, or the default
+_Broken = tuple[str, str]  # why, and what to do
+
+
+def check_window(arch: str, window: Window, n_layer: int, metadata: Mapping[str, Any]) -> None:
+    """Raise UsageError if the layers in `window` depend on others in a way that a loop would break.
+
+    metadata: a file's, under its full keys; arrays as sequences, or with the sequence as `.values`. What holds for
+    every architecture, LoopSpec.check says.
+    """
+
+    def value(key: str, default: Any) -> Any:
+        found = metadata.get(f"{arch}.{key}")
+        found = getattr(found, "values", found)
+        return default if found is None else found
+
+    rule = _RULES.get(arch)
+    broken = rule(window, n_layer, value) if rule else None
+    if broken is not None:
+        raise UsageError(f"window {window[0]}:{window[1]} of {arch} cannot loop: {broken[0]}.", broken[1])
+
+
+def _by_layer(found: Any, n_layer: int) -> Sequence[Any]:
+    return list(found) if isinstance(found, (list, tuple)) else [found] * n_layer
+
+
+def _shared_kv(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """The last layers have no K/V and read what the two before them stored."""
+    return _around(window, n_layer - int(value("attention.shared_kv_layers", 0)), n_layer)
+
+
+def _shared_kv_from_20(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    return _around(window, 20, n_layer)
+
+
+def _around(window: Window, start: int, n_layer: int) -> _Broken | None:
+    first, last = window
+    if start >= n_layer or last <= start - 2 or first >= start:
+        return None
+    return (
+        f"its layers from {start} on read the K/V of layers {start - 2} and {start - 1}",
+        f"use a window that ends at {start - 2}, or one that starts at {start}.",
+    )
+
+
+def _ends_with_ffn(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """A layer without a feed-forward network ends where the graph gives no hold."""
+    sizes = _by_layer(value("feed_forward_length", 1), n_layer)
+    bare = [il for il in range(window[0] - 1, min(window[1], len(sizes))) if not sizes[il]]
+    if not bare:
+        return None
+    return (
+        f"layer {bare[0]} has no feed-forward network",
+        "use a window that holds no such layer and does not start right after one.",
+    )
+
+
+def _after_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    n = int(value("n_deepstack_layers", 0))
+    if window[0] > n or not n:
+        return None
+    return f"its first {n} layers add the features of an image", f"use a window that starts at {n + 1} or later."
+
+
+def _outside_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    mapping = _by_layer(value("deepstack_mapping", -1), n_layer)
+    held = [il for il in range(*window) if il < len(mapping) and mapping[il] >= 0]
+    if not held:
+        return None
+    return f"layer {held[0]} adds the features of an image", "use a window that holds no such layer."
+
+
+def _starts_with_indexer(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    full = _by_layer(value("attention.indexer.types", 1), n_layer)[window[0] : window[1]]
+    if not any(full) or full[0]:
+        return None
+    return (
+        f"layer {window[0]} uses the selection of an earlier layer's indexer",
+        f"use a window that starts at {window[0] + full.index(next(filter(None, full)))}.",
+    )
+
+
+def _between_banks(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    size = int(value("attn_res.block_size", 0))
+    banks = [il for il in range(*window) if size and il % size == 0]
+    if not banks:
+        return None
+    return f"layer {banks[0]} banks the residual, once more on every pass", f"use a window between multiples of {size}."
+
+
+_RULES: dict[str, Callable[[Window, int, _Value], _Broken | None]] = {
+    "deci": _ends_with_ffn,
+    "gemma3n": _shared_kv_from_20,
+    "gemma4": _shared_kv,
+    "glm-dsa": _starts_with_indexer,
+    "glm5-next": _starts_with_indexer,
+    "granite": _outside_deepstack,
+    "granite_swa": _outside_deepstack,
+    "hy_v4": _starts_with_indexer,
+    "kimi-k3": _between_banks,
+    "qwen3tts": _after_deepstack,
+    "qwen3vl": _after_deepstack,
+    "qwen3vlmoe": _after_deepstack,
+}

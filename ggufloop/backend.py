@@ -53,7 +53,6 @@ class Backend:
     stock: bool
     patch_id: str  # "" for stock
     key: str
-    rpc: bool
     tools: bool
     binding: str  # version of llama-cpp-python whose source it was built from
     cpu: str  # cpu_id() of the machine it was built on
@@ -74,8 +73,7 @@ class Backend:
         (self.directory / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
-        extras = [word for word, has in (("rpc", self.rpc), ("tools", self.tools)) if has]
-        return " with ".join([self.directory.name, *([" and ".join(extras)] if extras else [])])
+        return self.directory.name + (" with tools" if self.tools else "")
 
 
 def backends_dir() -> Path:
@@ -176,7 +174,7 @@ def _from_directory(directory: Path, stock: bool, variable: str) -> Backend:
 
 
 def _unknown(directory: Path, stock: bool, patch: str = "") -> Backend:
-    return Backend(directory, "", stock, patch, "", rpc=False, tools=False, binding="", cpu="", compiler="")
+    return Backend(directory, "", stock, patch, "", tools=False, binding="", cpu="", compiler="")
 
 
 def binding_version() -> str | None:

@@ -29,7 +29,6 @@ from ggufloop.probe import probe
 from ggufloop.steps import Log, Report, Step
 
 TOOLS = ("llama-perplexity", "llama-bench", "llama-quantize")
-RPC_SERVER = "ggml-rpc-server"
 
 # Folders of llama.cpp a build reads; the others (models, docs, tests) are 80 % of the archive. Its .git is left out
 # because it is a pointer into a repository that is not there.
@@ -46,7 +45,6 @@ class Request:
 
     name: str = "auto"
     stock: bool = False
-    rpc: bool = False
     tools: bool = False
     force: bool = False
     replace_binding: bool = False
@@ -58,13 +56,12 @@ class Plan:
 
     name: str
     stock: bool
-    rpc: bool
     tools: bool
     versions: tuple[str, ...]
 
     @property
     def flags(self) -> list[str]:
-        whole = "ON" if self.rpc or self.tools else "OFF"  # the programs live in llama.cpp's tools folder
+        whole = "ON" if self.tools else "OFF"  # the programs live in llama.cpp's tools folder
         flags = {
             "CMAKE_BUILD_TYPE": "Release",
             "BUILD_SHARED_LIBS": "ON",
@@ -80,7 +77,7 @@ class Plan:
             "LLAMA_OPENSSL": "OFF",
             "LLAMA_BUILD_NUMBER": "0",
             "LLAMA_BUILD_COMMIT": backend.LLAMA_CPP_COMMIT,
-            "GGML_RPC": "ON" if self.rpc else "OFF",
+            "GGML_RPC": "ON",  # every library can spread a model over machines, and serve: ggufloop rpc-server
             "GGML_METAL": "ON" if self.name == "metal" else "OFF",  # on by default on every Mac
         }
         if sys.platform == "linux":
@@ -96,7 +93,7 @@ class Plan:
     @property
     def targets(self) -> list[str]:
         """What to compile: by default ninja builds programs that do not compile without the server."""
-        return ["llama", *([RPC_SERVER] if self.rpc else []), *(TOOLS if self.tools else [])]
+        return ["llama", *(TOOLS if self.tools else [])]
 
     @property
     def key(self) -> str:
@@ -113,14 +110,13 @@ class Plan:
 def build(request: Request, report: Report) -> Backend:
     """The library `request` asks for, built if it is not in the cache, and the binding installed for it.
 
-    A cached library that has more than was asked for (rpc, tools) will do. Raises UsageError for an unknown backend
+    A cached library with the tools will do where none were asked for. Raises UsageError for an unknown backend
     and BackendError, with the step, the log and the remedy, for everything else; nothing half-built stays.
     """
     choice = toolchain.choose(request.name)
     fetch.check_binding(request.replace_binding)
     versions = toolchain.preflight(choice.name, request.stock)
-    wider = [Plan(choice.name, request.stock, rpc, tools, versions)
-             for rpc in (request.rpc, True) for tools in (request.tools, True)]  # fmt: skip
+    wider = [Plan(choice.name, request.stock, tools, versions) for tools in (request.tools, True)]
     plan = wider[0]
     ready = None if request.force else _cached(wider)
     if ready and backend.binding_version() == backend.BINDING_VERSION:
@@ -261,7 +257,7 @@ def _verify(plan: Plan, directory: Path) -> Backend:
             "a compiler cache may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
         )
     built = Backend(
-        directory, plan.name, plan.stock, expected or "", plan.key, plan.rpc, plan.tools,
+        directory, plan.name, plan.stock, expected or "", plan.key, plan.tools,
         backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions),
     )  # fmt: skip
     built.save()

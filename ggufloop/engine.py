@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import backend, capi
-from ggufloop.architectures import check_architecture
+from ggufloop.architectures import check_loop
+from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
-from ggufloop.modelfile import check_model_file
+from ggufloop.modelfile import check_model_file, read_header
 from ggufloop.settings import check_settings
 
 ACTIVE = backend.activate()
@@ -124,11 +125,11 @@ class _Step:
     looped: bool
 
 
-class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untyped here
+class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
-    model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. Every other
-    argument is llama_cpp.Llama's.
+    model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. rpc_servers,
+    device: where it is computed (devices.Placement). Every other argument is llama_cpp.Llama's.
 
     With kv first and last, what a prompt computes depends on how it was cut, so the same prompt is read again as it
     was read before instead of from the middle.
@@ -149,12 +150,13 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         self._epoch = 0  # changes when a running generator loses its footing
         check_model_file(Path(model_path))
         check_settings(kwargs)
+        self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
         try:
             super().__init__(str(model_path), *args, **kwargs)
         except ValueError as e:
             raise GgufloopError(
                 f"llama.cpp cannot use {model_path}: {e}".rstrip(".") + ".",
-                "run with -v to see llama.cpp's own log; if memory is short, a smaller context (-c) helps.",
+                self._placement.hint,
             ) from None
         if len(self.input_ids) < self.n_ctx():  # llama.cpp rounds the context up; llama_cpp's arrays do not
             self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)
@@ -170,6 +172,7 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         """Free the model; nothing to do if it never loaded."""
         if hasattr(self, "_stack"):
             super().close()
+            self._placement.release()
 
     @property
     def ctx(self) -> Any:
@@ -260,8 +263,8 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         self._epoch += 1
 
     def _check(self, loop: LoopSpec) -> None:
-        check_architecture(self.metadata.get("general.architecture", "unknown"))
-        loop.check(self.n_layer())
+        arch = self.metadata.get("general.architecture", "unknown")
+        check_loop(arch, loop, self.n_layer(), read_header(Path(self.model_path)).metadata)
         if self.context_params.embeddings:
             raise UsageError("embeddings cannot be looped.", "leave out the loop, or embedding=True.")
         if self.draft_model is not None and (loop.kv not in ("each", "frozen") or loop.decode != "full"):
@@ -573,4 +576,4 @@ class LoopedLlama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untype
         self._decoded = getattr(state, "decoded", 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "loop": self._loop}
+        return {**super().__getstate__(), **self._placement.state(), "loop": self._loop}

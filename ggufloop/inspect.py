@@ -5,7 +5,7 @@
     sum(plain_kv_bytes(info, n_ctx=4096))            # what llama.cpp will allocate, to the byte
 
 The cache rules repeat llama.cpp's (llama-context.cpp, llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, and
-load_arch_hparams of the families that loop); a test holds them against the sizes llama.cpp logs.
+load_arch_hparams of the families in KV_PREDICTED); a test holds them against the sizes llama.cpp logs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufloop.architectures import check_architecture
-from ggufloop.errors import UsageError, nearest
+from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.modelfile import Array, Header, read_model, type_sizes, unusable
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types llama.cpp lets a K/V cache have."""
+KV_PREDICTED = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma3", "deepseek2")
+"""Architectures whose cache `plain_kv_bytes` knows."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,14 @@ def _sliding_window(header: Header, arch: str) -> int:
     return (header.number(f"{arch}.attention.sliding_window") or 0) if arch == "gemma3" else 0
 
 
+def layer_count(header: Header, arch: str) -> int:
+    """Number of layers a window is counted in: those of multi-token prediction are not. Raises GgufloopError."""
+    return header.positive(f"{arch}.block_count") - (header.number(f"{arch}.nextn_predict_layers") or 0)
+
+
 def _layers(header: Header, arch: str) -> tuple[Layer, ...]:
     n_all = header.positive(f"{arch}.block_count")
-    n = n_all - (header.number(f"{arch}.nextn_predict_layers") or 0)
+    n = layer_count(header, arch)
     n_embd = header.positive(f"{arch}.embedding_length")
     heads = _per_layer(header, f"{arch}.attention.head_count", n_all, 0)
     kv_heads = _per_layer(header, f"{arch}.attention.head_count_kv", n_all, 0)
@@ -221,7 +227,11 @@ def plain_kv_bytes(
     per tensor) is not counted. Raises UsageError for an unknown or unfitting type, GgufloopError for an architecture
     whose cache is not known here.
     """
-    check_architecture(info.architecture)
+    if info.architecture not in KV_PREDICTED:
+        raise GgufloopError(
+            f"how large the cache of architecture {info.architecture} is, is not known here.",
+            f"known: {', '.join(KV_PREDICTED)}.",
+        )
     if n_ctx < 0:
         raise UsageError(f"context {n_ctx} is negative.", "give a number of tokens, or 0 for the model's own.")
     if info.latent_kv and type_k.lower() != type_v.lower():

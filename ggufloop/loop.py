@@ -427,6 +427,26 @@ class LoopSpec:
                 f"use 1:{n_layer - 1} at most.",
             )
 
+    def check_recurrent(self) -> None:
+        """Raise UsageError unless this loop is defined for a window in which layers are recurrent."""
+        what = "{}:{} has recurrent layers".format(*self.window)
+        if self.kv in ("last", "frozen"):
+            raise UsageError(
+                f"window {what}, which store one state of all positions: kv {self.kv} would need one of each.",
+                "use kv first or each.",
+            )
+        if self.decode_entropy() is not None:
+            raise UsageError(
+                f"window {what}, whose state a token cannot be taken out of again: decode {self.decode} would have to.",
+                "use decode full or bypass.",
+            )
+        if self.kv == "each" and self.decode != "full":
+            raise UsageError(
+                f"window {what}, and with kv each a state per pass: a token with one pass, as in decode {self.decode}, "
+                "would leave the other states behind.",
+                "use decode full, or kv first.",
+            )
+
     def extra_layer_evaluations(self) -> int:
         """Layer evaluations per looped token beyond the plain model's; kv='last' adds the run that stores its K/V."""
         if not self.is_loop:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +21,12 @@ from typing import Any
 import platformdirs
 
 from ggufloop import digest, hub, wheels
+from ggufloop.architectures import check_window
 from ggufloop.cache import cache_dir
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.inspect import ModelInfo, describe
 from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.modelfile import read_header
 from ggufloop.wheels import Progress, WheelPart, quiet
 
 if sys.version_info >= (3, 11):
@@ -258,6 +260,17 @@ def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:
     entry = entry_for(info.files[0])
     if entry is not None and entry.layers == info.n_layer:
         return entry.suggested_window()
-    window = rule_of_thumb(max(info.n_layer, 3))
-    LoopSpec(window, k=2).check(info.n_layer)
-    return window, RULE_OF_THUMB
+    thumb = rule_of_thumb(max(info.n_layer, 3))
+    LoopSpec(thumb, k=2).check(info.n_layer)
+    metadata = read_header(info.files[0]).metadata
+    starts = sorted(range(1, info.n_layer - (thumb[1] - thumb[0])), key=lambda a: abs(a - thumb[0]))
+    windows = [(a, a + thumb[1] - thumb[0]) for a in starts]
+    return next((w for w in windows if _can_loop(info, w, metadata)), thumb), RULE_OF_THUMB
+
+
+def _can_loop(info: ModelInfo, window: tuple[int, int], metadata: Mapping[str, Any]) -> bool:
+    try:
+        check_window(info.architecture, window, info.n_layer, metadata)
+    except UsageError:
+        return False
+    return True

@@ -41,6 +41,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def get(family: str) -> Path:
         path = folder / f"{family}.gguf"
-        return path if path.exists() else tiny.write(path, tiny.FAMILIES[family])
+        return path if path.exists() else tiny.write(path, (tiny.FAMILIES | tiny.HYBRIDS)[family])
 
     return get

@@ -319,6 +319,34 @@ def test_window_that_does_not_fit(window: tuple[int, int], n_layer: int, message
     assert (e.value.message, e.value.hint) == (message, hint)
 
 
+_RECURRENT = "window 14:20 has recurrent layers, "
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("kv=last", "which store one state of all positions: kv last would need one of each.", "use kv first or each."),
+        ("kv=frozen", "which store one state of all positions: kv frozen would need one of each.",
+         "use kv first or each."),
+        ("decode=entropy:2", "whose state a token cannot be taken out of again: decode entropy:2 would have to.",
+         "use decode full or bypass."),
+        ("kv=each decode=first:2",
+         "and with kv each a state per pass: a token with one pass, as in decode first:2, would leave the other states "
+         "behind.",
+         "use decode full, or kv first."),
+    ],
+)  # fmt: skip
+def test_loop_that_recurrent_layers_rule_out(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as e:
+        LoopSpec.parse(f"14:20 k=3 {text}").check_recurrent()
+    assert (e.value.message, e.value.hint) == (_RECURRENT + message, hint)
+
+
+def test_loops_that_recurrent_layers_allow() -> None:
+    for text in ("", "kv=each", "decode=bypass", "decode=first:2 mode=layer", "halt=0.1 attention=8 routing=frozen"):
+        LoopSpec.parse(f"14:20 k=3 {text}").check_recurrent()
+
+
 @given(st.text(max_size=12))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     for parse in (LoopSpec.parse, parse_window, parse_decode):

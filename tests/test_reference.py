@@ -1,20 +1,16 @@
 """The looped backend against the float64 reference: every solver, mode, kv policy and decode policy, every family.
 
-The tiny models hold F32 weights and F32 K/V, so the two differ by float32 rounding alone (1e-5 to 1e-4) while the
-loop moves the logits by 0.1 and more; `TOLERANCE` is between. A mixture of experts switches experts where float32
-rounds across a tie of the router, so each run also asserts that the reference met no tie closer than `TIE`: a family
-that fails this needs another seed in tiny.py, not another tolerance.
-
 Each case is one prompt in one batch and ten decode steps. llama, qwen3moe, gemma3 and deepseek2 run the full product
-of solver, mode, kv and decode; qwen2, qwen2moe and qwen3, and everywhere the variants of euler, a part of it in which
-every pair of settings occurs.
+of solver, mode, kv and decode; qwen2, qwen2moe, qwen3 and olmoe, and everywhere the variants of euler, a part of it in
+which every pair of settings occurs. What passes may share, see or leave out is in test_reference_settings.py, and
+families with recurrent layers are in test_reference_hybrid.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +18,12 @@ import pytest
 import tiny
 import torch
 from gguf import GGUFWriter
+from pairs import MOVED, PROMPT, TOKENS, TOLERANCE, Pair, by_backend, by_reference, cut, load, opened
 
-from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.loop import KV_POLICIES, MODES, SOLVERS, LoopSpec
 from ggufloop.reference import Reference
 
-TOLERANCE = 1e-3
-TIE = 2e-5
-MOVED = 0.1
-
-TOKENS = np.random.default_rng(7).integers(0, 256, 34).tolist()
-PROMPT = 24
 DECODES = ("full", "bypass", "first:2")
 
 EULERS = ("k=3 beta=0.5", "k=2 damping=0.7", "k=6 passes=2", "k=6 beta=0.5 passes=3")
@@ -57,64 +47,14 @@ LOOPS = [
 ]
 PAIRWISE = [settings for i, settings in enumerate(LOOPS) if i % 5 == 0 or "repeat" in settings]
 PRODUCT = [settings for settings in LOOPS if settings in PAIRWISE or not settings.startswith(EULERS)]
-COVERED = ("qwen2", "qwen2moe", "qwen3")  # each is a relative of a family that runs the full product
+COVERED = ("qwen2", "qwen2moe", "qwen3", "olmoe")  # each is a relative of a family that runs the full product
 CASES = [(family, settings) for family in tiny.FAMILIES for settings in (PAIRWISE if family in COVERED else PRODUCT)]
-
-
-def cut(tokens: Sequence[int], *sizes: int) -> list[Sequence[int]]:
-    """The tokens in batches of these sizes, then one by one."""
-    starts = np.cumsum([0, *sizes]).tolist()
-    batches = [tokens[a:b] for a, b in pairwise(starts)]
-    return batches + [[t] for t in tokens[starts[-1] :]]
-
-
-def by_reference(ref: Reference, batches: Sequence[Sequence[int]]) -> np.ndarray:
-    """Logits of the batches, one step each, after an emptied cache."""
-    ref.reset()
-    rows = torch.cat([ref.eval(b) for b in batches]).numpy()
-    assert ref.router_margin > TIE, "a tie in the router: give this family another seed"
-    return rows
-
-
-def by_backend(llm: LoopedLlama, batches: Sequence[Sequence[int]]) -> np.ndarray:
-    """As `by_reference`, by llama.cpp."""
-    llm.reset()
-    return np.concatenate([llm.logits(b) for b in batches])
-
-
-def load(path: Path) -> LoopedLlama:
-    """The model with everything in float32. One thread: the matrices are tiny."""
-    return LoopedLlama(
-        path, n_ctx=128, n_batch=128, n_ubatch=128, n_threads=1, n_threads_batch=1,
-        type_k=0, type_v=0, flash_attn=False, verbose=False,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One tiny model in both implementations, and its plain logits."""
-
-    family: str
-    llm: LoopedLlama
-    ref: Reference
-    plain: np.ndarray
-
-    def set_loop(self, settings: str | None, window: tuple[int, int] | None = None) -> None:
-        """Loop a window in both, the family's unless another is given."""
-        a, b = window or tiny.FAMILIES[self.family].window
-        spec = None if settings is None else LoopSpec.parse(f"{a}:{b} {settings}")
-        self.ref.set_loop(spec)
-        self.llm.set_loop(spec)
 
 
 @pytest.fixture(scope="module", params=list(tiny.FAMILIES))
 def pair(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Pair]:
-    path, threads = tiny_model(request.param), torch.get_num_threads()
-    torch.set_num_threads(1)
-    ref, llm = Reference(path), load(path)
-    yield Pair(request.param, llm, ref, by_reference(ref, cut(TOKENS, PROMPT)))
-    llm.close()
-    torch.set_num_threads(threads)
+    with opened(tiny_model(request.param), request.param, tiny.FAMILIES[request.param].window) as pair:
+        yield pair
 
 
 def test_all_solvers_are_here() -> None:

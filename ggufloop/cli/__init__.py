@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",
     "list": "The models known by name, and which are downloaded.",
+    "rpc-server": "Lend this machine to another that runs a model.",
     "build": "Build the patched llama.cpp.",
     "doctor": "Check the installation and say what is wrong.",
     "version": "Print versions.",
@@ -37,7 +38,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ggufloop.cli.{cmd_name}")
+        module = importlib.import_module(f"ggufloop.cli.{cmd_name.replace('-', '_')}")
         command = module.command
         assert isinstance(command, click.Command)
         return command

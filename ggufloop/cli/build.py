@@ -51,12 +51,11 @@ def _stopped(signum: int, frame: FrameType | None) -> None:
     "--backend", "name", default="auto", show_default=True, metavar="NAME", envvar="GGUFLOOP_BACKEND",
     help=f"One of auto, {', '.join(NAMES)}.",
 )  # fmt: skip
-@click.option("--rpc", is_flag=True, help="With the RPC backend and its server, to split a model over machines.")
 @click.option("--stock", is_flag=True, help="The unpatched llama.cpp, for comparisons; kept beside the patched one.")
 @click.option("--with-tools", "tools", is_flag=True, help="Also llama-perplexity, llama-bench and llama-quantize.")
 @click.option("--force", is_flag=True, help="Build even if the library is in the cache.")
 @click.option("--replace-binding", is_flag=True, help="Replace another version of llama-cpp-python.")
-def command(name: str, rpc: bool, stock: bool, tools: bool, force: bool, replace_binding: bool) -> None:
+def command(name: str, stock: bool, tools: bool, force: bool, replace_binding: bool) -> None:
     """Build the patched llama.cpp for this machine and install its Python binding.
 
     Prints the library's folder. Built once and kept in the cache; asking again takes no time and makes this library
@@ -65,7 +64,7 @@ def command(name: str, rpc: bool, stock: bool, tools: bool, force: bool, replace
     signal.signal(signal.SIGTERM, _stopped)  # an exception, so that the build stops its compilers and cleans up
     progress = _Progress()
     try:
-        built = build(Request(name, stock, rpc, tools, force, replace_binding), progress)
+        built = build(Request(name, stock, tools, force, replace_binding), progress)
     finally:
         progress.finish()
     click.echo(built.directory)

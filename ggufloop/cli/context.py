@@ -27,6 +27,7 @@ from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
 from ggufloop.cli.options import LOOP_FLAGS, loop_from_flags, model_from_flags, window_suggestion
+from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.errors import UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
@@ -71,7 +72,17 @@ _CONTEXT = [
                  help="Most tokens computed at once."),
     click.option("-t", "--threads", "threads", type=_POSITIVE, metavar="N", help="Threads (default: all cores)."),
     click.option("-ngl", "--gpu-layers", "gpu_layers", type=click.IntRange(min=-1), metavar="N", default=-1,
-                 show_default=True, help="Layers on the GPU; -1: all."),
+                 show_default=True, help="Layers on GPUs and other machines; -1: all."),
+    click.option("--rpc", "rpc_servers", metavar="HOST:PORT,...",
+                 help="Machines that run `ggufloop rpc-server`, to share the layers with."),
+    click.option("-sm", "--split-mode", "split_mode", type=_OneOf(SPLIT_MODES), metavar="|".join(SPLIT_MODES),
+                 default="layer", show_default=True, help="How several devices share a model."),
+    click.option("-ts", "--tensor-split", "tensor_split", metavar="N,N,...",
+                 help="Share of each device, such as 3,1 (default: by free memory)."),
+    click.option("-mg", "--main-gpu", "main_gpu", type=int, metavar="N", default=0, show_default=True,
+                 help="The one device of -sm none."),
+    click.option("-dev", "--device", "device", metavar="NAME,...",
+                 help="Devices to use, such as RPC0,CUDA0; none: only the CPU (default: all)."),
     click.option("-fa", "--flash-attn", "flash_attn", type=_OneOf(FLASH), metavar="on|off|auto",
                  default="auto", show_default=True, help="Flash attention; auto is on."),
     click.option("-ctk", "--cache-type-k", "type_k", type=_CACHE_TYPE, metavar="TYPE", default="f16",
@@ -123,6 +134,8 @@ def check_context(flags: dict[str, Any]) -> None:
             f"a V cache of type {flags['type_v']} needs flash attention, and -fa is off.",
             "leave out -fa off, or use -ctv f16.",
         )
+    parse_servers(flags["rpc_servers"])
+    parse_tensor_split(flags["tensor_split"])
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     return Opened(llm, path, window_suggestion(path))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may use, the threads of one core counted once as llama.cpp does (llama_cpp halves blindly)."""
     allowed = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
     cores = set()
@@ -165,15 +178,15 @@ def _cores() -> int:
 def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
     import gguf
 
-    from ggufloop.architectures import check_architecture
+    from ggufloop.architectures import check_loop
     from ggufloop.engine import LoopedLlama
+    from ggufloop.inspect import layer_count
     from ggufloop.modelfile import read_header
 
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
     if loop is not None:  # the engine checks too, but a large model takes a while to load
-        check_architecture(architecture)
-        loop.check(header.number(f"{architecture}.block_count") or 0)
+        check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
     trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
     n_ctx = min(DEFAULT_CONTEXT, trained) if flags["ctx_size"] is None else flags["ctx_size"] or trained
     if n_ctx > trained:
@@ -183,8 +196,9 @@ def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: boo
         n_ctx=n_ctx,
         n_batch=flags["batch_size"],
         n_ubatch=flags["ubatch_size"],
-        n_threads=flags["threads"] or _cores(),
+        n_threads=flags["threads"] or cores(),
         n_gpu_layers=flags["gpu_layers"],
+        **{name: flags[name] for name in ("rpc_servers", "split_mode", "tensor_split", "main_gpu", "device")},
         flash_attn=flags["flash_attn"] != "off",
         type_k=gguf.GGMLQuantizationType[flags["type_k"].upper()].value,
         type_v=gguf.GGMLQuantizationType[flags["type_v"].upper()].value,

@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from ggufloop import registry
-from ggufloop.architectures import check_architecture, refusal
+from ggufloop.architectures import check_architecture, check_loop, refusal
 from ggufloop.cli.context import DEFAULT_CONTEXT
 from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options
 from ggufloop.errors import UsageError, nearest
-from ggufloop.inspect import KV_TYPES, ModelInfo, describe, plain_kv_bytes
+from ggufloop.inspect import KV_PREDICTED, KV_TYPES, ModelInfo, describe, plain_kv_bytes
 from ggufloop.loop import LoopSpec
+from ggufloop.modelfile import read_header
 from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
@@ -26,11 +27,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class _Loop:
-    """A loop on this model: its window's origin ('' if the user gave it), and its K/V cache in bytes."""
+    """A loop on this model: its window's origin ('' if the user gave it), and the bytes of K/V it adds, if known."""
 
     spec: LoopSpec
     origin: str
-    extra_kv_bytes: int
+    extra_kv_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,16 @@ def _report(
         n_ctx = min(DEFAULT_CONTEXT, info.n_ctx_train)
     if reason is not None:
         return _Report(info, reason, None, n_ctx, types, None, None)
-    sizes = plain_kv_bytes(info, n_ctx, *types, flash_attn=True)
+    sizes = None
+    if info.architecture in KV_PREDICTED:
+        sizes = plain_kv_bytes(info, n_ctx, *types, flash_attn=True)
     suggestion = registry.suggest_window(info)
     spec = loop_from_flags(window, lambda: suggestion[0], **flags)
     looped = None
     if spec is not None:
-        spec.check(info.n_layer)
-        looped = _Loop(spec, suggestion[1] if window == "auto" else "", spec.extra_kv_bytes(sizes))
+        check_loop(info.architecture, spec, info.n_layer, read_header(info.files[0]).metadata)
+        extra = None if sizes is None else spec.extra_kv_bytes(sizes)
+        looped = _Loop(spec, suggestion[1] if window == "auto" else "", extra)
     return _Report(info, None, suggestion, n_ctx, types, sizes, looped)
 
 
@@ -128,20 +132,17 @@ def _text(report: _Report) -> str:
 
 
 def _loop_lines(report: _Report) -> list[tuple[str, str]]:
-    if report.kv_bytes is None or report.suggestion is None:
+    if report.suggestion is None:
         return [("can loop", f"no: {report.reason}")]
     info, (window, origin) = report.info, report.suggestion
-    plain = sum(report.kv_bytes)
-    kinds = report.types[0] if info.latent_kv or len(set(report.types)) == 1 else "/".join(report.types)
     lines = [
         ("can loop", f"yes, windows within 1:{info.n_layer - 1}"),
         ("suggested", f"--window {window[0]}:{window[1]} ({origin})"),
-        ("K/V cache", f"{_mib(plain)} for {report.n_ctx or info.n_ctx_train} tokens in {kinds}"),
-        ("memory", f"{_mib(info.weight_bytes + plain)} without a loop, compute buffers aside"),
+        *_memory_lines(report),
     ]
     if report.loop is None:
         return lines
-    spec, extra = report.loop.spec, report.loop.extra_kv_bytes
+    spec = report.loop.spec
     evaluations, more = spec.tableau().evaluations, spec.extra_layer_evaluations()
     return [
         *lines,
@@ -150,9 +151,33 @@ def _loop_lines(report: _Report) -> list[tuple[str, str]]:
         ("evaluations", f"{evaluations} of the window, {more} layers more per looped token"),
         ("cost", f"{spec.relative_cost(info.n_layer):.2f} times a plain token's"
                  + (" at most" if spec.costs_less else "")),
-        ("K/V cache", f"{_mib(plain + extra)}, {_mib(extra)} more" if extra else f"{_mib(plain)}, no more"),
-        ("memory", f"{_mib(info.weight_bytes + plain + extra)} with the loop"),
+        *_looped_memory_lines(report, report.loop),
     ]  # fmt: skip
+
+
+def _memory_lines(report: _Report) -> list[tuple[str, str]]:
+    info = report.info
+    if report.kv_bytes is None:
+        return [("K/V cache", "how large is not known here for this architecture")]
+    plain = sum(report.kv_bytes)
+    kinds = report.types[0] if info.latent_kv or len(set(report.types)) == 1 else "/".join(report.types)
+    return [
+        ("K/V cache", f"{_mib(plain)} for {report.n_ctx or info.n_ctx_train} tokens in {kinds}"),
+        ("memory", f"{_mib(info.weight_bytes + plain)} without a loop, compute buffers aside"),
+    ]
+
+
+def _looped_memory_lines(report: _Report, loop: _Loop) -> list[tuple[str, str]]:
+    extra = loop.extra_kv_bytes
+    if report.kv_bytes is None or extra is None:
+        slots = loop.spec.extra_kv_slots()
+        more = f"{slots} more for each of the window's {loop.spec.layers} layers" if slots else "no more"
+        return [("K/V cache", more)]
+    plain = sum(report.kv_bytes)
+    return [
+        ("K/V cache", f"{_mib(plain + extra)}, {_mib(extra)} more" if extra else f"{_mib(plain)}, no more"),
+        ("memory", f"{_mib(report.info.weight_bytes + plain + extra)} with the loop"),
+    ]
 
 
 def _aligned(lines: list[tuple[str, str]]) -> str:

@@ -1,6 +1,7 @@
 """The update rules of a loop, one function each, on hidden states.
 
-    out = solve(spec, g, x0)      # g is called once per evaluation, in order
+    out = solve(spec, g, x0)                # g is called once per evaluation, in order
+    out = solve(spec, g, x0, stop=small)    # a loop with halt: no further evaluation once small(y, next y)
 
 Deliberately not the tableaux of loop.py: nothing here knows that the rules are linear. `g` may be any function and x
 anything that adds and scales.
@@ -16,6 +17,7 @@ import numpy as np
 from ggufloop.loop import LoopSpec
 
 G = Callable[[Any], Any]
+Stop = Callable[[Any, Any], bool]
 
 
 def euler(g: G, x0: Any, k: int, h: float) -> Any:
@@ -38,6 +40,16 @@ def naive(g: G, x0: Any, k: int) -> Any:
     x = x0
     for _ in range(k):
         x = g(x)
+    return x
+
+
+def halting(g: G, x0: Any, k: int, h: float, stop: Stop) -> Any:
+    """Damped sub-steps (h = 1: naive) until one of them, from y to its next, is small enough to stop; k at most."""
+    x = x0
+    for left in reversed(range(k)):
+        x, before = x + h * (g(x) - x), x
+        if left and stop(before, x):
+            break
     return x
 
 
@@ -120,14 +132,16 @@ def reduced(g: G, x0: Any, k: int, beta: float, passes: int) -> Any:
     return x0 + (1 - b2 - b3) * s1 + b2 * s2 + b3 * s3
 
 
-def solve(spec: LoopSpec, g: G, x0: Any) -> Any:
-    """What the loop makes of x0, evaluating g as often as the plan says."""
+def solve(spec: LoopSpec, g: G, x0: Any, stop: Stop | None = None) -> Any:
+    """What the loop makes of x0, evaluating g as often as the plan says, or less with halt and `stop`."""
     k, beta = spec.k, spec.beta
     h = 1 / k if spec.damping is None else spec.damping
     if beta == 1:  # only the first evaluation counts: the unmodified model
         return g(x0)
     if spec.passes is not None and spec.passes < k:
         return reduced(g, x0, k, beta, spec.passes)
+    if spec.halt is not None and stop is not None:
+        return halting(g, x0, k, 1 if spec.solver == "naive" else h, stop)
     rules: dict[str, Callable[[], Any]] = {
         "euler": lambda: anchored(g, x0, k, h, beta),
         "naive": lambda: naive(g, x0, k),
@@ -142,7 +156,7 @@ def solve(spec: LoopSpec, g: G, x0: Any) -> Any:
 
 
 def evaluations(spec: LoopSpec) -> int:
-    """How often `solve` evaluates g, found by counting."""
+    """How often `solve` evaluates g at most, found by counting."""
     count = 0
 
     def g(x: float) -> float:
