@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,21 @@ class State(NamedTuple):
     rows: np.ndarray
 
 
+class _Recorded:
+    """A layer that notes down what leaves it; all else of it is its own."""
+
+    def __init__(self, il: int, layer: Any, seen: list[tuple[int, torch.Tensor]]) -> None:
+        self._il, self._layer, self._seen = il, layer, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        done = self._layer.run(*args, **options)
+        self._seen.append((self._il, done[0]))
+        return done
+
+
 class ReferenceTracer:
     def __init__(self, path: Path, loop: LoopSpec | None) -> None:
         self.reference = Reference(path)
@@ -29,16 +43,8 @@ class ReferenceTracer:
         self._seen: list[tuple[int, torch.Tensor]] = []
         layers: list[Any] = self.reference._layers
         for il, layer in enumerate(layers):
-            layers[il] = SimpleNamespace(run=self._recorded(il, layer.run))
+            layers[il] = _Recorded(il, layer, self._seen)
         self.set_loop(loop)
-
-    def _recorded(self, il: int, run: Any) -> Any:
-        def recorded(*args: Any) -> Any:
-            x, kv = run(*args)
-            self._seen.append((il, x))
-            return x, kv
-
-        return recorded
 
     def set_loop(self, loop: LoopSpec | None) -> None:
         self.loop = loop
