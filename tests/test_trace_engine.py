@@ -112,7 +112,7 @@ def test_the_lens_of_the_last_state_is_the_models_answer(tiny_model: TinyModel) 
 
 @pytest.mark.model
 def test_a_real_model(smollm2: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The first token's state is far longer than the others' and hardly moves: all tokens as one move less than each."""
+    """The first token's state is by far the longest and hardly moves: all tokens as one move less than each."""
     plot = tmp_path / "trace.png"
     args = [
         "trace",
