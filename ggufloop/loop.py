@@ -281,8 +281,9 @@ class LoopSpec:
              pass chose serve all its passes. None: 'free', and 'frozen' in layer mode. Nothing without experts.
     attention  w >= 1: passes after the first attend to the last w positions only, their own included. None: to all.
     sinks    with attention: the first positions, so many, stay visible as well.
-    halt     tau > 0: once a pass moves the batch's states by less than tau of their norm, ||y' - y|| / ||y||, no
-             more passes run. Solver euler, unanchored and unreduced, or naive; not with kv='each'. None: all run.
+    halt     tau > 0: once a pass moves the states of a batch's tokens by less than tau of their norms on average,
+             mean ||y'_t - y_t|| / ||y_t||, no more passes run. Solver euler, unanchored and unreduced, or naive; not
+             with kv='each'. None: all run.
 
     Raises UsageError naming the value and the rule.
     """

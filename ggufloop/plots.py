@@ -212,8 +212,8 @@ def _draw_change(axes: Axes, trace: Trace, tau: float | None) -> None:
     drawn = [] if tau is None else [tau]
 
     def draw(points: Sequence[Point], where: Sequence[int], color: Any, label: str | None, form: str = "o-") -> None:
-        means = [p.token_residual.mean for p in points if p.token_residual is not None]
-        whole = [p.residual for p in points if p.residual is not None]
+        means = [p.residual.mean for p in points if p.residual is not None]
+        whole = [p.whole_residual for p in points if p.whole_residual is not None]
         axes.plot(where, means, form, color=color, label=label)
         axes.plot(where, whole, "D:", color=color, linewidth=1)
         drawn.extend([*means, *whole])
@@ -227,8 +227,8 @@ def _draw_change(axes: Axes, trace: Trace, tau: float | None) -> None:
         for j, p in enumerate(between, 1):  # in the colour of the pass it leads to
             draw([p], [b if p.kind == LEAVE else a - 1], colors[j], None, "o")
         ticks, names = [a - 1, *ticks, b], ["input", *names, "result"]
-    axes.plot([], [], "o-", color=INK, label="mean over tokens")
-    axes.plot([], [], "D:", color=INK, linewidth=1, label="all tokens as one (--halt)")
+    axes.plot([], [], "o-", color=INK, label="mean over tokens (--halt)")
+    axes.plot([], [], "D:", color=INK, linewidth=1, label="all tokens as one")
     if tau is not None:
         axes.axhline(tau, color=INK, linewidth=1, linestyle="--", label=f"halt {tau:g}")
     positive = [value for value in drawn if value > 0]

@@ -8,17 +8,16 @@ Three kinds of state: `layer` is what a layer put out, `enter` the state a later
 `leave` the state that goes on to the layers behind it. With X (n tokens, n_embd) a state, x_t its row of token t, and
 X' the state of the same place one pass earlier:
 
-    residual         ||X - X'||_F / ||X'||_F. A number of this batch, not an estimate, so without an interval.
-    token residual   mean over tokens of ||x_t - x'_t|| / ||x'_t||. The Frobenius norm is ruled by the few tokens whose
-                     states are hundreds of times longer than the others' (the first one, in most models); here every
-                     token counts the same.
+    residual         mean over tokens of ||x_t - x'_t|| / ||x'_t||, in which every token counts the same.
+    whole residual   ||X - X'||_F / ||X'||_F. It is ruled by the few tokens whose states are hundreds of times longer
+                     than the others' (the first one, in most models). A number of this batch, without an interval.
     cosine           mean over tokens of x_t . x'_t / (||x_t|| ||x'_t||).
     entropy          of the logit lens, the distribution p that the model's head (final norm, output matrix) makes of
                      the state: mean over tokens of -sum p log p, in nats.
     kl               mean over tokens of KL(q || p) = sum q (log q - log p), with q what the model ends with.
 
 With y_j the state that enters pass j and y_{n+1} the one that leaves, the residual of an `enter` or `leave` state is
-the step ||y_{j+1} - y_j||_F / ||y_j||_F, which `--halt` compares with tau after pass j. The y_j are combined here from
+the step of pass j, which `--halt` compares with tau after it. The y_j are combined here from
 the layers' outputs and the tableau, y_i = x0 + sum_j A_ij (g(y_j) - y_j), so block and layer mode are the same code.
 
 Intervals are mean +- 1.96 standard errors over the tokens, taken as independent; one token has none.
@@ -92,15 +91,15 @@ class Point:
     kind         LAYER, ENTER or LEAVE.
     layer        its depth: the layer it came out of; for ENTER the one before the window, for LEAVE the window's last.
     evaluation   the pass, from 1. ENTER: the pass that starts there; LEAVE: the last pass.
-    residual     to the same place one pass earlier, as are token_residual and cosine; None in the first pass.
+    residual     to the same place one pass earlier, as are whole_residual and cosine; None in the first pass.
     entropy, kl  of the logit lens; None if it was left out.
     """
 
     kind: str
     layer: int
     evaluation: int
-    residual: float | None = None
-    token_residual: Estimate | None = None
+    residual: Estimate | None = None
+    whole_residual: float | None = None
     cosine: Estimate | None = None
     entropy: Estimate | None = None
     kl: Estimate | None = None
@@ -135,7 +134,7 @@ class Trace:
             if p.kind != LAYER and p.residual is not None:
                 enters = p.kind == ENTER
                 first = p.layer + 1 - (0 if enters else width)
-                steps.append(Step(first, first + width, p.evaluation - enters, p.residual))
+                steps.append(Step(first, first + width, p.evaluation - enters, p.residual.mean))
         return tuple(steps)
 
     def passes(self, tau: float) -> dict[tuple[int, int], int]:
@@ -272,8 +271,8 @@ def _compared(p: _Placed) -> Point:
     length, old_length = np.linalg.norm(x, axis=1), np.linalg.norm(old, axis=1)
     return replace(
         point,
-        residual=float(_divided(np.linalg.norm(x - old), np.linalg.norm(old))),
-        token_residual=Estimate.of(_divided(np.linalg.norm(x - old, axis=1), old_length)),
+        residual=Estimate.of(_divided(np.linalg.norm(x - old, axis=1), old_length)),
+        whole_residual=float(_divided(np.linalg.norm(x - old), np.linalg.norm(old))),
         cosine=Estimate.of(_divided((x * old).sum(axis=1), length * old_length)),
     )
 

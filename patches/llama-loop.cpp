@@ -22,7 +22,7 @@ uint32_t llama_loop_plan::n_nodes() const {
 
     // each unit: a residual per evaluation, at most a scale and an add per weight, and what halting needs
     for (const auto & row : rows) {
-        res += 1 + 2*row.size() + (halt > 0.0 ? 16 : 0);
+        res += 1 + 2*row.size() + (halt > 0.0 ? 24 : 0);
     }
 
     // writes to the memory that wait for the end of the unit, with their views, and masks
@@ -190,6 +190,20 @@ ggml_tensor * llama_loop_graph::combine(const std::vector<double> & row) const {
     return cur;
 }
 
+// [n_embd, n_tokens, n_streams] -> [1, n_tokens]
+ggml_tensor * llama_loop_graph::sum_by_token(ggml_tensor * cur) const {
+    const int64_t n_tokens = cur->ne[1];
+
+    cur = ggml_sum_rows(ctx, cur);
+
+    if (ggml_nelements(cur) > n_tokens) {
+        cur = ggml_reshape_2d(ctx, cur, n_tokens, ggml_nelements(cur)/n_tokens);
+        cur = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_transpose(ctx, cur)));
+    }
+
+    return cur;
+}
+
 // Once a step is smaller than the threshold, the state stays what it is. That is so in the graph itself, on any device;
 // the evaluations that change nothing any more are then left out where that is possible. For that the state is kept in
 // one place, which a copy that is not computed leaves alone.
@@ -204,9 +218,11 @@ ggml_tensor * llama_loop_graph::halt(ggml_tensor * next) {
 
     ggml_tensor * margin = nullptr;
     if (n < plan->n_eval) {
-        ggml_tensor * step = ggml_sqrt(ctx, ggml_div(ctx,
-                    ggml_sum(ctx, ggml_sqr(ctx, ggml_sub(ctx, next, y.back()))),
-                    ggml_sum(ctx, ggml_sqr(ctx, y.back()))));
+        // of each token, because the state of the first one is often longer than all others together
+        ggml_tensor * moved = ggml_sqrt(ctx, ggml_div(ctx,
+                sum_by_token(ggml_sqr(ctx, ggml_sub(ctx, next, y.back()))),
+                sum_by_token(ggml_sqr(ctx, y.back()))));
+        ggml_tensor * step  = ggml_scale(ctx, ggml_sum(ctx, moved), 1.0f/ggml_nelements(moved));
 
         margin = ggml_scale_bias(ctx, step, -1.0f, (float) plan->halt);
         ggml_format_name(margin, "loop_step-%d", n);

@@ -68,7 +68,8 @@ extern "C" {
         int32_t attention; // evaluations after the first attend to this many last positions, 0: to all
         int32_t sinks;     // and to this many first ones
 
-        // stop when an evaluation moves the state by less than this, relative to it, over the ubatch; 0: never.
+        // stop when an evaluation moves the states of the ubatch's tokens, relative to their norms, by less than this
+        // on average; 0: never.
         // Only for tableaus whose every stage adds to the one before it the residual of that one; not with kv = each.
         double halt;
     };
@@ -225,6 +226,7 @@ private:
     ggml_tensor * leave_unit(ggml_tensor * cur);
     ggml_tensor * combine(const std::vector<double> & row) const;
     ggml_tensor * halt(ggml_tensor * next);
+    ggml_tensor * sum_by_token(ggml_tensor * cur) const;
     ggml_tensor * lens(ggml_tensor * cur, int & il);
 
     void trace(ggml_tensor * cur, int il, size_t evaluation);

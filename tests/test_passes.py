@@ -101,13 +101,13 @@ def test_attention_is_cut_like_the_full_loop(llm: LoopedLlama) -> None:
 
 
 def steps_of(llm: LoopedLlama, settings: str, tokens: Sequence[int]) -> list[float]:
-    """||y_{j+1} - y_j|| / ||y_j|| of each pass of a batch, from the states a trace shows."""
+    """The mean over tokens of ||y_{j+1} - y_j|| / ||y_j|| of each pass of a batch, from the states a trace shows."""
     llm.set_loop(f"{window(llm)} {settings}")
     first, last = llm.loop.window
     states = {(s.layer, s.evaluation): s.rows.astype(np.float64) for s in llm.trace(tokens)}
     n = llm.loop.tableau().evaluations
     y = [states[first - 1, j] for j in range(1, n + 1)] + [states[last - 1, n + 1]]
-    return [float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in pairwise(y)]
+    return [float((np.linalg.norm(b - a, axis=-1) / np.linalg.norm(a, axis=-1)).mean()) for a, b in pairwise(y)]
 
 
 @pytest.mark.parametrize("kv", KV_OF_ONE_SLOT)

@@ -54,8 +54,8 @@ def softmax(logits: np.ndarray) -> list[float]:
 def check_change(p: Point, rows: np.ndarray, before: np.ndarray) -> None:
     each = [norm(x - y) / norm(y) for x, y in zip(rows, before, strict=True)]
     cosines = [float(x @ y) / norm(x) / norm(y) for x, y in zip(rows, before, strict=True)]
-    assert p.residual == pytest.approx(norm(rows - before) / norm(before), rel=1e-5)
-    for estimate, values in ((p.token_residual, each), (p.cosine, cosines)):
+    assert p.whole_residual == pytest.approx(norm(rows - before) / norm(before), rel=1e-5)
+    for estimate, values in ((p.residual, each), (p.cosine, cosines)):
         assert estimate is not None
         assert (estimate.mean, estimate.half) == pytest.approx(mean_and_half(values), rel=1e-4)
         assert estimate.n == len(rows)
@@ -89,7 +89,7 @@ def test_every_number_is_its_definition(loop: str | None) -> None:
         if p.evaluation > 1:
             check_change(p, rows, states[p.layer, p.evaluation - 1])
         else:
-            assert (p.residual, p.token_residual, p.cosine) == (None, None, None)
+            assert (p.residual, p.whole_residual, p.cosine) == (None, None, None)
     last = result.points[-1]
     assert (last.layer, last.kl.mean if last.kl else None) == (6, 0.0)
     if loop in (None, "2:5 k=1"):
@@ -309,17 +309,17 @@ text    4 tokens; +/- is a 95 % interval (normal) of a mean over them
 
 How far each pass moves the state of the window (--halt compares the step):
 
-| layers | pass |    step | per token |    +/- |  cosine |     +/- |
-| ------ | ---: | ------: | --------: | -----: | ------: | ------: |
-| 2:4    |    1 | 0.42667 |    0.4259 | 0.0812 | 0.96093 | 0.02325 |
-| 2:4    |    2 | 0.48214 |    0.4821 | 0.0775 | 0.97623 | 0.01817 |
+| layers | pass |   step |    +/- |  cosine |     +/- | all as one |
+| ------ | ---: | -----: | -----: | ------: | ------: | ---------: |
+| 2:4    |    1 | 0.4259 | 0.0812 | 0.96093 | 0.02325 |    0.42667 |
+| 2:4    |    2 | 0.4821 | 0.0775 | 0.97623 | 0.01817 |    0.48214 |
 
 Change of each layer's output to the pass before:
 
-| layer | pass | residual | per token |    +/- |  cosine |     +/- |
-| ----: | ---: | -------: | --------: | -----: | ------: | ------: |
-|     2 |    2 |  0.44912 |    0.4477 | 0.0489 | 0.98327 | 0.01276 |
-|     3 |    2 |  0.50186 |    0.5028 | 0.0780 | 0.98579 | 0.01197 |
+| layer | pass | residual |    +/- |  cosine |     +/- | all as one |
+| ----: | ---: | -------: | -----: | ------: | ------: | ---------: |
+|     2 |    2 |   0.4477 | 0.0489 | 0.98327 | 0.01276 |    0.44912 |
+|     3 |    2 |   0.5028 | 0.0780 | 0.98579 | 0.01197 |    0.50186 |
 
 What each state would predict (logit lens), in nats:
 
@@ -342,7 +342,7 @@ What each state would predict (logit lens), in nats:
 def test_the_table_says_where_a_loop_would_halt(bench: Bench) -> None:
     args = ("MODEL", "-p", "Hi!", "--window", "2:4", "--no-lens")
     blocks = bench(*args, "--K", "2", "--halt", "0.45").out
-    assert "| 2:4    |    2 | 0.48214 |" in blocks
+    assert "| 2:4    |    2 | 0.4821 |" in blocks
     assert "\n--halt 0.45: 1 of 2 passes of layers 2:4 run.\n" in blocks
     layers = bench(*args, "--K", "3", "--mode", "layer", "--halt", "1e-9", "-o", "table").out
     assert "--halt 1e-09: 3 of 3 passes of layers 2:3 run.\n--halt 1e-09: 3 of 3 passes of layers 3:4 run.\n" in layers
@@ -400,8 +400,8 @@ def test_forms_for_programs_have_one_row_per_state(bench: Bench) -> None:
     ]  # fmt: skip
     expected = trace(model("2:4 k=2"), [257, 72, 105, 33]).points
     for record, p in zip(records, expected, strict=True):
-        assert record["residual"] == p.residual
-        for name in ("token_residual", "cosine", "entropy", "kl"):
+        assert record["whole_residual"] == p.whole_residual
+        for name in ("residual", "cosine", "entropy", "kl"):
             estimate = getattr(p, name)
             values = (None, None) if estimate is None else (estimate.mean, estimate.half)
             assert (record[name], record[f"{name}_ci"]) == values

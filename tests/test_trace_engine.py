@@ -51,8 +51,9 @@ def test_every_number_is_the_references(tiny_model: TinyModel, family: str, sett
     assert len(found.points) == len(expected.points)
     for p, q in zip(found.points, expected.points, strict=True):
         assert (p.kind, p.layer, p.evaluation) == (q.kind, q.layer, q.evaluation)
-        assert p.residual == (None if q.residual is None else pytest.approx(q.residual, rel=1e-5))
-        for name in ("token_residual", "cosine", "entropy", "kl"):
+        whole = q.whole_residual
+        assert p.whole_residual == (None if whole is None else pytest.approx(whole, rel=1e-5))
+        for name in ("residual", "cosine", "entropy", "kl"):
             a, b = getattr(p, name), getattr(q, name)
             if b is None:
                 assert a is None
@@ -132,7 +133,7 @@ def test_a_real_model(smollm2: Path, capsys: pytest.CaptureFixture[str], tmp_pat
     assert plot.read_bytes().startswith(b"\x89PNG")
     for state in data["states"]:
         if state["state"] != "layer":
-            assert 3 * state["residual"] < state["token_residual"] < 1
+            assert 3 * state["whole_residual"] < state["residual"] < 1
             assert 0.9 < state["cosine"] < 1
         assert 0 < state["entropy"] < np.log(49152)
     assert data["states"][-1]["kl"] == 0

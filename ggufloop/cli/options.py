@@ -122,7 +122,7 @@ _LOOP = [
         type=float,
         default=None,
         metavar="TAU",
-        help="Run no further pass for a batch once one moves it by less than this share.",
+        help="Run no further pass for a batch once one moves its tokens by less than this share.",
     ),
 ]
 

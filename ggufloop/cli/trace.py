@@ -21,13 +21,13 @@ from ggufloop.trace import LAYER, Estimate, Point, Trace, trace
 
 SCHEMA_VERSION = 1
 
-_MOVED = (Column("per token", ".4f"), Column("+/-", ".4f"), Column("cosine", ".5f"), Column("+/-", ".5f"))
-_STEPS = (Column("layers"), Column("pass"), Column("step", ".5f"), *_MOVED)
-_CHANGE = (Column("layer"), Column("pass"), Column("residual", ".5f"), *_MOVED)
+_MOVED = (Column("+/-", ".4f"), Column("cosine", ".5f"), Column("+/-", ".5f"), Column("all as one", ".5f"))
+_STEPS = (Column("layers"), Column("pass"), Column("step", ".4f"), *_MOVED)
+_CHANGE = (Column("layer"), Column("pass"), Column("residual", ".4f"), *_MOVED)
 _LENS = (Column("state"), Column("layer"), Column("pass"), Column("entropy", ".3f"), Column("+/-", ".3f"),
          Column("KL to the end", ".3f"), Column("+/-", ".3f"))  # fmt: skip
 _ALL = (Column("state"), Column("layer"), Column("pass"), Column("n"), Column("residual", ".4f"),
-        Column("token_residual", ".4f"), Column("token_residual_ci", ".4f"), Column("cosine", ".5f"),
+        Column("residual_ci", ".4f"), Column("whole_residual", ".4f"), Column("cosine", ".5f"),
         Column("cosine_ci", ".5f"), Column("entropy", ".3f"), Column("entropy_ci", ".3f"), Column("kl", ".3f"),
         Column("kl_ci", ".3f"))  # fmt: skip
 
@@ -74,7 +74,7 @@ def _pair(estimate: Estimate | None) -> tuple[float | None, float | None]:
 
 
 def _change(p: Point) -> list[Cell]:
-    return [p.residual, *_pair(p.token_residual), *_pair(p.cosine)]
+    return [*_pair(p.residual), *_pair(p.cosine), p.whole_residual]
 
 
 def _lens(p: Point) -> list[Cell]:
@@ -83,7 +83,22 @@ def _lens(p: Point) -> list[Cell]:
 
 def _everything(result: Trace) -> Table:
     """One row per state, all columns: the form for programs."""
-    return Table(_ALL, [[p.kind, p.layer, p.evaluation, result.tokens, *_change(p), *_lens(p)] for p in result.points])
+    return Table(
+        _ALL,
+        [
+            [
+                p.kind,
+                p.layer,
+                p.evaluation,
+                result.tokens,
+                *_pair(p.residual),
+                p.whole_residual,
+                *_pair(p.cosine),
+                *_lens(p),
+            ]
+            for p in result.points
+        ],
+    )
 
 
 def _halts(result: Trace, tau: float) -> list[str]:

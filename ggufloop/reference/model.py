@@ -195,7 +195,7 @@ class Reference:
 
         def small(y: Tensor, next_y: Tensor) -> bool:
             assert loop.halt is not None
-            return self._below(float((next_y - y).norm() / y.norm()), loop.halt)
+            return self._below(float(((next_y - y).norm(dim=-1) / y.norm(dim=-1)).mean()), loop.halt)
 
         out: Tensor = solve(loop, g, x0, small)
         if loop.kv == "last":
