@@ -19,36 +19,32 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 
 _LOOPS = """
-    afmoe apertus arcee arctic baichuan bailingmoe bailingmoe2 bitnet bloom chatglm codeshell cogvlm cohere2 cohere2moe
-    command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon
-    gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptneox grok grovemoe hunyuan-dense hunyuan-moe
-    hunyuan_vl hy_v3 internlm2 jais jais2 laguna llama llama4 maincoder maple mellum mimo2 minicpm3 minimax-m2 mistral3
-    mistral4 mpt muse-glimmer nanbeige nemotron olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3
-    phimoe plamo plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3tts qwen3vl qwen3vlmoe refact
-    seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
+    afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bitnet bloom chatglm codeshell
+    cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 dream ernie4_5 ernie4_5-moe
+    exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptneox
+    granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl
+    hy_v3 internlm2 jais jais2 jamba kimi-k3 kimi-linear laguna lfm2 lfm2moe llada llada-moe llama llama4 maincoder
+    mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2 mistral3 mistral4 mpt muse-glimmer nanbeige
+    nemotron nemotron_h nemotron_h_moe olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo
+    plamo2 plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3tts qwen3vl
+    qwen3vlmoe refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2
+    step35 talkie xverse
 """
 LOOPS = tuple(_LOOPS.split())
 """Green in the architecture matrix."""
 
 _REFUSED = {
-    "every layer is recurrent": "mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7",
-    "every layer carries a recurrent state beside its attention": "falcon-h1",
-    "some of its layers are recurrent, and a second pass would advance their state": (
-        "bailingmoe3 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe minimax-01 nemotron_h"
-        " nemotron_h_moe plamo2 qwen35 qwen35moe qwen3next qwen4exp"
-    ),
     "its compressed cache is read and rewritten by every pass": "deepseek4",
     "its cache holds the keys of an indexer as well, which have no slot per pass": (
         "deepseek32 dots3note glm-dsa hy_v4 minimax-m3"
     ),
-    "it keeps no cache, and its graph has not been tested": "dream llada llada-moe rnd1",
     "it is a draft model without a stack of its own": "dflash eagle3 gemma4-assistant",
     "it has no stack of transformer layers": "clip wavtokenizer-dec",
     "it computes embeddings, not the next token": (
         "bert eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llama-embed modern-bert neo-bert nomic-bert"
         " nomic-bert-moe t5encoder"
     ),
-    "its graph gives no hold at the end of a layer": "granite granite_swa granitemoe graniteswitch minicpm",
+    "its recurrent layers share their cache with an indexer, which has no slot per pass": "glm5-next qwen4exp",
     "its stacks take turns on two streams, which is a loop already": "hrm_text",
     "it has two stacks, an encoder and a decoder, and a window would mean both": "t5",
     "llama.cpp has it half done and means to remove it": "chameleon",
@@ -103,7 +99,7 @@ def check_window(arch: str, window: Window, n_layer: int, metadata: Mapping[str,
         found = getattr(found, "values", found)
         return default if found is None else found
 
-    rule = _RULES.get(arch)
+    rule = WINDOW_RULES.get(arch)
     broken = rule(window, n_layer, value) if rule else None
     if broken is not None:
         raise UsageError(f"window {window[0]}:{window[1]} of {arch} cannot loop: {broken[0]}.", broken[1])
@@ -114,11 +110,12 @@ def _by_layer(found: Any, n_layer: int) -> Sequence[Any]:
 
 
 def _shared_kv(window: Window, n_layer: int, value: _Value) -> _Broken | None:
-    """The last layers have no K/V and read what the two before them stored."""
+    """All before the last two layers with K/V of their own, or all behind them: the layers there read theirs."""
     return _around(window, n_layer - int(value("attention.shared_kv_layers", 0)), n_layer)
 
 
 def _shared_kv_from_20(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """All before layer 18, or all from 20 on: the layers there read the K/V of 18 and 19."""
     return _around(window, 20, n_layer)
 
 
@@ -133,7 +130,7 @@ def _around(window: Window, start: int, n_layer: int) -> _Broken | None:
 
 
 def _ends_with_ffn(window: Window, n_layer: int, value: _Value) -> _Broken | None:
-    """A layer without a feed-forward network ends where the graph gives no hold."""
+    """No layer without a feed-forward network, also not right before: the graph gives no hold at its end."""
     sizes = _by_layer(value("feed_forward_length", 1), n_layer)
     bare = [il for il in range(window[0] - 1, min(window[1], len(sizes))) if not sizes[il]]
     if not bare:
@@ -145,6 +142,7 @@ def _ends_with_ffn(window: Window, n_layer: int, value: _Value) -> _Broken | Non
 
 
 def _after_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """After the layers that add the features of an image, or every pass would add them again."""
     n = int(value("n_deepstack_layers", 0))
     if window[0] > n or not n:
         return None
@@ -152,6 +150,7 @@ def _after_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken | N
 
 
 def _outside_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """No layer that adds the features of an image, or every pass would add them again."""
     mapping = _by_layer(value("deepstack_mapping", -1), n_layer)
     held = [il for il in range(*window) if il < len(mapping) and mapping[il] >= 0]
     if not held:
@@ -159,14 +158,18 @@ def _outside_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken |
     return f"layer {held[0]} adds the features of an image", "use a window that holds no such layer."
 
 
-def _starts_with_indexer(window: Window, n_layer: int, value: _Value) -> _Broken | None:
-    full = _by_layer(value("attention.indexer.types", 1), n_layer)[window[0] : window[1]]
-    if not any(full) or full[0]:
+def _without_kda(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """Attention layers only (those with K/V heads): the others store their state where the loop does not follow."""
+    heads = _by_layer(value("attention.head_count_kv", 1), n_layer)
+    held = [il for il in range(*window) if il < len(heads) and not heads[il]]
+    if not held:
         return None
-    return (
-        f"layer {window[0]} uses the selection of an earlier layer's indexer",
-        f"use a window that starts at {window[0] + full.index(next(filter(None, full)))}.",
-    )
+    return f"layer {held[0]} is recurrent", "use a window of attention layers only."
+
+
+def _without_kda_and_banks(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """Attention layers only, between two layers that bank the residual: every pass would bank it again."""
+    return _without_kda(window, n_layer, value) or _between_banks(window, n_layer, value)
 
 
 def _between_banks(window: Window, n_layer: int, value: _Value) -> _Broken | None:
@@ -177,17 +180,28 @@ def _between_banks(window: Window, n_layer: int, value: _Value) -> _Broken | Non
     return f"layer {banks[0]} banks the residual, once more on every pass", f"use a window between multiples of {size}."
 
 
-_RULES: dict[str, Callable[[Window, int, _Value], _Broken | None]] = {
+def _without_rescale(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """No layer that halves the residual (every `rescale_every_n_layers`), or every pass would halve it again."""
+    n = int(value("rescale_every_n_layers", 0))
+    held = [il for il in range(*window) if n and (il + 1) % n == 0]
+    if not held:
+        return None
+    return f"layer {held[0]} halves the residual", f"use a window that ends at {held[0]} or starts at {held[0] + 1}."
+
+
+WINDOW_RULES: dict[str, Callable[[Window, int, _Value], _Broken | None]] = {
+    "bailingmoe3": _without_kda,
     "deci": _ends_with_ffn,
     "gemma3n": _shared_kv_from_20,
     "gemma4": _shared_kv,
-    "glm-dsa": _starts_with_indexer,
-    "glm5-next": _starts_with_indexer,
     "granite": _outside_deepstack,
     "granite_swa": _outside_deepstack,
-    "hy_v4": _starts_with_indexer,
-    "kimi-k3": _between_banks,
+    "kimi-k3": _without_kda_and_banks,
+    "kimi-linear": _without_kda,
     "qwen3tts": _after_deepstack,
     "qwen3vl": _after_deepstack,
     "qwen3vlmoe": _after_deepstack,
+    "rwkv6": _without_rescale,
+    "rwkv6qwen2": _without_rescale,
 }
+"""What each says of the windows it allows is its docstring."""

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import archs  # noqa: E402
 import matrix  # noqa: E402
 
-from ggufloop.architectures import KNOWN, LOOPS, refusal  # noqa: E402
+from ggufloop.architectures import KNOWN, LOOPS, WINDOW_RULES, refusal  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 
@@ -40,7 +40,9 @@ loader asks for, and looped in the window given (half-open). It is listed becaus
 * the damped loop with K=3 is finite under every kv policy, moves the logits (column *K=3*: the largest change of any
   logit under `--kv first`; logits have a standard deviation of about 2), and under `each` and `frozen` does not depend
   on how the text is cut into batches (within 2e-4, which is rounding);
-* in one batch `first`, `last` and `each` agree bit for bit, and switching the loop off restores the plain model.
+* in one batch `first`, `last` and `each` agree bit for bit, and switching the loop off restores the plain model;
+* what `first` and `frozen` leave of a looped prompt is what the plain model would have left, bit for bit;
+* in layer mode, with `each`, token by token equals one batch.
 
 A window with recurrent layers has the policies `first` and `each` only, and a model without a cache sees one batch.
 """
@@ -66,6 +68,9 @@ def page(results: Mapping[str, matrix.Result]) -> str:
         result = results[row.name]
         cells = [row.name, row.cache, f"{a}:{b} of {row.n_layer}", _repeated(row, result), f"{result.moved:.2g}"]
         lines.append(_row(cells))
+    lines.append("\n## Windows\n\nA window starts at layer 1 or later and ends before the last layer. Besides:\n")
+    lines += [_row(["architecture", "the window"]), _row(["---"] * 2)]
+    lines += [_row([arch, (rule.__doc__ or "").rstrip(".")]) for arch, rule in sorted(WINDOW_RULES.items())]
     lines.append(f"\n## These are refused: {len(KNOWN) - len(LOOPS)} architectures\n")
     lines += [_row(["architecture", "why"]), _row(["---"] * 2)]
     lines += [_row([arch, refusal(arch) or ""]) for arch in sorted(KNOWN - set(LOOPS))]

@@ -29,6 +29,7 @@ class Row:
     drop: tuple[str, ...] = ()  # optional tensors this model has not, as regular expressions
     factors: Meta = field(default_factory=dict)  # on the weights whose names match, where the usual scale is chaotic
     flash_attn: bool = False
+    stores: bool = True  # whether the window's layers have K/V or a state of their own
     unrepeatable: str = ""  # why no file can say what the loop computes
     seed: int = 1
 
@@ -59,7 +60,7 @@ BASE: Meta = {
 }
 
 KV, SLIDING, LATENT, LATENT_SLIDING = "K and V", "K and V, sliding", "latent K", "latent K, sliding"
-ATTENTION_OF_HYBRID, HYBRID, RECURRENT, NONE = "K and V beside recurrent", "hybrid", "recurrent", "none"
+HYBRID, BESIDE, RECURRENT, NONE = "hybrid", "hybrid, attention only", "recurrent", "none"
 
 MHA: Meta = {"attention.head_count_kv": 4}
 MOE: Meta = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
@@ -85,6 +86,7 @@ DELTA: Meta = {
     "ssm.time_step_rank": 4,
     "ssm.group_count": 2,
     "full_attention_interval": 4,
+    "attention.layer_norm_rms_epsilon": 1e-3,  # a head that hardly answers would be blown up, its rounding too
 }
 KDA: Meta = {"ssm.conv_kernel": 4, "kda.head_dim": 16, "kda.gate_lower_bound": -5.0, "kda.safe_gate": True}
 
@@ -211,7 +213,7 @@ _ROWS = [
                             "expert_group_count": 4, "expert_group_used_count": 2}),
     Row("dots1", KV, {**MHA, **SHARED, **SIGMOID, "leading_dense_block_count": 1}),
     Row("arctic", KV, MOE),
-    Row("grok", KV, MOE, gelu="gate"),
+    Row("grok", KV, {**MOE, "embedding_scale": 1.0}, gelu="gate"),
     Row("grovemoe", KV, {**MOE, "expert_chunk_feed_forward_length": 16, "expert_group_scale": 0.5,
                          "experts_per_group": 2}),
     Row("minimax-m2", KV, {**MOE, "expert_gating_func": 2}),
@@ -220,7 +222,8 @@ _ROWS = [
     Row("gemma2", SLIDING, {**swa("sf"), "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         gelu="gate"),
     Row("gemma3", SLIDING, {**swa("sf"), "rope.freq_base": 1e6}, gelu="gate"),
-    Row("gemma3n", SLIDING, swa("sf", 24), window=(20, 22), n_layer=24, gelu="gate", factors={"attn_q_norm": 0.1}),
+    Row("gemma3n", SLIDING, swa("sf", 24), window=(20, 22), n_layer=24, gelu="gate", stores=False,
+        factors={"attn_q_norm": 0.1}),
     Row("gemma4", SLIDING, {**swa("sf"), "embedding_length_per_layer_input": 16, "attention.key_length_swa": 16,
                             "attention.value_length_swa": 16, "attention.key_length": 32,
                             "attention.value_length": 32, "rope.dimension_count": 32, "rope.dimension_count_swa": 16,
@@ -272,7 +275,8 @@ _ROWS = [
     Row("pockettts", KV, MHA, gelu="up"),
     Row("gemma4 shared", SLIDING, {**swa("sf", 8), "embedding_length_per_layer_input": 16,
                                    "attention.shared_kv_layers": 4, "attention.key_length_swa": 16,
-                                   "attention.value_length_swa": 16}, window=(5, 7), n_layer=8, gelu="gate"),
+                                   "attention.value_length_swa": 16}, window=(5, 7), n_layer=8,
+        stores=False, gelu="gate"),
     Row("gemma4 moe", SLIDING, {**swa("sf"), **MOE, "embedding_length_per_layer_input": 0,
                                 "attention.key_length_swa": 16, "attention.value_length_swa": 16}, gelu="gate"),
     # recurrent layers beside attention
@@ -289,22 +293,29 @@ _ROWS = [
                                "feed_forward_length": per_layer("rfaf", 10, r=0, a=0, f=96)},
         window=(2, 6), n_layer=10),
     Row("plamo2", HYBRID, {**heads("ra"), **SSM, "ssm.group_count": 0}),
-    Row("kimi-linear", HYBRID, {**MLA, **KDA, **SHARED, "leading_dense_block_count": 1, "expert_gating_func": 2,
-                                "attention.head_count_kv": per_layer("ra", r=0, a=1)}),
     Row("nemotron_h_moe", HYBRID, {
         **SSM2, **SHARED, **SIGMOID, "attention.head_count_kv": per_layer("rfaf", 10, r=0, a=2, f=0),
         "feed_forward_length": per_layer("rfaf", 10, r=0, a=0, f=96)}, window=(2, 6), n_layer=10),
-    Row("bailingmoe3", HYBRID, {**MLA, **KDA, **SHARED, **SIGMOID, "leading_dense_block_count": 1,
-                                "attention.head_count_kv": per_layer("ra", r=0, a=1)}),
-    Row("minimax-01", HYBRID, {**MOE, "residual_scale": 3.5, "full_attention_interval": 4}, window=(2, 6), n_layer=8),
-    Row("kimi-k3", HYBRID, {**MLA, **KDA, **SHARED, **SIGMOID, "leading_dense_block_count": 1,
-                            "attention.head_count_kv": per_layer("ra", r=0, a=1), "attn_res.block_size": 12,
+    Row("minimax-01", HYBRID, {**MOE, "residual_scale": 3.5, "full_attention_interval": 4}, window=(2, 6), n_layer=8,
+        unrepeatable="the decay of a linear layer follows from its number"),
+    # windows without the recurrent layers of their model
+    Row("qwen3next attention", BESIDE, {**SHARED, **DELTA,
+                                        "attention.recurrent_layers": per_layer("rraarr", r=1, a=0)}),
+    Row("jamba attention", BESIDE, {**heads("rraarr"), **SSM}),
+    Row("lfm2 attention", BESIDE, {**heads("rraarr"), "shortconv.l_cache": 3}),
+    Row("lfm2 sliding", BESIDE, {**heads("rraarr"), "shortconv.l_cache": 3, "attention.sliding_window": 16}),
+    Row("kimi-linear", BESIDE, {**MLA, **KDA, **SHARED, "leading_dense_block_count": 1, "expert_gating_func": 2,
+                                "attention.head_count_kv": per_layer("rraarr", r=0, a=1)}),
+    Row("bailingmoe3", BESIDE, {**MLA, **KDA, **SHARED, **SIGMOID, "leading_dense_block_count": 1,
+                                "attention.head_count_kv": per_layer("rraarr", r=0, a=1)}),
+    Row("kimi-k3", BESIDE, {**MLA, **KDA, **SHARED, **SIGMOID, "leading_dense_block_count": 1,
+                            "attention.head_count_kv": per_layer("rraarr", r=0, a=1), "attn_res.block_size": 12,
                             "activation.situ_beta": 4.0, "activation.situ_linear_beta": 25.0}),
     # recurrent layers only
     Row("mamba", RECURRENT, {**SSM, "attention.head_count": 0, "attention.head_count_kv": 0}),
     Row("mamba2", RECURRENT, {**SSM2, "attention.head_count": 0, "attention.head_count_kv": 0}),
     Row("rwkv6", RECURRENT, RWKV6),
-    Row("rwkv6qwen2", RECURRENT, {**RWKV6, "token_shift_count": 1}),
+    Row("rwkv6qwen2", RECURRENT, {**RWKV6, "token_shift_count": 1}, drop=("time_mix_first",)),
     Row("rwkv7", RECURRENT, RWKV7),
     Row("arwkv7", RECURRENT, {**RWKV7, "token_shift_count": 1}),
     # no cache: every call sees only its own batch

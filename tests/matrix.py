@@ -78,19 +78,25 @@ def _spread(a: Rows, b: Rows) -> float:
     return float(np.abs(a - b).max())
 
 
+def _load(row: archs.Row, folder: Path, kind: str) -> Any:
+    from ggufloop.engine import LoopedLlama
+
+    return LoopedLlama(_file(row, folder, kind), verbose=False, flash_attn=row.flash_attn, **SETTINGS)
+
+
 def prepare(row: archs.Row, folder: Path) -> None:
     """Write the row's two models and what the stock library makes of them. For a process with the stock library."""
     import zoo
 
-    from ggufloop.engine import LoopedLlama
-
     model = zoo.write(_file(row, folder, "model.gguf"), row)
-    files = {"plain": model}
+    zoo.write(_file(row, folder, "deaf.gguf"), row, deaf_from=row.window[1])
+    files = {"plain": "model.gguf"}
     if not row.unrepeatable:
-        files["repeated"] = tiny.repeat_window(model, _file(row, folder, "repeated.gguf"), row.window, 2)
+        files["repeated"] = "repeated.gguf"
+        tiny.repeat_window(model, _file(row, folder, "repeated.gguf"), row.window, 2)
     rows = {}
-    for kind, path in files.items():
-        llm = LoopedLlama(path, verbose=False, flash_attn=row.flash_attn, **SETTINGS)
+    for kind, file in files.items():
+        llm = _load(row, folder, file)
         rows[kind] = _evaluate(llm, steps(row))
         llm.close()
     np.savez(_file(row, folder, "stock.npz"), **rows)
@@ -98,13 +104,12 @@ def prepare(row: archs.Row, folder: Path) -> None:
 
 def check(row: archs.Row, folder: Path) -> Result:
     """Run the oracles on what `prepare` wrote. Raises AssertionError with what failed."""
-    from ggufloop import engine
     from ggufloop.loop import LoopSpec
 
     start = time.perf_counter()
     with np.load(_file(row, folder, "stock.npz")) as saved:
         stock = dict(saved)
-    llm = engine.LoopedLlama(_file(row, folder, "model.gguf"), verbose=False, flash_attn=row.flash_attn, **SETTINGS)
+    llm = _load(row, folder, "model.gguf")
     parts = steps(row)
     text = [t for part in parts for t in part]
 
@@ -139,10 +144,46 @@ def check(row: archs.Row, folder: Path) -> Result:
     for kv in set(whole) & {"last", "each"}:
         assert np.array_equal(whole[kv], whole["first"]), f"in one batch kv={kv} is not kv=first"
 
+    llm.set_loop(LoopSpec(row.window, 2, kv="each", mode="layer"))
+    rows = _evaluate(llm, [text])
+    difference = _spread(rows, _evaluate(llm, parts))
+    assert difference <= ROUNDING, f"K=2 mode=layer kv=each token by token is {difference:.3g} from one batch"
+    assert _spread(rows, plain) > MOVED, f"K=2 mode=layer moves the logits by {_spread(rows, plain):.3g} only"
+    cut = max(cut, difference)
+
     llm.set_loop(None)
     assert np.array_equal(_evaluate(llm, parts), plain), "the loop leaves something behind when it is switched off"
     llm.close()
+    if row.cache != archs.NONE:
+        _check_kept(row, folder)
     return Result(row.name, repeated, cut, _spread(whole["first"], plain), seconds=time.perf_counter() - start)
+
+
+def _check_kept(row: archs.Row, folder: Path) -> None:
+    """What `first` and `frozen` keep of a prompt is what the plain model would have kept.
+
+    In this model the layers behind the window hear no other position, so the logits of tokens that are evaluated
+    plain after a looped prompt depend on what the layers up to the window's end have stored, and on nothing else.
+    """
+    from ggufloop.loop import LoopSpec
+
+    llm = _load(row, folder, "deaf.gguf")
+    prompt, *rest = steps(row)
+    plain = _evaluate(llm, [prompt, *rest])
+    other = _evaluate(llm, [prompt[::-1], *rest])
+    assert _spread(other[len(prompt) :], plain[len(prompt) :]) > MOVED, "tokens do not depend on what is kept"
+    for kv in policies(row):
+        if kv == "each":
+            continue
+        llm.set_loop(LoopSpec(row.window, 3, kv=kv, decode="bypass"))
+        rows = _evaluate(llm, [prompt, *rest])
+        assert _spread(rows[: len(prompt)], plain[: len(prompt)]) > MOVED, f"K=3 kv={kv} does not move the prompt"
+        kept = _spread(rows[len(prompt) :], plain[len(prompt) :])
+        if kv == "last" and row.stores:
+            assert kept > 0, "kv=last keeps what kv=first should"
+        else:
+            assert kept == 0, f"what kv={kv} keeps is not the plain model's: plain tokens differ by {kept:.3g}"
+    llm.close()
 
 
 # workers

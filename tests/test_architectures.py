@@ -46,7 +46,7 @@ def test_what_loops_has_a_row_and_is_enough() -> None:
     assert len(LOOPS) >= 60
     assert {row.arch for row in archs.ROWS.values()} <= KNOWN
     caches = {archs.ROWS[name].cache for name in GREEN}
-    assert caches >= {archs.KV, archs.SLIDING, archs.LATENT}
+    assert caches >= {archs.KV, archs.SLIDING, archs.LATENT, archs.HYBRID, archs.RECURRENT, archs.NONE}
 
 
 def test_no_architecture_of_the_library_is_forgotten() -> None:
@@ -113,7 +113,7 @@ def test_files_that_cannot_say_what_repeats(
 
 SHARED = {"gemma4.attention.shared_kv_layers": 10}
 BARE = {"deci.feed_forward_length": [9, 9, 0, 9, 9, 9]}
-TYPES = {"glm-dsa.attention.indexer.types": [1, 0, 1, 0, 1, 0]}
+RESCALE = {"rwkv6.rescale_every_n_layers": 6}
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ TYPES = {"glm-dsa.attention.indexer.types": [1, 0, 1, 0, 1, 0]}
         ("deci", (4, 5), 6, BARE),
         ("deci", (2, 4), 6, {"deci.feed_forward_length": 96}),
         ("qwen3vl", (4, 8), 30, {"qwen3vl.n_deepstack_layers": 3}),
-        ("glm-dsa", (2, 4), 6, TYPES),
-        ("glm-dsa", (3, 4), 6, TYPES),
+        ("rwkv6", (6, 11), 24, RESCALE),
+        ("rwkv6", (2, 14), 24, {}),
         ("kimi-k3", (13, 23), 48, {"kimi-k3.attn_res.block_size": 12}),
     ],
 )
@@ -149,8 +149,9 @@ def test_windows_that_can_loop(arch: str, window: tuple[int, int], n_layer: int,
          "use a window that starts at 4 or later."),
         ("granite", (2, 4), 6, {"granite.deepstack_mapping": [-1, -1, -1, 0, -1, -1]},
          "layer 3 adds the features of an image", "use a window that holds no such layer."),
-        ("glm-dsa", (1, 3), 6, TYPES, "layer 1 uses the selection of an earlier layer's indexer",
-         "use a window that starts at 2."),
+        ("rwkv6", (4, 8), 24, RESCALE, "layer 5 halves the residual", "use a window that ends at 5 or starts at 6."),
+        ("kimi-linear", (2, 4), 6, {"kimi-linear.attention.head_count_kv": [0, 0, 0, 1, 0, 0]},
+         "layer 2 is recurrent", "use a window of attention layers only."),
         ("kimi-k3", (10, 14), 48, {"kimi-k3.attn_res.block_size": 12},
          "layer 12 banks the residual, once more on every pass", "use a window between multiples of 12."),
     ],

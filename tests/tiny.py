@@ -408,12 +408,15 @@ def _repeat_metadata(meta: dict[str, Any], window: tuple[int, int], times: int) 
     if a >= n_layer - shared:
         changes["attention.shared_kv_layers"] = shared + added
 
-    for key in ("interleave_moe_layer_step", "full_attention_interval"):
-        if added % meta.get(key, 1):
+    for key, by_layer in (
+        ("interleave_moe_layer_step", ""),
+        ("full_attention_interval", "attention.recurrent_layers"),  # which says it by layer, if it is there
+    ):
+        if by_layer not in meta and added % meta.get(key, 1):
             raise ValueError(f"window {a}:{b} does not hold whole periods of {key} {meta[key]}.")
 
-    by_layer = {key for key, value in meta.items() if isinstance(value, list) and len(value) == n_layer}
-    changes |= {key: [meta[key][il] for il in order] for key in by_layer}
+    lists = {key: value for key, value in meta.items() if isinstance(value, list) and len(value) == n_layer}
+    changes |= {key: [value[il] for il in order] for key, value in lists.items()}
     pattern = meta.get("attention.sliding_window_pattern", 6)
     if "attention.sliding_window" in meta and not isinstance(pattern, list):  # a period no longer says which slide
         changes["attention.sliding_window_pattern"] = [il % pattern < pattern - 1 for il in order]

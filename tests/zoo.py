@@ -101,6 +101,9 @@ _GAINS = [(r"attn_q\.", 1.5), (r"ffn_down|ssm_out", 2.0), (r"ffn_gate_inp", 2.0)
 GELU_GAIN = 100.0
 """llama.cpp rounds GELU's input to float16 below 10; far from there it is exact, and batches can be compared."""
 
+_MIXES = re.compile(r"blk\.(\d+)\.(attn_output|ssm_out|shortconv\.out_proj|time_mix_output|channel_mix_value)\.")
+"""What a layer adds from other positions goes through these."""
+
 
 def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], row: archs.Row, tied: bool) -> np.ndarray:
     """Float32 values of one tensor."""
@@ -133,13 +136,20 @@ def _header(path: Path, row: archs.Row) -> GGUFWriter:
     return writer
 
 
-def write(path: Path, row: archs.Row) -> Path:
-    """Write the model of a row to `path` and return it. Raises RuntimeError if llama.cpp refuses its metadata."""
+def write(path: Path, row: archs.Row, deaf_from: int | None = None) -> Path:
+    """Write the model of a row to `path` and return it. Raises RuntimeError if llama.cpp refuses its metadata.
+
+    deaf_from: from this layer on nothing is taken from other positions, whatever a cache holds there.
+    """
     header = tiny.finish(_header(path.with_suffix(".header"), row), path.with_suffix(".header"))
     wanted = {name: s for name, s in shapes(header).items() if not any(re.search(d, name) for d in row.drop)}
     header.unlink()
     writer = _header(path, row)
     for name, shape in wanted.items():
         seed = int.from_bytes(hashlib.sha256(f"{row.seed} {name}".encode()).digest()[:8], "little")
-        writer.add_tensor(name, draw(np.random.default_rng(seed), name, shape, row, "output.weight" not in wanted))
+        values = draw(np.random.default_rng(seed), name, shape, row, "output.weight" not in wanted)
+        layer = _MIXES.match(name)
+        if deaf_from is not None and layer and int(layer[1]) >= deaf_from:
+            values[:] = 0
+        writer.add_tensor(name, values)
     return tiny.finish(writer, path)
