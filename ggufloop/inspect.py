@@ -18,7 +18,21 @@ from ggufloop.modelfile import Array, Header, read_model, type_sizes, unusable
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types llama.cpp lets a K/V cache have."""
-KV_PREDICTED = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma3", "deepseek2")
+_SLIDING = {
+    "gemma2": (2, False), "gemma3": (6, False), "cohere2": (4, False), "cohere2moe": (4, True), "gpt-oss": (2, False),
+    "afmoe": (4, False), "mellum": (4, False), "laguna": (4, True), "muse-glimmer": (4, False), "olmo2": (4, False),
+    "plamo3": (8, False), "granite_swa": (0, False), "maple": (0, False), "spark2_5": (0, False),
+}  # fmt: skip
+"""Architectures with sliding layers: the period if the file gives none, and whether it starts with the full layer."""
+_PLAIN = """
+    apertus arcee arctic baichuan bailingmoe bitnet bloom chatglm codeshell cogvlm command-r dbrx deci deepseek
+    deepseek2-ocr dots1 ernie4_5 ernie4_5-moe exaone falcon gemma glm4 gpt2 gptneox granite granitemoe grok grovemoe
+    hunyuan-dense hunyuan-moe hunyuan_vl internlm2 jais jais2 llama maincoder minicpm minicpm3 minimax-m2 mistral3 mpt
+    nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo pockettts qwen qwen2 qwen2moe
+    qwen2vl qwen3 qwen3moe qwen3tts qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 talkie
+    xverse
+"""
+KV_PREDICTED = frozenset(_PLAIN.split()) | frozenset(_SLIDING) | {"deepseek2"}
 """Architectures whose cache `plain_kv_bytes` knows."""
 
 
@@ -133,14 +147,28 @@ def _per_layer(header: Header, key: str, n: int, default: int) -> list[int]:
     """A setting that is one number for all n layers, or an array of one each."""
     value = header.metadata.get(key, default)
     values = [value] * n if not isinstance(value, Array) else list(value.values or ())[:n]
-    if len(values) != n or not all(type(v) is int and 0 <= v < 2**31 for v in values):
+    if len(values) != n or not all(isinstance(v, int) and 0 <= v < 2**31 for v in values):
         raise unusable(header.path, f"its {key} is not a number per layer")
     return [int(v) for v in values]
 
 
 def _sliding_window(header: Header, arch: str) -> int:
-    """Of the families that loop, gemma3 alone has sliding layers; the others ignore the key."""
-    return (header.number(f"{arch}.attention.sliding_window") or 0) if arch == "gemma3" else 0
+    """Tokens a sliding layer sees, 0 if the architecture has no such layers, whatever the file says."""
+    default = 4096 if arch == "gemma2" else 0
+    return _per_layer(header, f"{arch}.attention.sliding_window", 1, default)[0] if arch in _SLIDING else 0
+
+
+def _sliding(header: Header, arch: str, n: int) -> list[bool]:
+    """Which of n layers slide."""
+    if not _sliding_window(header, arch):
+        return [False] * n
+    key = f"{arch}.attention.sliding_window_pattern"
+    default, full_first = _SLIDING[arch]
+    if isinstance(header.metadata.get(key), Array):
+        return [bool(v) for v in _per_layer(header, key, n, 0)]
+    period = _per_layer(header, key, 1, default)[0]
+    full = 0 if full_first else period - 1
+    return [period == 0 or il % period != full for il in range(n)]
 
 
 def layer_count(header: Header, arch: str) -> int:
@@ -159,15 +187,7 @@ def _layers(header: Header, arch: str) -> tuple[Layer, ...]:
     default = n_embd // heads[0] if heads[0] else 0
     head_k = header.number(f"{arch}.attention.key_length")
     head_v = header.number(f"{arch}.attention.value_length")
-    sliding = [False] * n_all
-    if _sliding_window(header, arch):
-        key = f"{arch}.attention.sliding_window_pattern"
-        pattern = header.metadata.get(key, 6)
-        if isinstance(pattern, Array):
-            sliding = [bool(v) for v in _per_layer(header, key, n_all, 0)]
-        else:
-            period = _per_layer(header, key, 1, 6)[0]
-            sliding = [period == 0 or il % period < period - 1 for il in range(n_all)]
+    sliding = _sliding(header, arch, n_all)
     return tuple(
         Layer(
             heads[il],
@@ -230,7 +250,7 @@ def plain_kv_bytes(
     if info.architecture not in KV_PREDICTED:
         raise GgufloopError(
             f"how large the cache of architecture {info.architecture} is, is not known here.",
-            f"known: {', '.join(KV_PREDICTED)}.",
+            "load the model: llama.cpp logs it (-v).",
         )
     if n_ctx < 0:
         raise UsageError(f"context {n_ctx} is negative.", "give a number of tokens, or 0 for the model's own.")

@@ -156,6 +156,7 @@ def check(row: archs.Row, folder: Path) -> Result:
     llm.close()
     if row.cache != archs.NONE:
         _check_kept(row, folder)
+    _check_memory(row, folder)
     return Result(row.name, repeated, cut, _spread(whole["first"], plain), seconds=time.perf_counter() - start)
 
 
@@ -184,6 +185,27 @@ def _check_kept(row: archs.Row, folder: Path) -> None:
         else:
             assert kept == 0, f"what kv={kv} keeps is not the plain model's: plain tokens differ by {kept:.3g}"
     llm.close()
+
+
+def _check_memory(row: archs.Row, folder: Path) -> None:
+    """What `inspect` says of the K/V cache, where it says something, is what llama.cpp allocates, looped and not."""
+    from ggufloop.engine import LoopedLlama
+    from ggufloop.inspect import KV_PREDICTED, describe, plain_kv_bytes
+    from ggufloop.loop import LoopSpec
+
+    path = _file(row, folder, "model.gguf")
+    if row.arch not in KV_PREDICTED:
+        return
+    for swa_full in (True, False):
+        settings = {**SETTINGS, "n_ctx": 1024, "n_batch": 64, "n_ubatch": 64, "swa_full": swa_full}
+        sizes = plain_kv_bytes(describe(path), 1024, "f32", "f32", n_batch=64, n_ubatch=64, swa_full=swa_full)
+        llm = LoopedLlama(path, verbose=False, **settings)
+        bytes_ = llm.memory_bytes()
+        assert bytes_ == sum(sizes), f"the cache has {bytes_} bytes, inspect says {sum(sizes)} (swa_full {swa_full})"
+        llm.set_loop(spec := LoopSpec(row.window, 3, kv="each"))
+        more, said = llm.memory_bytes() - bytes_, spec.extra_kv_bytes(sizes)
+        assert more == said, f"kv=each adds {more} bytes, inspect says {said} (swa_full {swa_full})"
+        llm.close()
 
 
 # workers
