@@ -136,7 +136,9 @@ def test_steps_are_between_the_states_that_entered_the_passes(loop: str) -> None
             for weight, out, y in zip(spec.tableau().B, outputs, entered, strict=False)
         )
         entered.append(np.asarray(left, dtype=np.float32))
-        expected += [(first, last, j, norm(y - x) / norm(x)) for j, (x, y) in enumerate(pairwise(entered), 1)]
+        for j, (x, y) in enumerate(pairwise(entered), 1):
+            by_token = [norm(after - before) / norm(before) for before, after in zip(x, y, strict=True)]
+            expected.append((first, last, j, math.fsum(by_token) / len(by_token)))
         x0 = entered[-1]
     np.testing.assert_allclose(llm.layer(b, x0), behind, rtol=1e-4, atol=1e-5)
     assert [(s.first, s.last, s.evaluation) for s in result.steps] == [e[:3] for e in expected]
