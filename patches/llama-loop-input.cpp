@@ -57,16 +57,21 @@ void llama_loop_input::fill(const mask & m, const llama_ubatch & ubatch) const {
     const int64_t n_kv   = m.t->ne[0];
     const int64_t n_rows = m.t->ne[1]*m.t->ne[3];
 
-    std::vector<float> data(n_kv*n_rows, 0.0f);
+    std::vector<float>     data(n_kv*n_rows, 0.0f);
+    std::vector<llama_pos> pos; // of the keys
+
+    llama_seq_id seq_id = -1;
 
     for (int64_t i = 0; i < std::min<int64_t>(n_rows, ubatch.n_tokens); ++i) {
-        const llama_pos p = ubatch.pos[i];
+        if (pos.empty() || (m.kv && ubatch.seq_id[i][0] != seq_id)) {
+            seq_id = ubatch.seq_id[i][0];
+            pos    = m.kv ? m.kv->loop_pos(seq_id, n_kv) : std::vector<llama_pos>(ubatch.pos, ubatch.pos + n_kv);
+        }
 
+        float * row = data.data() + i*n_kv;
         for (int64_t j = 0; j < n_kv; ++j) {
-            const llama_pos p_kv = m.kv ? m.kv->loop_pos(ubatch.seq_id[i][0], j) : ubatch.pos[j];
-
-            if (std::abs(p - p_kv) >= plan->attention && p_kv >= plan->sinks) {
-                data[i*n_kv + j] = -INFINITY;
+            if (std::abs(ubatch.pos[i] - pos[j]) >= plan->attention && pos[j] >= plan->sinks) {
+                row[j] = -INFINITY;
             }
         }
     }
@@ -80,10 +85,17 @@ void llama_loop_input::fill(const mask & m, const llama_ubatch & ubatch) const {
     }
 }
 
-llama_pos llama_kv_cache::loop_pos(llama_seq_id seq_id, uint32_t i) const {
+std::vector<llama_pos> llama_kv_cache::loop_pos(llama_seq_id seq_id, uint32_t n_kv) const {
     const auto & cells = v_cells.at(seq_to_stream.at(seq_id));
 
-    return cells.is_empty(i) ? -1 : cells.pos_get(i);
+    std::vector<llama_pos> res(n_kv, -1);
+    for (uint32_t i = 0; i < n_kv; ++i) {
+        if (!cells.is_empty(i)) {
+            res[i] = cells.pos_get(i);
+        }
+    }
+
+    return res;
 }
 
 //
