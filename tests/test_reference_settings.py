@@ -25,10 +25,10 @@ from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
 THRESHOLDS = {
     "llama": (0.27, 0.55, 3.8),
     "qwen2moe": (0.22, 0.55, 4.0),
-    "qwen3moe": (0.205, 0.6, 4.1),
+    "qwen3moe": (0.207, 0.5, 4.0),
     "olmoe": (0.22, 0.55, 4.0),
-    "gemma3": (0.13, 0.45, 3.0),
-    "deepseek2": (0.235, 0.6, 3.8),
+    "gemma3": (0.135, 0.37, 3.0),
+    "deepseek2": (0.235, 0.6, 3.75),
 }
 MOE = ("qwen2moe", "qwen3moe", "olmoe", "deepseek2")
 BATCHES = cut(TOKENS, PROMPT)
