@@ -29,7 +29,7 @@ from ggufloop.reference import Reference
 
 TOLERANCE = 1e-3
 TIE = 2e-5
-NEAR = 1e-3
+NEAR = 1e-4
 MOVED = 0.1
 
 TOKENS = np.random.default_rng(7).integers(0, 256, 34).tolist()

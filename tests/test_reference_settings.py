@@ -21,17 +21,20 @@ from ggufloop.errors import UsageError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
 
 # Per family: residuals at which a euler and a naive loop of four passes halt early for some batches and not for
-# others, and an entropy that the plain model exceeds at some of the tokens it is given.
+# others, and an entropy that the plain model exceeds at some of the tokens it is given. The naive ones of the first
+# two lie between the mean over tokens, which counts, and the residual of the prompt's states taken as one matrix.
 THRESHOLDS = {
-    "llama": (0.27, 0.55, 3.8),
-    "qwen2moe": (0.22, 0.55, 4.0),
-    "qwen3moe": (0.205, 0.6, 4.1),
+    "llama": (0.27, 0.511, 3.8),
+    "qwen2moe": (0.22, 0.501, 4.0),
+    "qwen3moe": (0.207, 0.5, 4.0),
     "olmoe": (0.22, 0.55, 4.0),
-    "gemma3": (0.13, 0.45, 3.0),
-    "deepseek2": (0.235, 0.6, 3.8),
+    "gemma3": (0.135, 0.37, 3.0),
+    "deepseek2": (0.235, 0.6, 3.75),
 }
 MOE = ("qwen2moe", "qwen3moe", "olmoe", "deepseek2")
 BATCHES = cut(TOKENS, PROMPT)
+DENSE_AND_MOE = pytest.mark.parametrize("pair", ["llama", "qwen3moe"], indirect=True, scope="module")
+"""For what says nothing about the backend or about a family."""
 
 
 def halts(family: str) -> tuple[str, str]:
@@ -95,7 +98,7 @@ def test_every_setting_shows(pair: Pair) -> None:
     """No setting is so close to another that the comparison above could mistake one for the other."""
     euler, _ = halts(pair.family)
     shown = ["k=4", euler, "k=4 halt=99", "k=4 attention=5", "k=4 attention=6", "k=4 attention=5 sinks=3"]
-    shown += [f"k=4 {doubt(pair.family)}", "k=4 decode=bypass"]
+    shown += [f"k=4 {doubt(pair.family)}"]
     if pair.family in MOE:
         shown.append("k=4 routing=frozen")
         layer = ["k=4 mode=layer", "k=4 mode=layer routing=free"]
@@ -107,8 +110,10 @@ def test_every_setting_shows(pair: Pair) -> None:
             assert abs(rows[a] - rows[b]).max() > 10 * TOLERANCE, f"{a} and {b}"
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kv", KV_POLICIES)
+@DENSE_AND_MOE
+@pytest.mark.parametrize(
+    ("kv", "mode"), [("first", "block"), ("last", "layer"), ("each", "layer"), ("frozen", "block")]
+)
 def test_what_must_be_the_same_is_the_same(pair: Pair, kv: str, mode: str) -> None:
     base = f"k=3 kv={kv} mode={mode}"
     all_see = pair.reference(base, BATCHES)
@@ -131,6 +136,7 @@ def test_what_must_be_the_same_is_the_same(pair: Pair, kv: str, mode: str) -> No
         np.testing.assert_allclose(naive[:PROMPT], pair.plain[:PROMPT], atol=1e-9)
 
 
+@DENSE_AND_MOE
 @pytest.mark.parametrize(("solver", "h"), [("euler damping=0.6", 0.6), ("naive", 1)])
 def test_halting_is_fewer_passes(pair: Pair, solver: str, h: float) -> None:
     """As the threshold falls, the prompt's batch runs one pass, then two, three, and all four."""
@@ -145,6 +151,7 @@ def test_halting_is_fewer_passes(pair: Pair, solver: str, h: float) -> None:
     assert {1, 4} < set(ran), "no threshold halts in between"
 
 
+@DENSE_AND_MOE
 @pytest.mark.parametrize("reach", ["attention=5", "attention=5 sinks=3"])
 @pytest.mark.parametrize("kv", ["each", "frozen"])
 def test_a_shorter_reach_keeps_batches_apart(pair: Pair, kv: str, reach: str) -> None:
@@ -153,6 +160,7 @@ def test_a_shorter_reach_keeps_batches_apart(pair: Pair, kv: str, reach: str) ->
     np.testing.assert_allclose(rows[1:], rows[:1] * 2, atol=1e-9)
 
 
+@DENSE_AND_MOE
 def test_an_entropy_is_of_the_plain_model(pair: Pair) -> None:
     """Token by token: plain where its entropy stays below the threshold, else as if it had been looped at once."""
     _, _, limit = THRESHOLDS[pair.family]
@@ -218,6 +226,7 @@ def test_everything_changes_at_every_token(pair: Pair) -> None:
         assert abs(pair.llm.logits(batch) - pair.ref.eval(batch).numpy()).max() < TOLERANCE, str(spec)
 
 
+@DENSE_AND_MOE
 def test_a_kept_cache_is_the_cache(pair: Pair) -> None:
     kept = pair.reference("k=3 kv=last", BATCHES[:1])
     pair.ref.set_loop(None, keep_cache=True)

@@ -48,10 +48,10 @@ FAMILIES = {
     for f in (
         Tiny("llama", window=(2, 5), n_layer=7, meta={"rope.freq_base": 5e4}),
         Tiny("qwen2", n_embd=128, tied=True),
-        Tiny("qwen2moe", seed=6, n_embd=128, experts=4),
+        Tiny("qwen2moe", seed=10, n_embd=128, experts=4),
         Tiny("qwen3", tied=True, meta={"rope.freq_base": 1e6}),
         Tiny("qwen3moe", seed=2, experts=4),
-        Tiny("olmoe", seed=11, n_embd=128, n_head_kv=4, n_ff=32, experts=4),
+        Tiny("olmoe", seed=29, n_embd=128, n_head_kv=4, n_ff=32, experts=4),
         Tiny(
             "gemma3",
             window=(4, 6),
