@@ -73,6 +73,7 @@ def params(loop: LoopSpec) -> Params:
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_loop_set": (c_int32, [c_void_p, POINTER(Params)]),
     "llama_loop_enable": (None, [c_void_p, c_bool]),
+    "llama_loop_is_recurrent": (c_bool, [c_void_p, c_int32]),
     "llama_loop_memory_size": (c_size_t, [c_void_p]),
     "llama_loop_skipped": (c_int64, [c_void_p]),
     "llama_loop_trace": (None, [c_void_p, c_bool]),

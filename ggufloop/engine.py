@@ -272,18 +272,13 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
                 f"a draft model needs kv each or frozen and decode full, not kv {loop.kv}, decode {loop.decode}.",
                 "its tokens are checked several at once, which is exact only there.",
             )
-        if not self._keeps_state:
-            return
-        if loop.decode_entropy() is not None:
+        if self._keeps_state and loop.decode_entropy() is not None:
             raise UsageError(
                 f"decode {loop.decode} evaluates tokens twice, and this model's recurrent state cannot go back.",
                 "use decode full, bypass or first:n.",
             )
-        if loop.kv == "each" and loop.decode != "full":
-            raise UsageError(
-                f"decode {loop.decode} with kv each would leave the further passes' recurrent state behind.",
-                "use decode full, or kv first.",
-            )
+        if _lib is not None and any(_lib.llama_loop_is_recurrent(self.ctx, il) for il in range(*loop.window)):
+            loop.check_recurrent()
 
     @property
     def _keeps_state(self) -> bool:

@@ -279,6 +279,12 @@ void llama_loop_enable(llama_context * ctx, bool enable) {
     ctx->loop_enable(enable);
 }
 
+bool llama_loop_is_recurrent(const llama_context * ctx, int32_t il) {
+    const auto & hparams = ctx->get_model().hparams;
+
+    return il >= 0 && il < (int32_t) hparams.n_layer() && hparams.is_recr(il);
+}
+
 size_t llama_loop_memory_size(const llama_context * ctx) {
     return ctx->loop_memory_size();
 }

@@ -88,6 +88,9 @@ extern "C" {
     // recurrent layers cannot do that: with kv = each it must stay on.
     LLAMA_API void llama_loop_enable(struct llama_context * ctx, bool enable);
 
+    // Whether a layer carries recurrent state, which limits what a window with it can do: see kv and llama_loop_enable.
+    LLAMA_API bool llama_loop_is_recurrent(const struct llama_context * ctx, int32_t il);
+
     // Bytes the context's memory (K/V and recurrent state) occupies on all devices, slots of the plan included.
     LLAMA_API size_t llama_loop_memory_size(const struct llama_context * ctx);
 
