@@ -42,7 +42,8 @@ loader asks for, and looped in the window given (half-open). It is listed becaus
   on how the text is cut into batches (within 2e-4, which is rounding);
 * in one batch `first`, `last` and `each` agree bit for bit, and switching the loop off restores the plain model;
 * what `first` and `frozen` leave of a looped prompt is what the plain model would have left, bit for bit;
-* in layer mode, with `each`, token by token equals one batch.
+* in layer mode, with `each`, a prompt and the tokens after it give what they give as one batch;
+* where `ggufloop inspect` predicts the size of the K/V cache, llama.cpp allocates it to the byte, looped or not.
 
 A window with recurrent layers has the policies `first` and `each` only, and a model without a cache sees one batch.
 """

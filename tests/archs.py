@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Meta = dict[str, Any]
+SCALES = (r"(?<!ffn_gate_inp)\.(input_)?scale$",)
+"""What llama.cpp asks for beside every matrix, for the sake of quantised ones."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Row:
     window: tuple[int, int] = (2, 4)
     n_layer: int = 6
     gelu: str = ""  # "up" or "gate": the matrix whose output goes through GELU
-    drop: tuple[str, ...] = ()  # optional tensors this model has not, as regular expressions
+    drop: tuple[str, ...] = SCALES  # optional tensors this model has not, as regular expressions
     factors: Meta = field(default_factory=dict)  # on the weights whose names match, where the usual scale is chaotic
     flash_attn: bool = False
     stores: bool = True  # whether the window's layers have K/V or a state of their own
@@ -182,7 +184,7 @@ _ROWS = [
     Row("plm", KV, {**MHA, "attention.kv_lora_rank": 32, "attention.key_length": 32,
                     "attention.value_length": 16, "rope.dimension_count": 16}),
     Row("plamo", KV),
-    Row("bitnet", KV),
+    Row("bitnet", KV, drop=(r"\.input_scale$",)),
     Row("openelm", KV, {"attention.head_count": per_layer("ab", a=4, b=8), "attention.key_length": 16,
                         "attention.value_length": 16, "attention.head_count_kv": per_layer("ab", a=2, b=4),
                         "feed_forward_length": per_layer("ab", a=96, b=128)}),
@@ -211,6 +213,8 @@ _ROWS = [
     Row("granitemoe", KV, {**MOE, "logit_scale": 4.0, "residual_scale": 0.5, "expert_shared_feed_forward_length": 32}),
     Row("deepseek", KV, {**SHARED, **MHA, "leading_dense_block_count": 1}),
     Row("glm4moe", KV, {**SHARED, **SIGMOID, "leading_dense_block_count": 1, "rope.dimension_count": 8}),
+    Row("glm4moe nextn", KV, {**SHARED, **SIGMOID, "leading_dense_block_count": 1, "nextn_predict_layers": 1},
+        n_layer=7),
     Row("ernie4_5-moe", KV, {**SHARED, "leading_dense_block_count": 1, "interleave_moe_layer_step": 1}),
     Row("hunyuan-moe", KV, SHARED),
     Row("dbrx", KV, {**MOE, "attention.clamp_kqv": 4.0}),
@@ -229,7 +233,7 @@ _ROWS = [
         gelu="gate"),
     Row("gemma3", SLIDING, {**swa("sf"), "rope.freq_base": 1e6}, gelu="gate"),
     Row("gemma3n", SLIDING, swa("sf", 24), window=(20, 22), n_layer=24, gelu="gate", stores=False,
-        factors={"attn_q_norm": 0.1}),
+        factors={"attn_q_norm": 0.1, "post_": 0.3}),
     Row("gemma4", SLIDING, {**swa("sf"), "embedding_length_per_layer_input": 16, "attention.key_length_swa": 16,
                             "attention.value_length_swa": 16, "attention.key_length": 32,
                             "attention.value_length": 32, "rope.dimension_count": 32, "rope.dimension_count_swa": 16,
@@ -255,6 +259,11 @@ _ROWS = [
     Row("maple", SLIDING, {**MOE, **swa("sf"), "swiglu_clamp_exp": 7.0}),
     # a latent cache (MLA)
     Row("deepseek2", LATENT, {**MLA, **SHARED, "leading_dense_block_count": 1, "expert_weights_scale": 1.5}),
+    Row("deepseek2 expanded", KV, {
+        **MHA, **SHARED, "leading_dense_block_count": 1, "attention.q_lora_rank": 32, "attention.kv_lora_rank": 32,
+        "attention.key_length": 32, "attention.value_length": 16, "rope.dimension_count": 16}),
+    Row("deepseek2 nextn", LATENT, {**MLA, **SHARED, "leading_dense_block_count": 1, "nextn_predict_layers": 1},
+        n_layer=7),
     Row("mistral4", LATENT, {**MLA, **SHARED, "leading_dense_block_count": 1}),
     Row("deepseek2-ocr", KV, {**SHARED, **MHA, "leading_dense_block_count": 1}),
     Row("deepseek32", LATENT, {**MLA, **SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1}),
@@ -277,7 +286,7 @@ _ROWS = [
     Row("graniteswitch", KV, {"logit_scale": 4.0, "residual_scale": 0.5, "adapters.count": 2, "adapters.lora_rank": 8,
                               "adapters.token_ids_activate": [257, 258],
                               "adapters.token_ids_substitute": [32, 32]}),
-    Row("qwen3tts", KV, SECTIONS, drop=("^output\\.",)),
+    Row("qwen3tts", KV, SECTIONS, drop=(*SCALES, r"^output\.")),
     Row("pockettts", KV, MHA, gelu="up"),
     Row("gemma4 shared", SLIDING, {**swa("sf", 8), "embedding_length_per_layer_input": 16,
                                    "attention.shared_kv_layers": 4, "attention.key_length_swa": 16,
@@ -288,6 +297,8 @@ _ROWS = [
     # recurrent layers beside attention
     Row("qwen3next", HYBRID, {**SHARED, **DELTA}, window=(2, 6), n_layer=8),
     Row("qwen35", HYBRID, {**DELTA, **SECTIONS}, window=(2, 6), n_layer=8),
+    Row("qwen35 nextn", HYBRID, {**DELTA, **SECTIONS, "nextn_predict_layers": 1}, window=(2, 6), n_layer=9),
+    Row("qwen3next nextn", HYBRID, {**SHARED, **DELTA, "nextn_predict_layers": 1}, window=(2, 6), n_layer=9),
     Row("qwen35moe", HYBRID, {**SHARED, **DELTA, **SECTIONS}, window=(2, 6), n_layer=8),
     Row("lfm2", HYBRID, {**heads("rra", 8), "shortconv.l_cache": 3}, window=(2, 5), n_layer=8),
     Row("lfm2moe", HYBRID, {**heads("rra", 8), **MOE, "shortconv.l_cache": 3, "leading_dense_block_count": 1,
@@ -321,7 +332,7 @@ _ROWS = [
     Row("mamba", RECURRENT, {**SSM, "attention.head_count": 0, "attention.head_count_kv": 0}),
     Row("mamba2", RECURRENT, {**SSM2, "attention.head_count": 0, "attention.head_count_kv": 0}),
     Row("rwkv6", RECURRENT, RWKV6),
-    Row("rwkv6qwen2", RECURRENT, {**RWKV6, "token_shift_count": 1}, drop=("time_mix_first",)),
+    Row("rwkv6qwen2", RECURRENT, {**RWKV6, "token_shift_count": 1}, drop=(*SCALES, "time_mix_first")),
     Row("rwkv7", RECURRENT, RWKV7),
     Row("arwkv7", RECURRENT, {**RWKV7, "token_shift_count": 1}),
     # no cache: every call sees only its own batch

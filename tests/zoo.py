@@ -62,6 +62,7 @@ def shapes(metadata: Path) -> Shapes:
 
     callback = llama_cpp.llama_cpp.llama_model_set_tensor_data_t(ask)
     params = llama_cpp.llama_model_default_params()
+    params.load_mtp = True  # so that it asks for the layers of multi-token prediction too
     gguf = lib.gguf_init_from_file(str(metadata).encode(), _InitParams(True, None))
     try:
         model = llama_cpp.llama_model_init_from_user(gguf, callback, None, params)
@@ -98,7 +99,7 @@ _RULES = [
     (r"^position_embd", _normal(0, 0.3)),
 ]
 _GAINS = [(r"attn_q\.", 1.5), (r"ffn_down|ssm_out", 2.0), (r"ffn_gate_inp", 2.0), (r"^output\.", 2.0)]
-GELU_GAIN = 100.0
+GELU_GAIN = 1000.0
 """llama.cpp rounds GELU's input to float16 below 10; far from there it is exact, and batches can be compared."""
 
 _MIXES = re.compile(r"blk\.(\d+)\.(attn_output|ssm_out|shortconv\.out_proj|time_mix_output|channel_mix_value)\.")
@@ -121,11 +122,14 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], row: arch
     gain = next((g for pattern, g in _GAINS if re.search(pattern, name)), 1.0)
     if name.startswith("token_embd."):
         gain = 2.0 if tied else float(np.sqrt(fan_in))
-    if row.gelu and re.search(rf"ffn_{row.gelu}|inp_gate", name):
+    if row.gelu and re.search(rf"ffn_{row.gelu}(_exps)?\.|inp_gate", name):
         gain *= GELU_GAIN
     if row.gelu and re.search(r"ffn_down|blk\.\d+\.proj\.", name):
         gain /= GELU_GAIN
-    return gain / np.sqrt(fan_in) * rng.standard_normal(shape)
+    values = gain / np.sqrt(fan_in) * rng.standard_normal(shape)
+    if row.gelu == "gate" and "ffn_gate_up" in name:  # both in one tensor, the gate first
+        values[..., : shape[-2] // 2, :] *= GELU_GAIN
+    return values
 
 
 def _header(path: Path, row: archs.Row) -> GGUFWriter:
