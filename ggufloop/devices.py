@@ -25,6 +25,11 @@ from ggufloop.modelfile import Array, read_header
 SPLIT_MODES = ("none", "layer", "row", "tensor")
 """In the order of llama.cpp's enum."""
 
+# Architectures llama.cpp does not refuse to split by tensors and cannot: found by trying, the plain model included.
+_ALIBI = ("bloom", "jais", "mpt", "refact")  # each device would count its own heads only
+_ENDS = ("arwkv7", "graniteswitch", "nanbeige", "plm", "rwkv6", "rwkv6qwen2", "rwkv7")
+_ENDS_RPC = ("qwen35", "qwen35moe", "qwen3next")
+
 MAX_DEVICES = 16
 """llama_max_devices() of every build."""
 
@@ -66,16 +71,18 @@ class Placement:
         remote = rpc.connect(ggml, addresses) if addresses else []
         found = [*remote, *_local(ggml.devices())]
         chosen = found if names is None else [] if names == ["none"] else _named(names, found)
-        _check(chosen, mode, split, main, over_rpc=any(d in remote for d in chosen))
+        over_rpc = any(d in remote for d in chosen)
+        _check(chosen, mode, split, main, over_rpc)
         if mode == "tensor":
-            _check_tensor_split(model, settings)
+            _check_tensor_split(model, settings, over_rpc)
         if not given:
             return cls(split_mode=mode)
         settings.setdefault("n_gpu_layers", -1)
         named = None if names is None else tuple(names)
         handles = (ctypes.c_void_p * (len(chosen) + 1))(*(d.handle for d in chosen))  # ends with a null pointer
         placement = cls(tuple(map(str, addresses)), named, mode, tuple(chosen), handles)
-        rpc.hold(placement, addresses)
+        used = chosen if mode != "none" else [chosen[main]] if main >= 0 and chosen else []
+        rpc.hold(placement, [a for a in addresses if str(a) in {d.description for d in used}])
         return placement
 
     @property
@@ -98,6 +105,11 @@ class Placed:
     """For llama_cpp.Llama to inherit from: its model is loaded onto the devices of `_placement`."""
 
     _placement: Placement
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What takes layers, if servers or devices were named; empty otherwise."""
+        return self._placement.devices or ()
 
     @property
     def model_params(self) -> Any:
@@ -202,13 +214,20 @@ def _check(devices: Sequence[Device], mode: str, split: Sequence[float], main: i
         raise UsageError(f"main GPU -1, the CPU, needs split mode none, not {mode}.", "give -sm none (split_mode).")
 
 
-def _check_tensor_split(model: Path, settings: dict[str, Any]) -> None:
-    """Raise UsageError where llama.cpp would assert."""
+def _check_tensor_split(model: Path, settings: dict[str, Any], over_rpc: bool) -> None:
+    """Raise UsageError where llama.cpp would end the process, or compute something else without a word."""
     if not settings.get("flash_attn", False):
         raise UsageError("split mode tensor needs flash attention.", "switch it on: -fa on (flash_attn=True).")
     header = read_header(model)
-    heads = header.metadata.get(f"{header.text('general.architecture')}.attention.head_count_kv")
+    arch = header.text("general.architecture") or "unknown"
+    heads = header.metadata.get(f"{arch}.attention.head_count_kv")
+    bias = header.metadata.get(f"{arch}.attention.max_alibi_bias", 0)
     if heads == 1 or (isinstance(heads, Array) and 1 in (heads.values or ())):
-        raise UsageError(
-            "llama.cpp cannot split the tensors of a model with a single K/V head.", "use split mode layer."
-        )
+        why = "it has a single K/V head"
+    elif arch in _ALIBI or bias != 0 or (arch == "baichuan" and header.number("baichuan.block_count") == 40):
+        why = "the bias of its attention depends on how many heads there are"
+    elif arch in _ENDS or (over_rpc and arch in _ENDS_RPC):
+        why = "llama.cpp would end the process"
+    else:
+        return
+    raise UsageError(f"the tensors of this {arch} model cannot be split: {why}.", "use split mode layer.")

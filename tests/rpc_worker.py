@@ -22,8 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The child reads its standard input, which closes when its parent is gone, even if that was killed.
 _PROGRAM = """
-import os, sys, threading
+import ctypes, os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+if os.environ.get("DIRTY") and sys.platform == "linux":
+    ctypes.CDLL(None).mallopt(-6, 256)  # M_PERTURB: malloc fills with 256 ^ 255, in a byte 255, which makes NaN
 from ggufloop.cli import main
 main(sys.argv[1:])
 """
@@ -48,9 +50,14 @@ class Worker:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment, in which a child finds this checkout."""
+    """This environment, in which a child finds this checkout; an abort in C does not call for a debugger."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return {**{k: v for k, v in os.environ.items() if k != "LLAMA_CPP_LIB_PATH"}, "PYTHONPATH": path, **more}
+    return {
+        **{k: v for k, v in os.environ.items() if k != "LLAMA_CPP_LIB_PATH"},
+        "PYTHONPATH": path,
+        "GGML_NO_BACKTRACE": "1",
+        **more,
+    }
 
 
 def free_port() -> int:
@@ -61,8 +68,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, *flags: str, verbose: bool = True) -> Iterator[Worker]:
-    """A server of one thread on a free port, ready to serve."""
+def running(folder: Path, *flags: str, verbose: bool = True, dirty: bool = False) -> Iterator[Worker]:
+    """A server of one thread on a free port, ready to serve. dirty: it finds NaN in the memory it allocates (glibc)."""
     port = free_port()
     log = folder / f"worker-{port}.log"
     words = [*(["-v"] if verbose else []), "rpc-server", "-p", str(port), "-t", "1", *flags]
@@ -73,7 +80,7 @@ def running(folder: Path, *flags: str, verbose: bool = True) -> Iterator[Worker]
             stdout=subprocess.DEVNULL,
             stderr=out,
             cwd=ROOT,
-            env=environment(GGML_RPC_DEBUG="1"),
+            env=environment(GGML_RPC_DEBUG="1", DIRTY="1" if dirty else ""),
         )
     try:
         deadline = time.monotonic() + 60

@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def library(folder: Path, age: int = 0, **changed: object) -> Backend:
     """A manifest in the cache, like the one of a library built here and now, `age` seconds ago."""
     made = Backend(
-        folder, "cpu", False, backend.patch_id(), "k", False, False, backend.BINDING_VERSION, backend.cpu_id(), "cc 1"
+        folder, "cpu", False, backend.patch_id(), "k", False, backend.BINDING_VERSION, backend.cpu_id(), "cc 1"
     )
     made = replace(made, **changed)
     folder.mkdir(parents=True)
@@ -71,9 +71,9 @@ def ggufloop(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_manifest_round_trip(cache: Path) -> None:
-    made = library(cache / "backends" / "cpu-k", rpc=True, tools=True)
+    made = library(cache / "backends" / "cpu-k", tools=True)
     assert Backend.load(made.directory) == made
-    assert str(made) == "cpu-k with rpc and tools"
+    assert str(made) == "cpu-k with tools"
     manifest = made.directory / backend.MANIFEST
     for broken in ("", "[]", "{}", '{"name": "cpu"}', manifest.read_text()[:-9]):
         manifest.write_text(broken)

@@ -70,10 +70,10 @@ def test_builds_once_and_then_finds_it(machine: FakeMachine) -> None:
 
 
 def test_a_library_with_more_will_do(machine: FakeMachine) -> None:
-    machine.build("--rpc", "--with-tools")
+    machine.build("--with-tools")
     (name,) = machine.libraries()
-    for flags in (["--rpc"], ["--with-tools"], []):
-        assert machine.build(*flags).stderr == f"up to date: {name} with rpc and tools (cpu: asked for)\n"
+    for flags in (["--with-tools"], []):
+        assert machine.build(*flags).stderr == f"up to date: {name} with tools (cpu: asked for)\n"
     machine.build("--stock")
     assert machine.events == ["cmake", "ninja"] * 2
     assert [n.startswith("cpu-stock-") for n in machine.libraries()].count(True) == 1
@@ -292,8 +292,8 @@ def test_auto(
 
 
 def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan = Plan("cpu", stock=False, rpc=False, tools=False, versions=("cc 1", "c++ 1"))
-    keys = [plan.key, replace(plan, name="cuda").key, replace(plan, rpc=True).key, replace(plan, tools=True).key]
+    plan = Plan("cpu", stock=False, tools=False, versions=("cc 1", "c++ 1"))
+    keys = [plan.key, replace(plan, name="cuda").key, replace(plan, tools=True).key]
     keys += [replace(plan, stock=True).key, replace(plan, versions=("cc 1", "c++ 2")).key]
     stock = replace(plan, stock=True)
     for name, value in (("cpu_id", lambda: "another"), ("SDIST_SHA256", "another")):
@@ -311,7 +311,7 @@ def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytes
             (folder / file).write_text((folder / file).read_text() + "\n")
             m.setattr(backend, "patches_dir", lambda folder=folder: folder)
             keys.append(plan.key)
-            assert stock.key == keys[4], "the stock library does not depend on the patch"
+            assert stock.key == keys[3], "the stock library does not depend on the patch"
     assert len(keys) == patched + len(files)
     assert len(set(keys)) == len(keys)
     assert plan.key == keys[0]

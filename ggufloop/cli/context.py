@@ -162,6 +162,8 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     terminal.note_horizon(loop)
     with terminal.progress(f"loading {path.name} ..."):
         llm = _open(path, loop, flags, verbose)
+    if llm.devices:
+        terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
     return Opened(llm, path, window_suggestion(path))
 
 

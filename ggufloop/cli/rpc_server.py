@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+import threading
 
 import click
 
@@ -39,20 +40,31 @@ def _address(host: str, port: int, trusted: bool) -> rpc.Address:
 
 
 class _Words:
-    """The lines of llama.cpp's server in our words; the first visit is our own, to see that it answers."""
+    """The lines of llama.cpp's server in our words.
+
+    llama.cpp connects for every question it has before it loads a model, so only a client that stays is told of.
+    """
 
     def __init__(self, verbose: bool) -> None:
         self._verbose = verbose
-        self._visits = 0
+        self._stays: threading.Timer | None = None
+        self._told = False
 
     def __call__(self, line: str, is_error: bool) -> None:
-        self._visits += line.startswith("Accepted client connection")
         if self._verbose or is_error:
             click.echo(line, err=True)
-        elif self._visits > 1 and line.startswith("Accepted client connection"):
-            click.echo("client connected", err=True)
-        elif self._visits > 1 and line.startswith("Client connection closed"):
-            click.echo("client gone", err=True)
+        elif line.startswith("Accepted client connection"):
+            self._stays = threading.Timer(0.5, self._connected)
+            self._stays.start()
+        elif line.startswith("Client connection closed") and self._stays:
+            self._stays.cancel()
+            if self._told:
+                click.echo("client gone", err=True)
+            self._told = False
+
+    def _connected(self) -> None:
+        click.echo("client connected", err=True)
+        self._told = True
 
 
 def _ready(address: rpc.Address, devices: list[Device], threads: int) -> None:
