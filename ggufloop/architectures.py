@@ -20,24 +20,22 @@ from ggufloop.loop import LoopSpec
 
 _LOOPS = """
     afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bitnet bloom chatglm codeshell
-    cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr dots1 dream ernie4_5 ernie4_5-moe
-    exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 glm4 glm4moe gpt-oss gpt2 gptneox
-    granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl
-    hy_v3 internlm2 jais jais2 jamba kimi-k3 kimi-linear laguna lfm2 lfm2moe llada llada-moe llama llama4 maincoder
-    mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2 mistral3 mistral4 mpt muse-glimmer nanbeige
-    nemotron nemotron_h nemotron_h_moe olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo
-    plamo2 plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3tts qwen3vl
-    qwen3vlmoe refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2
-    step35 talkie xverse
+    cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32 dots1 dots3note dream
+    ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 glm-dsa glm4
+    glm4moe gpt-oss gpt2 gptneox granite granite_swa granitehybrid granitemoe graniteswitch grok grovemoe
+    hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 jamba kimi-k3 kimi-linear laguna lfm2 lfm2moe
+    llada llada-moe llama llama4 maincoder mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2
+    minimax-m3 mistral3 mistral4 mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe olmo olmo2 olmoe
+    openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo2 plamo3 plm pockettts qwen qwen2 qwen2moe
+    qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe refact rnd1 rwkv6 rwkv6qwen2 rwkv7
+    seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 talkie xverse
 """
 LOOPS = tuple(_LOOPS.split())
 """Green in the architecture matrix."""
 
 _REFUSED = {
     "its compressed cache is read and rewritten by every pass": "deepseek4",
-    "its cache holds the keys of an indexer as well, which have no slot per pass": (
-        "deepseek32 dots3note glm-dsa hy_v4 minimax-m3"
-    ),
+    "its graph gives no hold at the end of a layer": "hy_v4",
     "it is a draft model without a stack of its own": "dflash eagle3 gemma4-assistant",
     "it has no stack of transformer layers": "clip wavtokenizer-dec",
     "it computes embeddings, not the next token": (
@@ -158,6 +156,17 @@ def _outside_deepstack(window: Window, n_layer: int, value: _Value) -> _Broken |
     return f"layer {held[0]} adds the features of an image", "use a window that holds no such layer."
 
 
+def _starts_with_indexer(window: Window, n_layer: int, value: _Value) -> _Broken | None:
+    """Layers without an indexer use what the last one before them selected; a later pass must not bring it along."""
+    full = _by_layer(value("attention.indexer.types", 1), n_layer)[window[0] : window[1]]
+    if not any(full) or full[0]:
+        return None
+    return (
+        f"layer {window[0]} uses the selection of an earlier layer's indexer",
+        f"use a window that starts at {window[0] + [bool(f) for f in full].index(True)}.",
+    )
+
+
 def _without_kda(window: Window, n_layer: int, value: _Value) -> _Broken | None:
     """Attention layers only (those with K/V heads): the others store their state where the loop does not follow."""
     heads = _by_layer(value("attention.head_count_kv", 1), n_layer)
@@ -194,6 +203,7 @@ WINDOW_RULES: dict[str, Callable[[Window, int, _Value], _Broken | None]] = {
     "deci": _ends_with_ffn,
     "gemma3n": _shared_kv_from_20,
     "gemma4": _shared_kv,
+    "glm-dsa": _starts_with_indexer,
     "granite": _outside_deepstack,
     "granite_swa": _outside_deepstack,
     "kimi-k3": _without_kda_and_banks,

@@ -1,6 +1,9 @@
 #include "llama-loop.h"
 
+#include "llama-kv-cache-dsa-iswa.h"
+#include "llama-kv-cache-dsa.h"
 #include "llama-kv-cache-iswa.h"
+#include "llama-kv-cache-msa.h"
 #include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
 #include "llama-memory-recurrent.h"
@@ -26,6 +29,18 @@ static int32_t loop_reserve_both(llama_memory_i & a, llama_memory_i & b, int32_t
 
 int32_t llama_kv_cache_iswa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
     return loop_reserve_both(*kv_base, *kv_swa, first, last, n_slot);
+}
+
+int32_t llama_kv_cache_dsa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
+    return loop_reserve_both(*kv_mla, *kv_lid, first, last, n_slot);
+}
+
+int32_t llama_kv_cache_dsa_iswa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
+    return loop_reserve_both(*kv_dsa, *kv_swa, first, last, n_slot);
+}
+
+int32_t llama_kv_cache_msa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
+    return loop_reserve_both(*kv_base, *kv_idx, first, last, n_slot);
 }
 
 int32_t llama_memory_hybrid::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {

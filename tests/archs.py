@@ -280,7 +280,8 @@ _ROWS = [
     Row("minimax-m3", KV, {**SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1,
                            "attention.indexer.head_count": 2}),
     Row("minimax-m3 sparse", KV, {**SHARED, **SIGMOID, **INDEXER, "leading_dense_block_count": 1,
-                                  "attention.indexer.head_count": 2, "attention.indexer.top_k": 3}, flash_attn=True),
+                                  "attention.indexer.head_count": 2, "attention.indexer.top_k": 3}, flash_attn=True,
+        factors={"attn_output": 0.1}),  # flash attention rounds K and V to float16, in other batches in other places
     Row("hrm_text", KV, {"hrm.layers_per_stack": 3, "hrm.h_cycles": 1, "hrm.l_cycles": 2}, window=(4, 6), n_layer=9,
         unrepeatable="its stacks share their layers"),
     Row("graniteswitch", KV, {"logit_scale": 4.0, "residual_scale": 0.5, "adapters.count": 2, "adapters.lora_rank": 8,
