@@ -42,7 +42,7 @@ def compare(name: str, folder: Path, servers: str) -> None:
     loops = [loop and "{}:{} {}".format(*row.window, loop) for loop in LOOPS[: 3 if row.recurrent else 5]]
 
     def logits(**settings: object) -> list[np.ndarray]:
-        llm = LoopedLlama(path, **{**matrix.SETTINGS, "n_ubatch": 32}, verbose=False, **settings)
+        llm = LoopedLlama(path, **matrix.SETTINGS, verbose=False, **settings)
         found = []
         for loop in loops:
             llm.set_loop(loop or None)
