@@ -77,6 +77,18 @@ def test_attention_to_all_positions_is_the_full_loop(llm: LoopedLlama, kv: str) 
     assert spread(some[:4], full[:4]) == 0
 
 
+@pytest.mark.parametrize("arch", ["deepseek32", "dots3note", "glm-dsa", "minimax-m3"])
+def test_what_an_indexer_chooses_is_not_limited(arch: str, tmp_path: Path) -> None:
+    """None of the chosen keys may be among the last positions, and then there is nothing to attend to."""
+    llm = load(zoo.write(tmp_path / "model.gguf", archs.ROWS[arch]))
+    a, b = archs.ROWS[arch].window
+    with pytest.raises(UsageError, match=f"attention 4 cannot run on {arch}"):
+        llm.set_loop(f"{a}:{b} k=3 attention=4")
+    llm.set_loop(f"{a}:{b} k=3")
+    assert np.isfinite(llm.logits(TOKENS)).all()
+    llm.close()
+
+
 @pytest.mark.parametrize("flash_attn", [False, True])
 def test_attention_of_sequences_that_share_a_cache(tiny_model: TinyModel, flash_attn: bool) -> None:
     """The mask is filled from the cells of the cache, whose order is not that of the positions once it was used."""
