@@ -48,6 +48,10 @@ _REFUSED = {
     "llama.cpp has it half done and means to remove it": "chameleon",
     "llama.cpp knows its name but has no graph for it": "gptj",
 }
+# what the indexer chooses need not be among the last positions, and a token that sees none becomes NaN; the sparse
+# layers of minimax-m3 do not pass where attention is limited
+_INDEXED = ("deepseek32", "dots3note", "glm-dsa", "minimax-m3")
+
 _REASON = {arch: reason for reason, archs in _REFUSED.items() for arch in archs.split()}
 KNOWN = frozenset(LOOPS) | frozenset(_REASON)
 """Every architecture of the pinned llama.cpp."""
@@ -75,6 +79,11 @@ def check_loop(arch: str, loop: LoopSpec, n_layer: int, metadata: Mapping[str, A
     check_architecture(arch)
     loop.check(n_layer)
     check_window(arch, loop.window, n_layer, metadata)
+    if loop.attention is not None and arch in _INDEXED:
+        raise UsageError(
+            f"attention {loop.attention} cannot run on {arch}: an indexer chooses the keys its layers attend to.",
+            "leave out attention and sinks.",
+        )
 
 
 # windows

@@ -131,8 +131,8 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
     model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. rpc_servers,
     device: where it is computed (devices.Placement). Every other argument is llama_cpp.Llama's.
 
-    With kv first and last, what a prompt computes depends on how it was cut, so the same prompt is read again as it
-    was read before instead of from the middle.
+    With kv first and last, and with halt, what a prompt computes depends on how it was cut, so the same prompt is read
+    again as it was read before instead of from the middle.
 
     Raises GgufloopError for a file that is no usable model, UsageError for a loop or setting it cannot run.
     """
@@ -267,9 +267,10 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         check_loop(arch, loop, self.n_layer(), read_header(Path(self.model_path)).metadata)
         if self.context_params.embeddings:
             raise UsageError("embeddings cannot be looped.", "leave out the loop, or embedding=True.")
-        if self.draft_model is not None and (loop.kv not in ("each", "frozen") or loop.decode != "full"):
+        if self.draft_model is not None and (loop.depends_on_cuts or loop.decode != "full"):
+            what = f"kv {loop.kv}, decode {loop.decode}" + (f", halt {loop.halt:g}" if loop.halt is not None else "")
             raise UsageError(
-                f"a draft model needs kv each or frozen and decode full, not kv {loop.kv}, decode {loop.decode}.",
+                f"a draft model needs kv each or frozen and decode full, without halt, not {what}.",
                 "its tokens are checked several at once, which is exact only there.",
             )
         if self._keeps_state and loop.decode_entropy() is not None:
@@ -351,16 +352,19 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
             self.n_tokens -= 1  # the next evaluation takes the place of this one
             _lib.llama_loop_enable(self.ctx, True)
             self._steps[-1] = _Step(self.n_tokens, self._loop, True)
+            evaluated = self._evaluated  # tokens, however often they are evaluated
             result = evaluate(tokens)
+            self._evaluated = evaluated
         self._decoded = decoded
         return result
 
     def _entropy(self) -> float:
         """Entropy in nats of the distribution after the last token evaluated, which was evaluated alone."""
-        row = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(self._n_vocab,)).astype(np.float64)
-        log_p = row - row.max()
-        log_p -= np.log(np.exp(log_p).sum())
-        return float(-(np.exp(log_p) * log_p).sum())
+        row = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(self._n_vocab,))
+        row = np.maximum(row - row.max(), -1e4)  # finite, for p log p is 0 where p is
+        p = np.exp(row)
+        total = p.sum(dtype=np.float64)
+        return float(np.log(total) - np.dot(p, row) / total)
 
     def _eval_step(self, tokens: Sequence[int]) -> None:
         if self._ctx.memory is None:
@@ -408,10 +412,17 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         lib.llama_loop_trace(self.ctx, True)
         try:
             self.logits(tokens)
-            return [self._state(lib, i) for i in range(lib.llama_loop_trace_count(self.ctx))]
+            states = [self._state(lib, i) for i in range(lib.llama_loop_trace_count(self.ctx))]
         finally:
             lib.llama_loop_trace(self.ctx, False)
             self._forget()
+        if not states:
+            arch = self.metadata.get("general.architecture", "unknown")
+            raise GgufloopError(
+                f"architecture {arch} cannot be traced: its graph does not show the states between its layers.",
+                "docs/architectures.md lists all that can loop; those can be traced.",
+            )
+        return states
 
     def _state(self, lib: ctypes.CDLL, i: int) -> State:
         layer, evaluation, ne = ctypes.c_int32(), ctypes.c_int32(), (ctypes.c_int64 * 4)()
@@ -426,9 +437,10 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         Empties the cache. Raises as `trace`.
         """
         lib = self._one_batch(tokens)
-        if rows.shape[-2] != len(tokens):
+        if rows.shape[-2:] != (len(tokens), self.n_embd()):
             raise UsageError(
-                f"the state has {rows.shape[-2]} tokens, the text {len(tokens)}.", "give the tokens of its trace."
+                f"a state of shape {rows.shape} is not of {len(tokens)} tokens of {self.n_embd()} numbers.",
+                "give rows and tokens of one trace.",
             )
         state = np.ascontiguousarray(rows, dtype=np.float32)
         lib.llama_loop_lens(self.ctx, state.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), state.size)
@@ -473,7 +485,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         if self._loop is None or not self._loop.is_loop:
             return n
         n = min([n, *(step.start for step in self._steps if not step.looped)])
-        if self._loop.kv in ("first", "last") and n < self.n_tokens:
+        if self._loop.depends_on_cuts and n < self.n_tokens:
             limit = min(n, len(tokens) - 1)
             n = max((step.start for step in self._steps if step.start <= limit), default=0)
         return n

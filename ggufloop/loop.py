@@ -397,6 +397,11 @@ class LoopSpec:
         return self._tableau.evaluations > 1
 
     @property
+    def depends_on_cuts(self) -> bool:
+        """Whether a text computes something else when it is cut into batches elsewhere."""
+        return self.kv in ("first", "last") or self.halt is not None
+
+    @property
     def layers(self) -> int:
         """Number of layers in the window."""
         return self.window[1] - self.window[0]

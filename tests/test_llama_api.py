@@ -111,5 +111,7 @@ def test_a_draft_model_needs_a_policy_that_is_exact_for_several_tokens(smollm2: 
         if draft:
             with pytest.raises(ValueError, match="a draft model needs kv each or frozen and decode full"):
                 llm.set_loop(LOOP)
+            with pytest.raises(ValueError, match="without halt, not kv frozen, decode full, halt"):
+                llm.set_loop(LoopSpec((12, 16), 3, kv="frozen", halt=0.1))
         llm.close()
     assert texts[0] == texts[1]

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import archs
 import numpy as np
 import pytest
 import tiny
+import zoo
 
 from ggufloop.engine import LoopedLlama
-from ggufloop.errors import UsageError
+from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 
 TinyModel = Callable[[str], Path]
@@ -73,6 +75,18 @@ def test_attention_to_all_positions_is_the_full_loop(llm: LoopedLlama, kv: str) 
     assert spread(rows(llm, f"k=3 kv={kv} attention=4 sinks=2"), some) > SHOWS
     # positions that see no further than 4 back anyway
     assert spread(some[:4], full[:4]) == 0
+
+
+@pytest.mark.parametrize("arch", ["deepseek32", "dots3note", "glm-dsa", "minimax-m3"])
+def test_what_an_indexer_chooses_is_not_limited(arch: str, tmp_path: Path) -> None:
+    """None of the chosen keys may be among the last positions, and then there is nothing to attend to."""
+    llm = load(zoo.write(tmp_path / "model.gguf", archs.ROWS[arch]))
+    a, b = archs.ROWS[arch].window
+    with pytest.raises(UsageError, match=f"attention 4 cannot run on {arch}"):
+        llm.set_loop(f"{a}:{b} k=3 attention=4")
+    llm.set_loop(f"{a}:{b} k=3")
+    assert np.isfinite(llm.logits(TOKENS)).all()
+    llm.close()
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])
@@ -256,6 +270,22 @@ def test_a_prompt_does_not_reuse_what_another_depth_left(llama: LoopedLlama) -> 
     assert llama.timings().prompt_tokens == len(TOKENS)
 
 
+def test_a_token_evaluated_twice_is_one_token(llama: LoopedLlama) -> None:
+    for limit, looped in ((0, True), (99, False)):
+        llama.set_loop(f"2:5 k=3 decode=entropy:{limit}")
+        for _ in zip(range(6), llama.generate(TOKENS, temp=0.0), strict=False):
+            pass
+        assert (llama.timings().prompt_tokens, llama.timings().generated_tokens) == (len(TOKENS), 5)
+        assert llama._steps[-1].looped == looped
+
+
+def test_tokens_that_cannot_come_add_no_entropy(llama: LoopedLlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.full(llama.n_vocab(), -np.inf, np.float32)
+    row[:8] = 3.0
+    monkeypatch.setattr(llama._ctx, "get_logits", lambda: np.ctypeslib.as_ctypes(row))
+    assert llama._entropy() == pytest.approx(np.log(8))
+
+
 @pytest.mark.parametrize("settings", [None, "k=3", "k=3 mode=layer kv=frozen", "k=2 kv=last solver=heun"])
 def test_trace_and_lens(llm: LoopedLlama, settings: str | None) -> None:
     tokens = TOKENS[:PROMPT]
@@ -296,12 +326,21 @@ def test_trace_refusals(llama: LoopedLlama, tiny_model: TinyModel) -> None:
     llama.set_loop("2:5 k=3")
     with pytest.raises(UsageError, match="0 tokens are not one batch of 1 to 256"):
         llama.trace([])
-    with pytest.raises(UsageError, match="the state has 3 tokens, the text 4"):
+    with pytest.raises(UsageError, match="a state of shape \\(3, 64\\) is not of 4 tokens of 64 numbers"):
         llama.lens(np.zeros((3, 64), np.float32), TOKENS[:4])
+    with pytest.raises(UsageError, match="a state of shape \\(4, 32\\) is not of 4 tokens of 64 numbers"):
+        llama.lens(np.zeros((4, 32), np.float32), TOKENS[:4])
     small = load(tiny_model("llama"), n_ubatch=8)
     with pytest.raises(UsageError, match="9 tokens are not one batch of 1 to 8"):
         small.trace(TOKENS[:9])
     small.close()
+
+
+def test_a_graph_that_shows_no_states_is_not_traced(tmp_path: Path) -> None:
+    llm = load(zoo.write(tmp_path / "hrm_text.gguf", archs.ROWS["hrm_text"]))
+    with pytest.raises(GgufloopError, match="architecture hrm_text cannot be traced"):
+        llm.trace(TOKENS)
+    llm.close()
 
 
 def test_frozen_routing_is_the_default_of_layer_mode(llm: LoopedLlama) -> None:

@@ -48,6 +48,24 @@ def test_a_prompt_reads_the_same_from_a_warm_cache(kv: str, decode: str, told: s
     assert spread(prompt_row(llm, prompt), cold) > 0.05
 
 
+def test_a_prompt_that_halts_is_not_cut_elsewhere(tiny_model: TinyModel) -> None:
+    """A batch halts as a whole, so with halt frozen too depends on how a prompt was cut."""
+    llm = load(tiny_model("llama"), logits_all=True, **F32)
+    prompt = tokens(llm, 40)
+    told = prompt[:25] + tokens(llm, 8, seed=9)
+    shows = 0
+    for tau in np.arange(0.06, 0.2, 0.01):
+        llm.set_loop(f"2:5 k=6 kv=frozen halt={tau:.2f}")
+        cold = prompt_row(llm, prompt)
+        llm.reset()
+        llm.logits(prompt[:25])
+        shows += spread(llm.logits(prompt[25:])[-1], cold) > ROUNDING
+        llm.reset()
+        prompt_row(llm, told)
+        assert spread(prompt_row(llm, prompt), cold) == 0
+    assert shows, "some batches halted otherwise"
+
+
 @pytest.mark.parametrize("kv", ["first", "frozen"])
 def test_a_continued_prompt_evaluates_only_what_is_new(kv: str, tiny_model: TinyModel) -> None:
     a, b = tiny.FAMILIES["llama"].window
