@@ -97,6 +97,8 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
             "run: ggufloop build",
         )
     for name, (restype, argtypes) in _FUNCTIONS.items():
-        function = getattr(lib, name)
+        function = getattr(lib, name, None)
+        if function is None:
+            raise BackendError(f"the llama.cpp library in use has no {name}.", "run: ggufloop build")
         function.restype, function.argtypes = restype, argtypes
     return lib

@@ -149,7 +149,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         self._evaluated = 0
         self._epoch = 0  # changes when a running generator loses its footing
         check_model_file(Path(model_path))
-        check_settings(kwargs)
+        check_settings(kwargs, read_header(Path(model_path)).text("general.architecture") or "unknown")
         self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
         try:
             super().__init__(str(model_path), *args, **kwargs)

@@ -1,6 +1,6 @@
 """Settings of a context that llama.cpp would answer with an assert or a crash, refused before it sees them.
 
-check_settings({"n_ctx": 4096, "type_v": 8})     # raises UsageError: a quantised V cache needs flash attention
+check_settings({"n_ctx": 4096, "type_v": 8}, "llama")  # raises UsageError: a quantised V cache needs flash attention
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ from ggufloop.inspect import KV_TYPES
 _KV_TYPES = {GGMLQuantizationType[name.upper()].value: name for name in KV_TYPES}
 
 
-def check_settings(settings: dict[str, Any]) -> None:
-    """Raise UsageError for keywords of llama_cpp.Llama that no model can be run with."""
+NO_FLASH_ATTENTION = ("plm",)
+"""Architectures whose graph llama.cpp builds wrongly with flash attention, on any device, and then ends the process."""
+
+
+def check_settings(settings: dict[str, Any], architecture: str) -> None:
+    """Raise UsageError for keywords of llama_cpp.Llama that no model of this architecture can be run with."""
+    if architecture in NO_FLASH_ATTENTION and settings.get("flash_attn", False):
+        raise UsageError(f"llama.cpp cannot run {architecture} with flash attention.", "leave it off (-fa off).")
     for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
         value = settings.get(name, least)
         if value < least:

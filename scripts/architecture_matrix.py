@@ -46,6 +46,7 @@ loader asks for, and looped in the window given (half-open). It is listed becaus
 * where `ggufloop inspect` predicts the size of the K/V cache, llama.cpp allocates it to the byte, looped or not.
 
 A window with recurrent layers has the policies `first` and `each` only, and a model without a cache sees one batch.
+`--loop-attention` is refused where an indexer chooses the keys: deepseek32, dots3note, glm-dsa, minimax-m3.
 """
 
 

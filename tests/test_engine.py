@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import archs
 import numpy as np
 import pytest
 import stock
 import tiny
+import zoo
 
+from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama, llama_cpp
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
@@ -429,3 +432,12 @@ def test_refusals(tiny_model: TinyModel, tmp_path: Path) -> None:
         load(tiny_model("llama"), "2:5 k=3", embedding=True)
     with pytest.raises(UsageError, match="quantised V cache needs flash attention"):
         load(tiny_model("llama"), type_v=8)
+
+
+def test_flash_attention_that_would_end_the_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = zoo.write(tmp_path / "plm.gguf", archs.ROWS["plm"])
+    with pytest.raises(UsageError, match="llama.cpp cannot run plm with flash attention"):
+        load(path, flash_attn=True)
+    with pytest.raises(SystemExit) as e:
+        main(["run", str(path), "--raw", "-p", "the", "-n", "2", "--window", "2:4", "-t", "1"])  # -fa auto is off here
+    assert not e.value.code, capsys.readouterr().err

@@ -84,7 +84,7 @@ _CONTEXT = [
     click.option("-dev", "--device", "device", metavar="NAME,...",
                  help="Devices to use, such as RPC0,CUDA0; none: only the CPU (default: all)."),
     click.option("-fa", "--flash-attn", "flash_attn", type=_OneOf(FLASH), metavar="on|off|auto",
-                 default="auto", show_default=True, help="Flash attention; auto is on."),
+                 default="auto", show_default=True, help="Flash attention; auto is on where llama.cpp can."),
     click.option("-ctk", "--cache-type-k", "type_k", type=_CACHE_TYPE, metavar="TYPE", default="f16",
                  show_default=True, help=f"Type of the K cache: {', '.join(CACHE_TYPES)}."),
     click.option("-ctv", "--cache-type-v", "type_v", type=_CACHE_TYPE, metavar="TYPE", default="f16",
@@ -184,9 +184,11 @@ def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: boo
     from ggufloop.engine import LoopedLlama
     from ggufloop.inspect import layer_count
     from ggufloop.modelfile import read_header
+    from ggufloop.settings import NO_FLASH_ATTENTION
 
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
+    can_flash = architecture not in NO_FLASH_ATTENTION
     if loop is not None:  # the engine checks too, but a large model takes a while to load
         check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
     trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
@@ -201,7 +203,7 @@ def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: boo
         n_threads=flags["threads"] or cores(),
         n_gpu_layers=flags["gpu_layers"],
         **{name: flags[name] for name in ("rpc_servers", "split_mode", "tensor_split", "main_gpu", "device")},
-        flash_attn=flags["flash_attn"] != "off",
+        flash_attn=flags["flash_attn"] == "on" or (flags["flash_attn"] == "auto" and can_flash),
         type_k=gguf.GGMLQuantizationType[flags["type_k"].upper()].value,
         type_v=gguf.GGMLQuantizationType[flags["type_v"].upper()].value,
         loop=loop,
