@@ -436,8 +436,8 @@ def test_refusals(tiny_model: TinyModel, tmp_path: Path) -> None:
 
 def test_flash_attention_that_would_end_the_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = zoo.write(tmp_path / "plm.gguf", archs.ROWS["plm"])
-    with pytest.raises(UsageError, match="llama.cpp cannot run plm with flash attention"):
+    with pytest.raises(UsageError, match="cannot run plm with flash attention"):
         load(path, flash_attn=True)
     with pytest.raises(SystemExit) as e:
-        main(["run", str(path), "--raw", "-p", "the", "-n", "2", "--window", "2:4", "-t", "1"])  # -fa auto is off here
+        main(["trace", str(path), "-p", "the cat", "--window", "2:4", "-t", "1"])  # -fa auto is off here
     assert not e.value.code, capsys.readouterr().err
