@@ -125,6 +125,8 @@ int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
 
+        sched_need_reserve = true; // what was reserved is gone
+
         if (loop_plan) {
             loop_set(nullptr);
         }
@@ -144,8 +146,8 @@ void llama_context::loop_enable(bool enable) {
 
 void llama_context::loop_trace(bool enable) {
     loop_trace_on = loop_watch->trace = enable;
+    loop_watch->states = {};
     if (enable) {
-        loop_watch->states.clear();
         sched_need_reserve = true;
     }
     loop_apply();

@@ -14,6 +14,30 @@
 llama_loop_input::llama_loop_input(llama_loop_plan_ptr plan, ggml_cgraph * gf) : plan(std::move(plan)), gf(gf) {
 }
 
+template <typename T>
+void llama_loop_input::fill(const mask & m, const llama_ubatch & ubatch, T keep, T drop) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(m.t->buffer)); // as all masks
+
+    const int64_t n_kv   = m.t->ne[0];
+    const int64_t n_rows = m.t->ne[1]*m.t->ne[3];
+
+    std::vector<llama_pos> pos; // of the keys
+
+    llama_seq_id seq_id = -1;
+
+    for (int64_t i = 0; i < std::min<int64_t>(n_rows, ubatch.n_tokens); ++i) {
+        if (pos.empty() || (m.kv && ubatch.seq_id[i][0] != seq_id)) {
+            seq_id = ubatch.seq_id[i][0];
+            pos    = m.kv ? m.kv->loop_pos(seq_id, n_kv) : std::vector<llama_pos>(ubatch.pos, ubatch.pos + n_kv);
+        }
+
+        T * row = (T *) m.t->data + i*n_kv;
+        for (int64_t j = 0; j < n_kv; ++j) {
+            row[j] = std::abs(ubatch.pos[i] - pos[j]) >= plan->attention && pos[j] >= plan->sinks ? drop : keep;
+        }
+    }
+}
+
 bool llama_loop_input::can_reuse(const llm_graph_params & /*params*/) {
     return true;
 }
@@ -24,12 +48,20 @@ void llama_loop_input::set_input(const llama_ubatch * ubatch) {
     }
     left_out.clear();
 
+    for (auto & s : spans) {
+        s.halted = false;
+    }
+
     if (plan->watch) {
         plan->watch->input = this;
     }
 
     for (const auto & m : masks) {
-        fill(m, *ubatch);
+        if (m.t->type == GGML_TYPE_F16) {
+            fill(m, *ubatch, ggml_fp32_to_fp16(0.0f), ggml_fp32_to_fp16(-INFINITY));
+        } else {
+            fill(m, *ubatch, 0.0f, -INFINITY);
+        }
     }
 
     if (lens_state) {
@@ -51,38 +83,6 @@ ggml_tensor * llama_loop_input::limit(ggml_context * ctx, const ggml_tensor * kq
     masks.push_back({ t, kv });
 
     return t;
-}
-
-void llama_loop_input::fill(const mask & m, const llama_ubatch & ubatch) const {
-    const int64_t n_kv   = m.t->ne[0];
-    const int64_t n_rows = m.t->ne[1]*m.t->ne[3];
-
-    std::vector<float>     data(n_kv*n_rows, 0.0f);
-    std::vector<llama_pos> pos; // of the keys
-
-    llama_seq_id seq_id = -1;
-
-    for (int64_t i = 0; i < std::min<int64_t>(n_rows, ubatch.n_tokens); ++i) {
-        if (pos.empty() || (m.kv && ubatch.seq_id[i][0] != seq_id)) {
-            seq_id = ubatch.seq_id[i][0];
-            pos    = m.kv ? m.kv->loop_pos(seq_id, n_kv) : std::vector<llama_pos>(ubatch.pos, ubatch.pos + n_kv);
-        }
-
-        float * row = data.data() + i*n_kv;
-        for (int64_t j = 0; j < n_kv; ++j) {
-            if (std::abs(ubatch.pos[i] - pos[j]) >= plan->attention && pos[j] >= plan->sinks) {
-                row[j] = -INFINITY;
-            }
-        }
-    }
-
-    if (m.t->type == GGML_TYPE_F16) {
-        std::vector<ggml_fp16_t> half(data.size());
-        ggml_fp32_to_fp16_row(data.data(), half.data(), data.size());
-        ggml_backend_tensor_set(m.t, half.data(), 0, ggml_nbytes(m.t));
-    } else {
-        ggml_backend_tensor_set(m.t, data.data(), 0, ggml_nbytes(m.t));
-    }
 }
 
 std::vector<llama_pos> llama_kv_cache::loop_pos(llama_seq_id seq_id, uint32_t n_kv) const {
@@ -115,7 +115,7 @@ ggml_tensor * llama_loop_input::lens(ggml_context * ctx, const ggml_tensor * cur
 //
 
 void llama_loop_input::begin_halt(const ggml_tensor * step, int32_t n_left) {
-    spans.push_back({ step, ggml_graph_n_nodes(gf), -1, n_left });
+    spans.push_back({ step, ggml_graph_n_nodes(gf), -1, n_left, false });
 }
 
 void llama_loop_input::end_halts() {
@@ -131,6 +131,8 @@ int32_t llama_loop_input::halt(const ggml_tensor * step) {
     if (s == spans.end()) {
         return 0;
     }
+
+    s->halted = true;
 
     // other backends compute the nodes, which changes nothing: some do not look at the flag, others keep the
     // graph they were sent
@@ -153,6 +155,18 @@ int32_t llama_loop_input::halt(const ggml_tensor * step) {
     }
 
     return s->n_left;
+}
+
+bool llama_loop_input::is_idle(const ggml_tensor * node) const {
+    for (const auto & s : spans) {
+        for (int32_t i = s.begin; s.halted && i < s.end; ++i) {
+            if (ggml_graph_node(gf, i) == node) {
+                return true;
+            }
+        }
+    }
+
+    return false;
 }
 
 //
@@ -184,7 +198,7 @@ bool llama_loop_watch::eval(ggml_tensor * t, bool ask, void * data) {
         }
     }
 
-    if (is_state) {
+    if (is_state && !(watch.input && watch.input->is_idle(t))) {
         std::copy(t->ne, t->ne + GGML_MAX_DIMS, s.ne);
         s.data.resize(ggml_nelements(t));
         ggml_backend_tensor_get(t, s.data.data(), 0, ggml_nbytes(t));

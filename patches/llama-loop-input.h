@@ -27,6 +27,9 @@ public:
     // leave out what need not be computed; returns the evaluations saved, 0 where a device cannot leave out nodes
     int32_t halt(const ggml_tensor * step);
 
+    // whether a node belongs to evaluations after the loop has halted, computed or not
+    bool is_idle(const ggml_tensor * node) const;
+
 private:
     struct mask {
         ggml_tensor * t;
@@ -40,9 +43,12 @@ private:
         int32_t begin;
         int32_t end;
         int32_t n_left; // evaluations
+
+        bool halted;
     };
 
-    void fill(const mask & m, const llama_ubatch & ubatch) const;
+    template <typename T>
+    void fill(const mask & m, const llama_ubatch & ubatch, T keep, T drop) const;
 
     const llama_loop_plan_ptr plan;
 

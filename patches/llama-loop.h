@@ -97,7 +97,7 @@ extern "C" {
     // Window evaluations that halt did not have to compute, since the plan was set.
     LLAMA_API int64_t llama_loop_skipped(const struct llama_context * ctx);
 
-    // Record the state that leaves each layer, in order of execution, until switched off; on clears the record.
+    // Record the state that leaves each layer, in order of execution, until switched off; the record goes with either.
     // An entry is one ubatch's state after an evaluation (from 1) of layer il. Where the window is entered again,
     // the state that enters is an entry of the layer before it, and what finally leaves is one more of its last layer.
     LLAMA_API void          llama_loop_trace(struct llama_context * ctx, bool enable);
