@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file, read_header
+from ggufloop.score import entropy
 from ggufloop.settings import check_settings
 
 ACTIVE = backend.activate()
@@ -98,7 +99,7 @@ class _LoopCache(BaseLlamaCache):  # type: ignore[misc]  # llama_cpp is untyped 
         self._inner[self._key(key)] = value
 
 
-T = TypeVar("T")
+Take = Callable[[int, NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True)
@@ -341,11 +342,26 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
 
         Returns float32 (n_tokens, n_vocab). Raises as `eval`.
         """
-        return self._step(tokens, self._logits_step)
+        rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
+        self.each_logits(tokens, 0, lambda i, part: np.copyto(rows[i : i + len(part)], part))
+        return rows
 
-    def _step(self, tokens: Sequence[int], evaluate: Callable[[Sequence[int]], T]) -> T:
+    def each_logits(self, tokens: Sequence[int], first: int, take: Take) -> None:
+        """Evaluate tokens after what is cached, as one step; take(i, rows) gets the logits of tokens[first:], in parts.
+
+        rows: float32 (n, n_vocab), llama.cpp's own memory, good until take returns; i: index of its first token.
+        Raises as `eval`.
+        """
+        self._step(tokens, lambda tokens: self._logits_step(tokens, first, take))
+
+    def adds_tokens(self) -> tuple[bool, bool]:
+        """Whether this model's tokenizer puts a token before a text (BOS), and one behind it (EOS)."""
+        vocab = self._model.vocab
+        return bool(llama_cpp.llama_vocab_get_add_bos(vocab)), bool(llama_cpp.llama_vocab_get_add_eos(vocab))
+
+    def _step(self, tokens: Sequence[int], evaluate: Callable[[Sequence[int]], None]) -> None:
         decoded = self._begin_step(tokens)
-        result = evaluate(tokens)
+        evaluate(tokens)
         limit = self._loop.decode_entropy() if self._loop is not None and self._loop.is_loop else None
         if limit is not None and decoded > 0 and self._entropy() > limit:
             assert _lib is not None
@@ -353,22 +369,17 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
             _lib.llama_loop_enable(self.ctx, True)
             self._steps[-1] = _Step(self.n_tokens, self._loop, True)
             evaluated = self._evaluated  # tokens, however often they are evaluated
-            result = evaluate(tokens)
+            evaluate(tokens)
             self._evaluated = evaluated
         self._decoded = decoded
-        return result
 
     def _entropy(self) -> float:
         """Entropy in nats of the distribution after the last token evaluated, which was evaluated alone."""
-        row = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(self._n_vocab,))
-        row = np.maximum(row - row.max(), -1e4)  # finite, for p log p is 0 where p is
-        p = np.exp(row)
-        total = p.sum(dtype=np.float64)
-        return float(np.log(total) - np.dot(p, row) / total)
+        return entropy(np.ctypeslib.as_array(self._ctx.get_logits(), shape=(self._n_vocab,)))
 
     def _eval_step(self, tokens: Sequence[int]) -> None:
         if self._ctx.memory is None:
-            self._logits_step(tokens)
+            self._logits_step(tokens, 0, lambda i, rows: None)
             return
         try:
             super().eval(tokens)
@@ -376,7 +387,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
             raise GgufloopError(f"llama.cpp could not evaluate {len(tokens)} tokens: {e}.", _SEE_LOG) from e
         self._evaluated += len(tokens)
 
-    def _logits_step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def _logits_step(self, tokens: Sequence[int], first: int, take: Take) -> None:
         n_batch = self.n_batch
         if self._ctx.memory is not None:
             self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
@@ -386,22 +397,25 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
                 f"{min(n_batch, self.context_params.n_ubatch)}.",
                 "give larger batches: -b and -ub (n_batch and n_ubatch).",
             )
-        rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
         for i in range(0, len(tokens), n_batch):
             batch = list(tokens[i : i + n_batch])
             n, end = self.n_tokens, self.n_tokens + len(batch)
             self._batch.set_batch(batch=batch, n_past=n, logits_all=True)
+            skipped = min(max(first - i, 0), len(batch))
+            for j in range(skipped):
+                self._batch.batch.logits[j] = False
             try:
                 self._ctx.decode(self._batch)
             except RuntimeError as e:
                 raise GgufloopError(f"llama.cpp could not evaluate {len(batch)} tokens: {e}.", _SEE_LOG) from e
-            rows[i : i + len(batch)] = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(batch), self._n_vocab))
-            if self._logits_all:
-                self.scores[n:end] = rows[i : i + len(batch)]
             self.input_ids[n:end] = batch
             self.n_tokens = end
             self._requires_eval = False
-        return rows
+            if skipped < len(batch):
+                rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(batch) - skipped, self._n_vocab))
+                if self._logits_all:
+                    self.scores[n + skipped : end] = rows
+                take(i + skipped, rows)
 
     def trace(self, tokens: Sequence[int]) -> list[State]:
         """The states of a prompt on an empty cache where they leave each layer, in order of execution.

@@ -1,4 +1,4 @@
-"""Model files from Hugging Face repositories, through huggingface-hub and into its own cache.
+"""Files from Hugging Face repositories, models above all, through huggingface-hub and into its own cache.
 
     path = fetch("Qwen/Qwen3-4B-GGUF", "Q4_K_M")         # what -hf Qwen/Qwen3-4B-GGUF:Q4_K_M means
     path = fetch("Qwen/Qwen3-4B-GGUF", file="Qwen3-4B-Q4_K_M.gguf")
@@ -127,6 +127,20 @@ def fetch(
         raise
     except Exception as e:  # the transport's errors have no base class common to the releases of huggingface-hub
         raise _hub_error(e, repo, file, known) from e
+
+
+def fetch_dataset(repo: str, file: str, offline: bool = False, progress: Progress = quiet) -> Path:
+    """Download one file of a data set, or find it in the cache. Raises GgufloopError as `fetch`."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        with _switched_off(offline):
+            bar = _bar(file, progress)
+            return Path(hf_hub_download(repo, file, repo_type="dataset", local_files_only=offline, tqdm_class=bar))
+    except Exception as e:
+        if isinstance(e, errors.EntryNotFoundError) and not isinstance(e, errors.LocalEntryNotFoundError):
+            raise GgufloopError(f"Hugging Face data set {repo} has no file {file}.", "look it up on the hub.") from e
+        raise _hub_error(e, repo, file, ()) from e
 
 
 @contextmanager

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "Answer one prompt, or chat, with a model's window looped.",
     "chat": "Chat with a model.",
     "trace": "How a loop converges on a text, pass by pass and layer by layer.",
+    "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",
     "list": "The models known by name, and which are downloaded.",
@@ -30,12 +31,15 @@ COMMANDS = {
     "completion": "Print the shell completion script.",
 }
 
+ALIASES = {"ppl": "perplexity"}
+
 
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"ggufloop.cli.{cmd_name.replace('-', '_')}")
@@ -46,7 +50,7 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in (*COMMANDS, *ALIASES) and not args[0].startswith("-"):
             raise click.UsageError(f"No such command {args[0]!r}; {nearest(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 

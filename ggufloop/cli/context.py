@@ -119,6 +119,7 @@ def _adder(options: list[Callable[[Any], Any]]) -> Callable[[C], C]:
 
 
 context_options: Callable[[Any], Any] = _adder(_CONTEXT)
+batch_options: Callable[[Any], Any] = _adder(_CONTEXT[1:])  # for a command with a -c of its own
 sampling_options: Callable[[Any], Any] = _adder(_SAMPLING)
 
 

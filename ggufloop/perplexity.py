@@ -1,0 +1,273 @@
+"""Perplexity by llama-perplexity's protocol, of a model or of two on the same tokens.
+
+    tokens = tokenize(llm, text)
+    result = perplexity(llm, tokens, n_ctx=512)                       # the loop in force
+    result = perplexity(llm, tokens, n_ctx=512, base=Other(llm))      # against the plain model
+    result = perplexity(llm, tokens, n_ctx=512, base=Other(other))    # against another model of the same tokenizer
+    stored = Stored.open(path)                                        # against a --kl-divergence-base file
+    result = perplexity(llm, stored.tokens, stored.n_ctx, base=stored)
+
+The protocol: the tokens are cut into chunks of n_ctx; each is evaluated on an empty cache, its first token replaced by
+BOS where the model's tokenizer adds one, and the tokens after its middle are scored. One chunk is evaluated at a time
+(llama-perplexity does with -b equal to -c; by default it puts several into a batch). Base and model take turns chunk by
+chunk, and only one chunk of the base's distributions exists at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufloop import stats
+from ggufloop.divergence import KLStatistics, Packed, Record
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import LoopSpec
+from ggufloop.score import Engine, Logits, Normalisers, each_target, log_probabilities
+
+MAGIC = b"_logits_"
+LEAST_CONTEXT = 4  # tokens of a chunk: one to be scored, and the one before it
+
+Targets = NDArray[np.intp]
+Nll = NDArray[np.float64]
+Report = Callable[[int, int, float], None]
+"""Told after each chunk: chunks done, chunks in all, perplexity so far."""
+
+
+class Model(Engine, Protocol):
+    """What perplexity asks of a LoopedLlama."""
+
+    def adds_tokens(self) -> tuple[bool, bool]: ...
+    def token_bos(self) -> int: ...
+    def n_vocab(self) -> int: ...
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]: ...
+    def detokenize(self, tokens: list[int]) -> bytes: ...
+
+
+class Base(Protocol):
+    """What the model is compared with: for chunk i, put its distributions into `packed` and return the NLL in nats."""
+
+    def check(self, model: Model) -> None: ...
+    def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll: ...
+
+
+@dataclass(frozen=True)
+class Other:
+    """A model without a loop as the base: the one measured itself, or another."""
+
+    model: Model
+
+    def check(self, model: Model) -> None:
+        """Raise GgufloopError unless it has as many tokens."""
+        _same_vocabulary(self.model.n_vocab(), model)
+
+    def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll:
+        """Evaluate the chunk without a loop."""
+        nll = np.empty(len(packed.scale), dtype=np.float64)
+
+        def take(part: slice, rows: Logits, targets: Targets) -> None:
+            norms = Normalisers.of(rows)
+            nll[part] = log_probabilities(rows, targets, norms).nll
+            packed.put(part, rows, norms)
+
+        loop = self.model.loop
+        self.model.set_loop(None)
+        try:
+            each_target(self.model, tokens, first, take)
+        finally:
+            self.model.set_loop(loop)
+        return nll
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that llama-perplexity wrote with --kl-divergence-base: tokens, and distributions in 16 bits."""
+
+    path: Path
+    n_ctx: int
+    n_vocab: int
+    tokens: list[int]
+    offset: int  # of the first chunk's distributions
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether the file begins like one."""
+        try:
+            with path.open("rb") as f:
+                return f.read(len(MAGIC)) == MAGIC
+        except OSError:
+            return False
+
+    @classmethod
+    def open(cls, path: Path) -> Stored:
+        """Read the header and the tokens. Raises GgufloopError for a file cut short."""
+        with path.open("rb") as f:
+            head = f.read(len(MAGIC) + 12)
+            n_ctx, n_vocab, n_chunk = struct.unpack("<Iii", head[len(MAGIC) :]) if len(head) == 20 else (0, 0, 0)
+            tokens = np.frombuffer(f.read(4 * n_ctx * n_chunk), dtype="<i4")
+        stored = cls(path, n_ctx, n_vocab, tokens.tolist(), 20 + 4 * n_ctx * n_chunk)
+        whole = stored.offset + 2 * n_chunk * stored._scored * stored._width
+        if n_ctx < LEAST_CONTEXT or n_chunk < 1 or path.stat().st_size < whole:
+            raise GgufloopError(
+                f"{path} is cut short: {path.stat().st_size} bytes of {whole}.", "write it again, with its -c and -f."
+            )
+        return stored
+
+    @property
+    def _scored(self) -> int:
+        return self.n_ctx - 1 - self.n_ctx // 2
+
+    @property
+    def _width(self) -> int:
+        return 2 * ((self.n_vocab + 1) // 2) + 4  # 16-bit numbers of one distribution, its scale and lowest in front
+
+    def check(self, model: Model) -> None:
+        """Raise GgufloopError unless the model has as many tokens."""
+        _same_vocabulary(self.n_vocab, model)
+
+    def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll:
+        """Read the chunk's distributions."""
+        size = self._scored * self._width
+        data = np.fromfile(self.path, dtype="<u2", count=size, offset=self.offset + 2 * size * i)
+        rows = data.reshape(self._scored, self._width)
+        numbers = rows[:, :4].copy().view("<f4")
+        packed.scale[:], packed.lowest[:] = numbers[:, 0], numbers[:, 1]
+        packed.steps[:] = rows[:, 4 : 4 + self.n_vocab]
+        return packed.nll(np.asarray(tokens[first + 1 :], dtype=np.intp)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One model's score of the text. error: standard error of ppl, llama-perplexity's; nll: nats per token."""
+
+    ppl: float
+    error: float
+    nll: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model against base on the same tokens.
+
+    over_tokens  mean NLL change in nats per token with its 95 % interval, tokens taken as independent.
+    over_chunks  the same with chunks as the independent items, which allows for what the tokens of a text have in
+                 common; None for a single chunk.
+    """
+
+    base: Figure
+    over_tokens: stats.Estimate
+    over_chunks: stats.Estimate | None
+    kl: KLStatistics
+
+    @property
+    def change(self) -> stats.Estimate:
+        """The interval to conclude from: over chunks if there are two at least."""
+        return self.over_chunks or self.over_tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """n: tokens scored, in `chunks` chunks of n_ctx; n_bytes: of text that these tokens are."""
+
+    loop: LoopSpec | None
+    n_ctx: int
+    chunks: int
+    n: int
+    n_bytes: int
+    model: Figure
+    against: Comparison | None
+
+
+def tokenize(llm: Model, text: str) -> list[int]:
+    """The text as llama-perplexity tokenizes it: BOS first where the model adds it, no special tokens in the text.
+
+    Raises UsageError for a model whose tokenizer ends texts with EOS, which this protocol is not for.
+    """
+    add_bos, add_eos = llm.adds_tokens()
+    if add_eos:
+        raise UsageError("this model's tokenizer ends texts with EOS.", "perplexity is for models that continue text.")
+    return llm.tokenize(text.encode(), add_bos=add_bos, special=False)
+
+
+def perplexity(
+    llm: Model,
+    tokens: Sequence[int],
+    n_ctx: int,
+    chunks: int | None = None,
+    base: Base | None = None,
+    report: Report = lambda done, total, ppl: None,
+) -> Result:
+    """Score the text under the loop in force, and against `base` if there is one.
+
+    chunks: how many to score, from the start; all if None. The model's context must hold n_ctx tokens.
+    Raises UsageError for a chunk that is too small, GgufloopError for a text shorter than one chunk or another
+    vocabulary.
+    """
+    if n_ctx < LEAST_CONTEXT:
+        raise UsageError(f"chunks of {n_ctx} tokens have none to score.", f"give -c {LEAST_CONTEXT} or more.")
+    if len(tokens) < n_ctx:
+        raise GgufloopError(
+            f"the text has {len(tokens)} tokens, and a chunk is {n_ctx}.", "give a longer text, or a smaller -c."
+        )
+    if base is not None:
+        base.check(llm)
+    n_chunk = min(len(tokens) // n_ctx, chunks or len(tokens))
+    first, scored = n_ctx // 2, n_ctx - 1 - n_ctx // 2
+    nll, base_nll, n_bytes = np.empty((n_chunk, scored)), np.empty((n_chunk, scored)), 0
+    record = Record.empty(n_chunk * scored if base else 0)
+    packed = Packed.empty(scored if base else 0, llm.n_vocab())
+    bos = llm.token_bos() if llm.adds_tokens()[0] else None
+    for i in range(n_chunk):
+        chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
+        n_bytes += len(llm.detokenize(chunk[first + 1 :]))
+        if bos is not None:
+            chunk[0] = bos
+        if base is not None:
+            base_nll[i] = base.chunk(i, chunk, first, packed)
+        _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed)
+        report(i + 1, n_chunk, math.exp(nll[: i + 1].mean()))
+    against = None
+    if base is not None:
+        change = nll - base_nll
+        against = Comparison(
+            _figure(base_nll, n_bytes),
+            stats.mean_interval(change.ravel()),
+            stats.mean_interval(change.mean(axis=1)) if n_chunk > 1 else None,
+            KLStatistics.of(record),
+        )
+    return Result(llm.loop, n_ctx, n_chunk, nll.size, n_bytes, _figure(nll, n_bytes), against)
+
+
+def _score_chunk(
+    llm: Model, chunk: list[int], first: int, nll: Nll, start: int, record: Record | None, packed: Packed
+) -> None:
+    """Fill the chunk's nll, and its part of the record from `start`."""
+
+    def take(part: slice, rows: Logits, targets: Targets) -> None:
+        norms = Normalisers.of(rows)
+        nll[part] = log_probabilities(rows, targets, norms).nll
+        if record is not None:
+            place = slice(start + part.start, start + part.stop)
+            record.put(place, rows, norms, targets, packed.part(part))
+
+    each_target(llm, chunk, first, take)
+
+
+def _figure(nll: Nll, n_bytes: int) -> Figure:
+    ppl, error = stats.perplexity(nll.ravel())
+    return Figure(ppl, error, float(nll.mean()), float(nll.sum()) / math.log(2) / n_bytes if n_bytes else math.nan)
+
+
+def _same_vocabulary(n_vocab: int, model: Model) -> None:
+    if n_vocab != model.n_vocab():
+        raise GgufloopError(
+            f"the base has a vocabulary of {n_vocab} tokens, the model one of {model.n_vocab()}.",
+            "compare models of one family, such as quantisations of the same model.",
+        )
