@@ -157,7 +157,9 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     check_context(flags)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loop = loop_from_flags(
-        flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window", None),
+        lambda: window_suggestion(find())(),
+        **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
     terminal.note_horizon(loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 
 from ggufloop import corpus
 from ggufloop.cli.context import Opened, batch_options, check_context, open_from_flags
-from ggufloop.cli.options import LOOP_FLAGS, loop_options, model_options
+from ggufloop.cli.options import LOOP_FLAGS, loop_options, model_from_flags, model_options
 from ggufloop.cli.progress import download_progress
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
@@ -142,10 +143,30 @@ def _source(text: str | None, dataset: str | None, offline: bool) -> corpus.Text
         return corpus.hub_text(dataset, offline, progress)
 
 
+def _check_memory(path: Path, flags: dict[str, Any]) -> None:
+    """Raise GgufloopError if the K/V cache cannot fit: Linux hands out memory it has not, and ends the process."""
+    from ggufloop import backend
+    from ggufloop.inspect import KV_PREDICTED, describe, plain_kv_bytes
+
+    meminfo, info = Path("/proc/meminfo"), describe(path)
+    elsewhere = flags["rpc_servers"] or backend.locate().name not in ("", "cpu")
+    if elsewhere or not meminfo.is_file() or info.architecture not in KV_PREDICTED:
+        return
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())
+    flash = flags["flash_attn"] != "off"
+    needed = sum(plain_kv_bytes(info, flags["ctx_size"], flags["type_k"], flags["type_v"], flash_attn=flash))
+    if found is not None and needed > 1024 * int(found[1]):
+        raise GgufloopError(
+            f"the K/V cache of {flags['ctx_size'] or info.n_ctx_train} tokens needs {needed / 1e9:.1f} GB, "
+            f"and {int(found[1]) * 1024 / 1e9:.1f} GB of memory are free.",
+            "give a smaller -c.",
+        )
+
+
 def _base(
-    given: str | None, opened: Opened, flags: dict[str, Any], plain: dict[str, Any], verbose: bool
+    given: str | None, opened: Opened, flags: dict[str, Any], verbose: bool
 ) -> tuple[Base | None, str, Path | None]:
-    """What to compare with, what to call it, and its file."""
+    """What to compare with, what to call it, and its file. flags: to open it with, no loop among them."""
     loop = opened.llm.loop
     if given == NONE or (given is None and (loop is None or not loop.is_loop)):
         return None, "", None
@@ -153,7 +174,7 @@ def _base(
         if loop is None:
             raise UsageError("the plain model compared with itself differs nowhere.", "give --window as well.")
         return Other(opened.llm), "the plain model", opened.path
-    other = open_from_flags({**flags, **plain, "model": given, "model_path": None, "hf": None}, verbose)
+    other = open_from_flags({**flags, "model": given, "model_path": None, "hf": None}, verbose)
     return Other(other.llm), other.path.name, other.path
 
 
@@ -208,12 +229,14 @@ def command(
             )
         flags["ctx_size"] = stored.n_ctx
     source = _source(text, dataset, flags["offline"]) if stored is None else corpus.Text(f"that of {kl_base}", "")
-    plain = {p.name: p.get_default(ctx) for p in ctx.command.params if p.name in (*LOOP_FLAGS, "window")}
-    others = dict(flags)
-    opened = _open(flags, verbose)
+    of_base = {name: value for name, value in flags.items() if name not in (*LOOP_FLAGS, "window")}
+    path = model_from_flags(*(flags[name] for name in ("model", "model_path", "hf", "offline")))
+    _check_memory(path, flags)
+    flags |= {"model": str(path), "model_path": None, "hf": None}
+    opened = open_from_flags(flags, verbose)
     n_ctx = flags["ctx_size"] or opened.llm.n_ctx()
     base, base_name, base_path = (
-        (stored, str(kl_base), None) if stored is not None else _base(kl_base, opened, others, plain, verbose)
+        (stored, str(kl_base), None) if stored is not None else _base(kl_base, opened, of_base, verbose)
     )
     tokens = stored.tokens if stored is not None else tokenize(opened.llm, source.text)
     if isinstance(base, Other) and tokenize(base.model, source.text) != tokens:
@@ -228,14 +251,3 @@ def command(
         click.echo(_json(result, opened, base_name, base_path, source.name), nl=False)
     else:
         click.echo(_table(result, opened.path.name, base_name).render(form), nl=False)
-
-
-def _open(flags: dict[str, Any], verbose: bool) -> Opened:
-    try:
-        return open_from_flags(flags, verbose)
-    except UsageError:
-        raise
-    except GgufloopError as e:
-        if "context" not in e.message:
-            raise
-        raise GgufloopError(e.message, f"a smaller -c may fit the memory. {e.hint}".strip()) from e
