@@ -78,7 +78,7 @@ def test_flags_reach_the_model(bench: Bench) -> None:
     assert bench("run", "MODEL", "-p", "Hi", *flags.split(), "--repeat-penalty", "1.1").code == 0
     assert bench.llm.n_ctx() == 512
     assert bench.llm.kwargs == {
-        "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_gpu_layers": 5, "flash_attn": False,
+        "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": 5, "flash_attn": False,
         "type_k": 8, "type_v": 30, "verbose": False, "rpc_servers": None, "split_mode": "layer",
         "tensor_split": None, "main_gpu": 0, "device": None,
     }  # fmt: skip

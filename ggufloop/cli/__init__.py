@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "Answer one prompt, or chat, with a model's window looped.",
     "chat": "Chat with a model.",
     "trace": "How a loop converges on a text, pass by pass and layer by layer.",
+    "bench": "Measure speed: llama-bench's table, with loops.",
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",
     "list": "The models known by name, and which are downloaded.",
