@@ -387,6 +387,23 @@ def test_bad_input(words: str, message: str, run: Run, clock: Clock) -> None:
     assert clock.evaluations == 0
 
 
+def test_over_rpc_there_is_no_stock_library_to_compare_with(run: Run) -> None:
+    words = ["--compare", "--rpc", "localhost:50052", "-p", "4", "-n", "0", "-r", "2"]
+    done = run(*words, "--window", "2:4")
+    assert (done.code, "library" in done.out) == (0, False)
+    assert done.err.startswith("note: the stock library is left out: an RPC server has one client at a time.\n")
+    assert run(*words).err == (
+        "error: the stock library cannot be compared over RPC: a server has one client at a time.\n"
+        "  leave out --rpc, or measure it alone: --stock without --compare.\n"
+    )
+
+
+def test_tests_beyond_what_a_model_was_trained_on(run: Run) -> None:
+    done = run("-p", "1200", "-n", "0", "-r", "1")
+    assert done.err.startswith("note: a context of 1200 tokens is more than the 1024 this model was trained on.\n")
+    assert "pp1200" in done.out
+
+
 def test_without_a_stock_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def locate(stock: bool) -> backend.Backend:
         raise BackendError("no stock llama.cpp is built yet.", "run: ggufloop build --stock")

@@ -206,7 +206,7 @@ def test_notes(bench: Bench) -> None:
     err = bench("run", "MODEL", "-p", "Hi", "-c", "2048", "--window", "2:4", "--damping", "0.5", "-n", "1").err
     assert err.splitlines()[:2] == [
         "note: K times damping is 1.5 here, not 1 as in a damped loop.",
-        "note: -c 2048 is more than the 1024 tokens this model was trained on.",
+        "note: a context of 2048 tokens is more than the 1024 this model was trained on.",
     ]
     bench.prepare = lambda llm: llm.replies.append(b"")
     assert bench("run", "MODEL", "-p", "Hi") == (

@@ -33,6 +33,7 @@ from ggufloop.cli.options import (
 from ggufloop.digest import file_sha256
 from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.inspect import describe
+from ggufloop.loop import LoopSpec
 from ggufloop.stats import ratio_interval
 from ggufloop.table import FORMS
 
@@ -266,7 +267,7 @@ def _stock_for_comparison(required: bool) -> bool:
     return True
 
 
-def _variants(loops: list[Any], stock: bool, compare: bool, repetitions: int) -> list[Variant]:
+def _variants(loops: list[LoopSpec], stock: bool, compare: bool, repetitions: int, over_rpc: bool) -> list[Variant]:
     """What is measured, in the order of the rows. Raises UsageError, BackendError."""
     if not compare:
         if stock and loops:
@@ -274,7 +275,14 @@ def _variants(loops: list[Any], stock: bool, compare: bool, repetitions: int) ->
         return [Variant(loop) for loop in loops] or [Variant(None, stock)]
     if repetitions < 2:
         raise UsageError("--compare needs -r 2 or more: one round has no interval.", "-r 6 is the least for 95 %.")
-    with_stock = _stock_for_comparison(required=stock or not loops)
+    with_stock = not over_rpc and _stock_for_comparison(required=stock or not loops)
+    if over_rpc:
+        if stock or not loops:
+            raise UsageError(
+                "the stock library cannot be compared over RPC: a server has one client at a time.",
+                "leave out --rpc, or measure it alone: --stock without --compare.",
+            )
+        terminal.note("the stock library is left out: an RPC server has one client at a time.")
     return [*([Variant(None, True)] if with_stock else []), Variant(), *(Variant(loop) for loop in loops)]
 
 
@@ -316,7 +324,8 @@ def command(
 
     Every window is measured with every K and every kv. With --compare, a round measures the stock library, the plain
     model and every loop once, in a new order, and a time ratio is taken within its round: printed are the median over
-    rounds and its 95 % interval, beside what the layer count (layers) and the weights read (weights) predict.
+    rounds and its 95 % interval, beside what the layer count (layers) and the weights read (weights) predict. The
+    context is as large as the tests need.
 
     \b
     ggufloop bench smollm2-135m --window 10:14,12:16 --K 1,3
@@ -340,7 +349,7 @@ def command(
     loops = loops_from_flags(
         flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
-    variants = _variants(loops, stock, compare, repetitions)
+    variants = _variants(loops, stock, compare, repetitions, bool(flags["rpc_servers"]))
     path = find()
     check_loops(path, loops)
     if flags["ctx_size"] is None:
@@ -361,8 +370,8 @@ def command(
                 child = stack.enter_context(Child(path, True, settings))
         shown = settings | {"cache_type_k": flags["type_k"], "cache_type_v": flags["type_v"]}
         constant = _constant(llm, path, library, shown, form)
-        build = f"{backend.LLAMA_CPP_COMMIT}, {'stock' if library.stock else f'patch {library.patch_id or None}'}"
-        printer = Printer(form, columns(constant, variants, compare), build)
+        built = "stock" if library.stock else f"patch {library.patch_id or 'unknown'}"
+        printer = Printer(form, columns(constant, variants, compare), f"{backend.LLAMA_CPP_COMMIT}, {built}")
         printer.begin()
         stack.callback(printer.end)
 
@@ -384,7 +393,7 @@ def command(
     _notes(loops, repetitions, compare)
 
 
-def _notes(loops: list[Any], n: int, compare: bool) -> None:
+def _notes(loops: list[LoopSpec], n: int, compare: bool) -> None:
     if not compare:
         click.echo(f"n = {n} repetitions; \u00b1 is their standard deviation", err=True)
         return

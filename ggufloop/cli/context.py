@@ -202,7 +202,7 @@ def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
     trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
     n_ctx = min(DEFAULT_CONTEXT, trained) if flags["ctx_size"] is None else flags["ctx_size"] or trained
     if n_ctx > trained:
-        terminal.note(f"-c {n_ctx} is more than the {trained} tokens this model was trained on.")
+        terminal.note(f"a context of {n_ctx} tokens is more than the {trained} this model was trained on.")
     threads = flags["threads"] or cores()
     return {
         "n_ctx": n_ctx,
