@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -339,13 +340,7 @@ def command(
     check_context(flags)
     if flags["ctx_size"]:
         _check_context_holds(works, flags["ctx_size"])
-    path: Path | None = None
-
-    def find() -> Path:
-        nonlocal path
-        path = path or model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline")))
-        return path
-
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loops = loops_from_flags(
         flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
