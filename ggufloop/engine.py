@@ -209,6 +209,14 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         assert self.ctx
         return int(llama_cpp.llama_model_n_layer(self.model))
 
+    def model_type(self) -> str:
+        """Architecture, size class and quantisation as llama.cpp words them: 'llama 256M Q4_1'."""
+        return str(self._model.desc())
+
+    def synchronize(self) -> None:
+        """Wait until everything evaluated is computed; a GPU still computes when `eval` returns."""
+        llama_cpp.llama_synchronize(self.ctx)
+
     def memory_bytes(self) -> int:
         """Bytes of K/V cache the context holds, the slots of kv='each' included."""
         return int(_lib.llama_loop_memory_size(self.ctx)) if _lib else 0

@@ -78,8 +78,9 @@ def test_flags_reach_the_model(bench: Bench) -> None:
     assert bench("run", "MODEL", "-p", "Hi", *flags.split(), "--repeat-penalty", "1.1").code == 0
     assert bench.llm.n_ctx() == 512
     assert bench.llm.kwargs == {
-        "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_gpu_layers": 5, "flash_attn": False,
-        "type_k": 8, "type_v": 30, "verbose": False,
+        "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": 5, "flash_attn": False,
+        "type_k": 8, "type_v": 30, "verbose": False, "rpc_servers": None, "split_mode": "layer",
+        "tensor_split": None, "main_gpu": 0, "device": None,
     }  # fmt: skip
     assert bench.llm.sampling == {"temp": 0.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1}
     assert bench("run", "MODEL", "-p", "Hi").code == 0
@@ -205,7 +206,7 @@ def test_notes(bench: Bench) -> None:
     err = bench("run", "MODEL", "-p", "Hi", "-c", "2048", "--window", "2:4", "--damping", "0.5", "-n", "1").err
     assert err.splitlines()[:2] == [
         "note: K times damping is 1.5 here, not 1 as in a damped loop.",
-        "note: -c 2048 is more than the 1024 tokens this model was trained on.",
+        "note: a context of 2048 tokens is more than the 1024 this model was trained on.",
     ]
     bench.prepare = lambda llm: llm.replies.append(b"")
     assert bench("run", "MODEL", "-p", "Hi") == (

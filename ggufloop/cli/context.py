@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -180,35 +180,49 @@ def cores() -> int:
     return len(cores)
 
 
-def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
+def check_loops(path: Path, loops: Iterable[LoopSpec]) -> None:
+    """Raise UsageError for a loop that this model file cannot run; the engine checks too, but after it has loaded."""
+    from ggufloop.architectures import check_loop
+    from ggufloop.inspect import layer_count
+    from ggufloop.modelfile import read_header
+
+    header = read_header(path)
+    architecture = header.text("general.architecture") or "unknown"
+    for loop in loops:
+        check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
+
+
+def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of LoopedLlama that the flags of `context_options` mean for this model file."""
     import gguf
 
-    from ggufloop.architectures import check_loop
-    from ggufloop.engine import LoopedLlama
-    from ggufloop.inspect import layer_count
     from ggufloop.modelfile import read_header
     from ggufloop.settings import NO_FLASH_ATTENTION
 
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
     can_flash = architecture not in NO_FLASH_ATTENTION
-    if loop is not None:  # the engine checks too, but a large model takes a while to load
-        check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
     trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
     n_ctx = min(DEFAULT_CONTEXT, trained) if flags["ctx_size"] is None else flags["ctx_size"] or trained
     if n_ctx > trained:
-        terminal.note(f"-c {n_ctx} is more than the {trained} tokens this model was trained on.")
-    return LoopedLlama(
-        path,
-        n_ctx=n_ctx,
-        n_batch=flags["batch_size"],
-        n_ubatch=flags["ubatch_size"],
-        n_threads=flags["threads"] or cores(),
-        n_gpu_layers=flags["gpu_layers"],
+        terminal.note(f"a context of {n_ctx} tokens is more than the {trained} this model was trained on.")
+    threads = flags["threads"] or cores()
+    return {
+        "n_ctx": n_ctx,
+        "n_batch": flags["batch_size"],
+        "n_ubatch": flags["ubatch_size"],
+        "n_threads": threads,
+        "n_threads_batch": threads,  # as llama.cpp: left out, llama_cpp takes every thread of the machine for prompts
+        "n_gpu_layers": flags["gpu_layers"],
         **{name: flags[name] for name in ("rpc_servers", "split_mode", "tensor_split", "main_gpu", "device")},
-        flash_attn=flags["flash_attn"] == "on" or (flags["flash_attn"] == "auto" and can_flash),
-        type_k=gguf.GGMLQuantizationType[flags["type_k"].upper()].value,
-        type_v=gguf.GGMLQuantizationType[flags["type_v"].upper()].value,
-        loop=loop,
-        verbose=verbose,
-    )
+        "flash_attn": flags["flash_attn"] == "on" or (flags["flash_attn"] == "auto" and can_flash),
+        "type_k": gguf.GGMLQuantizationType[flags["type_k"].upper()].value,
+        "type_v": gguf.GGMLQuantizationType[flags["type_v"].upper()].value,
+    }
+
+
+def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
+    from ggufloop.engine import LoopedLlama
+
+    check_loops(path, [] if loop is None else [loop])
+    return LoopedLlama(path, loop=loop, verbose=verbose, **engine_settings(path, flags))

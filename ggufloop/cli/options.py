@@ -8,6 +8,9 @@ model; everything else about a loop is checked here, before any model is loaded.
     def command(model, model_path, hf, offline, window, **loop):
         path = model_from_flags(model, model_path, hf, offline)
         spec = loop_from_flags(window, window_suggestion(path), **loop)
+
+A command that runs several loops in turn takes lists of windows, K and kv instead: `loop_list_options` and
+`loops_from_flags`.
 """
 
 from __future__ import annotations
@@ -58,50 +61,52 @@ _MODEL = [
     click.option("--offline", is_flag=True, help="Use only what is downloaded already."),
 ]
 
-_LOOP = [
-    click.option(
+_LOOP = {
+    "--window": click.option(
         "--window",
         metavar="A:B",
         shell_complete=_words(["auto"]),
         help="Loop layers A to B-1 (half-open), or 'auto'. Without it nothing loops.",
     ),
-    click.option("--K", "k", type=int, default=None, help="Outer steps of the solver (default 3).", metavar="K"),
-    click.option(
+    "--K": click.option("--K", "k", type=int, default=None, help="Outer steps of the solver (default 3).", metavar="K"),
+    "--mode": click.option(
         "--mode", default="block", show_default=True, shell_complete=_words(MODES), help=f"One of {', '.join(MODES)}."
     ),
-    click.option(
+    "--solver": click.option(
         "--solver",
         default="euler",
         show_default=True,
         shell_complete=_words(SOLVERS),
         help=f"One of {', '.join(SOLVERS)}.",
     ),
-    click.option("--damping", type=float, default=None, help="Weight of one evaluation in one step (default 1/K)."),
-    click.option(
+    "--damping": click.option(
+        "--damping", type=float, default=None, help="Weight of one evaluation in one step (default 1/K)."
+    ),
+    "--beta": click.option(
         "--beta", type=float, default=0.0, show_default=True, help="Anchor: weight of the plain result, 0 to 1."
     ),
-    click.option("--mu", type=float, default=None, help="Momentum of heavy-ball (default 0.5)."),
-    click.option("--passes", type=int, default=None, help="Run the K euler steps in 2 or 3 evaluations."),
-    click.option(
+    "--mu": click.option("--mu", type=float, default=None, help="Momentum of heavy-ball (default 0.5)."),
+    "--passes": click.option("--passes", type=int, default=None, help="Run the K euler steps in 2 or 3 evaluations."),
+    "--kv": click.option(
         "--kv",
         default=None,
         shell_complete=_words(KV_POLICIES),
         help=f"What the cache holds: {', '.join(KV_POLICIES)} (default first).",
     ),
-    click.option(
+    "--decode": click.option(
         "--decode",
         default="full",
         show_default=True,
         shell_complete=_words(("full", "bypass", "first:", "entropy:")),
         help="Which generated tokens loop: full, bypass, first:n, entropy:t (those the plain model is unsure of).",
     ),
-    click.option(
+    "--routing": click.option(
         "--routing",
         default=None,
         shell_complete=_words(ROUTINGS),
         help="Experts of later passes: free, or frozen to the first pass's (default in mode layer).",
     ),
-    click.option(
+    "--loop-attention": click.option(
         "--loop-attention",
         "attention",
         type=int,
@@ -109,7 +114,7 @@ _LOOP = [
         metavar="W",
         help="Passes after the first attend to the last W positions only.",
     ),
-    click.option(
+    "--loop-sinks": click.option(
         "--loop-sinks",
         "sinks",
         type=int,
@@ -117,14 +122,24 @@ _LOOP = [
         metavar="S",
         help="With --loop-attention: and to the first S positions.",
     ),
-    click.option(
+    "--halt": click.option(
         "--halt",
         type=float,
         default=None,
         metavar="TAU",
         help="Run no further pass for a batch once one moves its tokens by less than this share.",
     ),
-]
+}
+
+_LISTS = {
+    "--window": click.option("--window", metavar="A:B,...", shell_complete=_words(["auto"]),
+                             help="Loop layers A to B-1 (half-open), or 'auto'. Without it nothing loops."),
+    "--K": click.option("--K", "k", metavar="K,...",
+                        help="Outer steps of the solver (default 3); 1 is the plain model."),
+    "--kv": click.option("--kv", metavar="POLICY,...", shell_complete=_words(KV_POLICIES),
+                         help=f"What the cache holds: {', '.join(KV_POLICIES)} (default first)."),
+}  # fmt: skip
+"""The flags of which there may be several, as lists."""
 
 
 def model_options(command: C) -> C:
@@ -177,7 +192,14 @@ def window_suggestion(path: Path) -> Callable[[], tuple[int, int]]:
 
 def loop_options(command: C) -> C:
     """Add the loop flags to a command; their values go to `loop_from_flags`."""
-    for option in reversed(_LOOP):
+    for option in reversed(_LOOP.values()):
+        command = option(command)
+    return command
+
+
+def loop_list_options(command: C) -> C:
+    """Add the loop flags with lists of windows, K and kv; their values go to `loops_from_flags`."""
+    for option in reversed((_LOOP | _LISTS).values()):
         command = option(command)
     return command
 
@@ -201,3 +223,39 @@ def loop_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], 
     if flags.get("k") is None:
         flags["k"] = DEFAULT_K
     return LoopSpec(suggest() if window == "auto" else window, **flags)  # type: ignore[arg-type]  # text is accepted
+
+
+def split_list(text: str, flag: str) -> list[str]:
+    """The entries of a comma list. Raises UsageError for an empty one."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UsageError(f"{flag} {text!r} has an empty entry.", f"write it like {flag} 1,2,3.")
+    return words
+
+
+def whole_numbers(text: str, flag: str) -> list[int]:
+    """The numbers of a comma list. Raises UsageError."""
+    words = split_list(text, flag)
+    bad = next((word for word in words if not word.isdecimal() or len(word) > 9), None)
+    if bad is not None:
+        raise UsageError(f"{flag} {bad!r} is not a whole number of 0 or more.", f"write it like {flag} 512,1024.")
+    return [int(word) for word in words]
+
+
+def loops_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], **flags: Any) -> list[LoopSpec]:
+    """Every loop that the flags of `loop_list_options` say: all windows, each with all K, each with all kv.
+
+    Empty without --window. Raises UsageError as `loop_from_flags`.
+    """
+    if window is None:
+        loop_from_flags(None, suggest, **flags)  # raises for a flag that needs a window
+        return []
+    ks = [None] if flags["k"] is None else whole_numbers(flags["k"], "--K")
+    kvs = [None] if flags["kv"] is None else split_list(flags["kv"], "--kv")
+    loops = [
+        loop_from_flags(w, suggest, **flags | {"k": k, "kv": kv})
+        for w in split_list(window, "--window")
+        for k in ks
+        for kv in kvs
+    ]
+    return [loop for loop in loops if loop is not None]
