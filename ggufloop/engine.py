@@ -30,6 +30,7 @@ from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file, read_header
+from ggufloop.records import State, Timings
 from ggufloop.score import entropy
 from ggufloop.settings import check_settings
 
@@ -48,19 +49,6 @@ GGML_LOG_LEVEL_TO_LOGGING_LEVEL.update(
 
 _SEE_LOG = "run with -v (verbose=True) to see llama.cpp's own log."
 _lib = None if ACTIVE.stock else capi.declare(llama_cpp.llama_cpp._lib)
-
-
-@dataclass(frozen=True)
-class Timings:
-    """What the last completion evaluated, in tokens and seconds; cached prompt tokens are not counted.
-
-    The first generated token is sampled from the prompt's logits, so n new tokens take n - 1 evaluations.
-    """
-
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    generated_tokens: int = 0
-    generated_seconds: float = 0.0
 
 
 class _LoopCache(BaseLlamaCache):  # type: ignore[misc]  # llama_cpp is untyped here
@@ -100,21 +88,6 @@ class _LoopCache(BaseLlamaCache):  # type: ignore[misc]  # llama_cpp is untyped 
 
 
 Take = Callable[[int, NDArray[np.float32]], None]
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of all tokens where it leaves a layer.
-
-    layer       its number, from 0.
-    evaluation  1, and inside the window which evaluation of it, from 1. What enters evaluation n > 1 of the window is
-                the state of the layer before it with evaluation n; what leaves it is one more of its last layer.
-    rows        float32 (n_tokens, n_embd); architectures with several residual streams have one more axis in front.
-    """
-
-    layer: int
-    evaluation: int
-    rows: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -295,6 +268,12 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         """Whether some layer is recurrent: then the cache can only grow or be emptied."""
         return bool(self._is_recurrent or self._is_hybrid)
 
+    @property
+    def can_rewind(self) -> bool:
+        """Whether n_tokens may be set back: nothing is recurrent or drops what leaves a sliding window."""
+        slides = not self.context_params.swa_full and llama_cpp.llama_model_n_swa(self.model) > 0
+        return not (slides or self._keeps_state)
+
     def _install(self, loop: LoopSpec | None) -> None:
         """Give the context the plan of `loop`. Raises GgufloopError; then the context has no plan."""
         assert _lib is not None
@@ -354,12 +333,13 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         self.each_logits(tokens, 0, lambda i, part: np.copyto(rows[i : i + len(part)], part))
         return rows
 
-    def each_logits(self, tokens: Sequence[int], first: int, take: Take) -> None:
+    def each_logits(self, tokens: Sequence[int], first: int, take: Take, prompt: bool = False) -> None:
         """Evaluate tokens after what is cached, as one step; take(i, rows) gets the logits of tokens[first:], in parts.
 
         rows: float32 (n, n_vocab), llama.cpp's own memory, good until take returns; i: index of its first token.
-        Raises as `eval`.
+        prompt: no decode step, even if it is one token. Raises as `eval`.
         """
+        self._prompt_next = prompt
         self._step(tokens, lambda tokens: self._logits_step(tokens, first, take))
 
     def adds_tokens(self) -> tuple[bool, bool]:
@@ -499,9 +479,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         drops what leaves the sliding window, or of recurrent state, unless the prompt continues it.
         """
         n: int = self.longest_token_prefix(self._input_ids, tokens)
-        if n < self.n_tokens and not self.context_params.swa_full and llama_cpp.llama_model_n_swa(self.model) > 0:
-            return 0
-        if n < self.n_tokens and self._keeps_state:
+        if n < self.n_tokens and not self.can_rewind:
             return 0
         n = min([n, *(step.start for step in self._steps if step.loop != self._loop)])
         if self._loop is None or not self._loop.is_loop:

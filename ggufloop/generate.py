@@ -15,14 +15,12 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
+from ggufloop.records import Timings
 from ggufloop.sampling import Sampling
-
-if TYPE_CHECKING:  # importing engine activates the backend
-    from ggufloop.engine import Timings
 
 Emit = Callable[[str], object]
 Stopped = Callable[[], bool]
