@@ -78,13 +78,18 @@ def _continue(llm: Engine, prompt: Sequence[int], choice: Sequence[int]) -> Scor
         llm.n_tokens = len(prompt)
     elif llm.n_tokens != len(prompt):
         _read(llm, prompt)
-    n, targets = len(choice) - 1, np.asarray(choice[1:], dtype=np.intp)
-    logprob, top = np.empty(n, dtype=np.float64), np.empty(n, dtype=np.bool_)
+    return score_step(llm, choice[:-1], choice[1:])
+
+
+def score_step(llm: Engine, tokens: Sequence[int], targets: Sequence[int]) -> Scores:
+    """Evaluate tokens after what is cached, as one step of a prompt, and score targets under their last rows."""
+    ids, first = np.asarray(targets, dtype=np.intp), len(tokens) - len(targets)
+    logprob, top = np.empty(len(ids), dtype=np.float64), np.empty(len(ids), dtype=np.bool_)
 
     def take(i: int, rows: Logits) -> None:
-        part = slice(i, i + len(rows))
-        scores = log_probabilities(rows, targets[part])
+        part = slice(i - first, i - first + len(rows))
+        scores = log_probabilities(rows, ids[part])
         logprob[part], top[part] = scores.logprob, scores.top
 
-    llm.each_logits(choice[:-1], 0, take, prompt=True)
+    llm.each_logits(tokens, first, take, prompt=True)
     return Scores(logprob, top)

@@ -67,9 +67,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Loaded tasks: lm-eval's objects, and which of them each name that was asked for holds."""
+    """Loaded tasks: lm-eval's manager and objects, and which tasks each name that was asked for holds."""
 
-    loaded: Any
+    manager: Any
+    loaded: list[Any]
     members: dict[str, list[str]]
 
 
@@ -132,7 +133,7 @@ def load_tasks(names: Sequence[str]) -> Tasks:
     manager = TaskManager(include_path=str(_FOLDER), include_defaults=not ours)
     for name in names:
         if name not in manager.task_index:
-            close = difflib.get_close_matches(name, [*TASKS, *manager.task_index], n=3)
+            close = difflib.get_close_matches(name, {*TASKS, *manager.task_index}, n=3)
             hint = f"did you mean {' or '.join(close)}? " if close else ""
             raise UsageError(
                 f"task {name!r} is not known.", f"{hint}Without a network: {', '.join(TASKS)}; else any of lm-eval's."
@@ -146,7 +147,7 @@ def load_tasks(names: Sequence[str]) -> Tasks:
     every = [task for names_ in members.values() for task in names_]
     if len(set(every)) < len(every):
         raise UsageError(f"some of {','.join(names)} hold the same task.", "leave out the one that the other holds.")
-    return Tasks(objects, members)
+    return Tasks(manager, objects, members)
 
 
 def _load(manager: Any, name: str) -> Any:
@@ -181,6 +182,7 @@ def evaluate(
     results = lm_eval.simple_evaluate(
         LoopedLM(llm, progress),
         tasks=tasks.loaded,
+        task_manager=tasks.manager,  # or it reads all of its own again
         limit=limit,
         apply_chat_template=chat,
         bootstrap_iters=1000,

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
-from ggufloop.choices import score_choices
+from ggufloop.choices import score_choices, score_step
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.generate import complete, encode
 from ggufloop.sampling import Sampling
-from ggufloop.score import score
 from ggufloop.template import ChatTemplate, Message
 
 if TYPE_CHECKING:
@@ -53,8 +52,8 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     @property
     def prefix_token_id(self) -> int:
         """What a text that has no context is scored after: the token that begins one, else the one that ends one."""
-        bos = int(self.llm.token_bos())
-        return bos if bos >= 0 else self.eot_token_id
+        known = self.llm.adds_tokens()[0] or "tokenizer.ggml.bos_token_id" in self.llm.metadata
+        return int(self.llm.token_bos()) if known else self.eot_token_id  # llama.cpp makes one up where a file has none
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text, with the model's BOS unless `add_special_tokens` is False or the text has it already."""
@@ -96,8 +95,8 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
             tokens = self.tok_encode(text, add_special_tokens=False)
             total = 0.0
             for context, targets in get_rolling_token_windows(tokens, self.prefix_token_id, self.llm.n_ctx(), 1):
-                window = [*context, targets[-1]]
-                total += float(score(self.llm, window, len(window) - len(targets) - 1).logprob.sum())
+                self.llm.reset()
+                total += float(score_step(self.llm, context, targets).logprob.sum())
             totals.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
             self._progress(len(totals), len(requests))
