@@ -44,10 +44,10 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
 
 
-def expected(llm: LoopedLlama, choice: list[int]) -> Choice:
+def expected(llm: LoopedLlama, choice: list[int], prompt: list[int] = PROMPT) -> Choice:
     """By definition: the prompt is a step, the choice another one, both on an empty cache of their own."""
     llm.reset()
-    rows = llm.logits(PROMPT)[-1:]
+    rows = llm.logits(prompt)[-1:]
     if len(choice) > 1:
         rows = np.concatenate([rows, llm.logits(choice[:-1])])
     logs = log_softmax(rows)
@@ -111,3 +111,20 @@ def test_nothing_to_score_is_refused(tiny_model: TinyModel) -> None:
             score_choices(llm, PROMPT, [[1], []])
         with pytest.raises(UsageError, match="the prompt has no tokens"):
             score_choices(llm, [], [[1]])
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("settings", [None, "k=3", "k=3 kv=each", "k=3 kv=frozen"])
+def test_a_real_model(smollm2: Path, settings: str | None) -> None:
+    """Words it knows: the right answer is the likeliest, and every score is that of its logits."""
+    with opened(smollm2, None if settings is None else f"12:16 {settings}") as llm:
+        text = "The capital of France is"
+        prompt = llm.tokenize(text.encode())
+        choices = [
+            llm.tokenize(f"{text} {word}".encode())[len(prompt) :]
+            for word in ("Paris", "Reykjavik", "a cucumber", "Lyon")
+        ]
+        assert {len(choice) for choice in choices} > {1}
+        found = score_choices(llm, prompt, choices)
+        check(found, [expected(llm, choice, prompt) for choice in choices])
+        assert max(range(4), key=lambda i: found[i].logprob) == 0
