@@ -28,7 +28,7 @@ Values = NDArray[np.float64]
 
 RESAMPLES = 10_000
 _EXACT = 1024  # up to this many items they are resampled one by one
-_CELLS = 128  # beyond, so many distinct differences are, and more share cells
+_CELLS = 64  # beyond, so many distinct differences are, and more share cells
 _CHUNK = 1 << 19  # resampled items held at once
 _SERIES_DF = 120  # from here on the expansion of t in 1/df is exact to 1e-8 at any level in use
 

@@ -107,6 +107,17 @@ def test_bootstrap_is_scipys(n: int) -> None:
         assert ours.high - ours.mean > 1.05 * (ours.mean - ours.low)
 
 
+@pytest.mark.parametrize("body", ["two values", "normal"])
+def test_cells_of_neighbours_keep_the_variance(body: str) -> None:
+    """More outliers than have cells of their own, and a cell whose values come up thousands of times."""
+    rng = np.random.default_rng(12)
+    x = rng.choice([-20.0, 20.0], 6000) if body == "two values" else rng.normal(size=6000)
+    far = 40 * rng.normal(size=200)
+    x[:200] = far + 20 * np.sign(far)
+    _, means = stats._resampled_means(x, 1, 20_000)
+    assert means.std() == pytest.approx(x.std() / math.sqrt(6000), rel=0.02)  # 4 standard errors
+
+
 def test_bootstrap_p_and_interval_agree() -> None:
     """p <= 1 - level exactly when the interval excludes 0, on either side of it."""
     rng = np.random.default_rng(5)
@@ -119,9 +130,9 @@ def test_bootstrap_p_and_interval_agree() -> None:
     assert 5 < rejected < 35  # both verdicts occurred
 
 
-@pytest.mark.parametrize(("shift", "n"), [(-0.35, 60), (0.25, 60), (0.14, 300)])
+@pytest.mark.parametrize(("shift", "n"), [(0.6, 6), (-0.35, 60), (0.25, 60), (0.14, 300)])
 def test_bootstrap_p_is_where_scipys_interval_ends_at_zero(shift: float, n: int) -> None:
-    """With n - 1 degrees of freedom on either side of where t changes from its series to its expansion."""
+    """Few items, where t matters, and both sides of where it changes from its series to its expansion."""
     x = np.random.default_rng(11).exponential(size=n) - 1 + shift
     p = paired_bootstrap(x, seed=1, resamples=50_000).p
     assert 0.001 < p < 0.5
