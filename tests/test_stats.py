@@ -32,10 +32,12 @@ def agrees(hits: int, runs: int, share: float) -> bool:
     return scipy.stats.binomtest(hits, runs, share).pvalue > 0.0005
 
 
-def test_t_quantile_is_scipys() -> None:
+def test_t_is_scipys() -> None:
     for df in [*range(1, 140), 300, 1000, 50_000]:
         for q in (0.5, 0.6, 0.9, 0.975, 0.9999):
             assert stats.t_quantile(q, df) == pytest.approx(scipy.stats.t.ppf(q, df), rel=1e-8, abs=1e-12)
+            if q > 0.5:
+                assert stats.t_within(scipy.stats.t.ppf(q, df), df) == pytest.approx(2 * q - 1, rel=1e-8)
             assert stats.t_quantile(1 - q, df) == pytest.approx(scipy.stats.t.ppf(1 - q, df), rel=1e-8, abs=1e-12)
 
 
@@ -54,8 +56,12 @@ def test_mean_interval_covers() -> None:
     assert agrees(sum(i.low <= 1 <= i.high for i in intervals), RUNS, 0.95)
 
 
-def skewed(rng: np.random.Generator) -> np.ndarray:
-    return rng.exponential(size=150) - 1.0
+def few(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(0, 1, 12)
+
+
+def heavy(rng: np.random.Generator) -> np.ndarray:
+    return rng.laplace(0, 0.2, 200)
 
 
 def flips(rng: np.random.Generator) -> np.ndarray:
@@ -66,7 +72,7 @@ def many(rng: np.random.Generator) -> np.ndarray:
     return rng.laplace(0, 0.2, 3000)
 
 
-@pytest.mark.parametrize("draw", [skewed, flips, many])
+@pytest.mark.parametrize("draw", [few, heavy, flips, many])
 def test_bootstrap_covers(draw: Callable[[np.random.Generator], np.ndarray]) -> None:
     """The interval covers the true difference, 0, as often as it says, and p is below 5 % as often as it should be."""
     rng = np.random.default_rng(2)
@@ -75,17 +81,41 @@ def test_bootstrap_covers(draw: Callable[[np.random.Generator], np.ndarray]) -> 
     assert agrees(sum(e.p <= 0.05 for e in found), RUNS, 0.05)
 
 
-@pytest.mark.parametrize("n", [60, 700])
-def test_bootstrap_is_scipys_bca(n: int) -> None:
-    """Below and above the number of distinct values from which neighbours share a cell; long, lopsided tails."""
+def expanded(level: float, n: int) -> float:
+    """The level at which the plain percentile interval is the expanded one."""
+    bound = scipy.stats.t.ppf((1 + level) / 2, n - 1) * math.sqrt(n / (n - 1))
+    return float(1 - 2 * scipy.stats.norm.sf(bound))
+
+
+def percentile(x: np.ndarray, level: float) -> tuple[float, float]:
+    found = scipy.stats.bootstrap(
+        (x,), np.mean, n_resamples=50_000, batch=500, rng=4, method="percentile", confidence_level=level
+    )
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+@pytest.mark.parametrize("n", [8, 60, 1500])
+def test_bootstrap_is_scipys(n: int) -> None:
+    """Resampled one by one, and by cells of neighbours; long, lopsided tails."""
     x = np.random.default_rng(3).exponential(size=n) ** 2 - 2
     ours = paired_bootstrap(x, seed=1, resamples=50_000)
-    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=50_000, batch=500, rng=4).confidence_interval
-    width = theirs.high - theirs.low
+    low, high = percentile(x, expanded(0.95, n))
     assert ours.mean == pytest.approx(x.mean())
     assert ours.sd == pytest.approx(x.std(ddof=1))
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02 * width)
-    assert ours.high - ours.mean > 1.1 * (ours.mean - ours.low)  # a normal interval would be symmetric
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.02 * (high - low))
+    if n < 100:  # a normal interval would be symmetric, as this one becomes with more items
+        assert ours.high - ours.mean > 1.05 * (ours.mean - ours.low)
+
+
+@pytest.mark.parametrize("body", ["two values", "normal"])
+def test_cells_of_neighbours_keep_the_variance(body: str) -> None:
+    """More outliers than have cells of their own, and a cell whose values come up thousands of times."""
+    rng = np.random.default_rng(12)
+    x = rng.choice([-20.0, 20.0], 6000) if body == "two values" else rng.normal(size=6000)
+    far = 40 * rng.normal(size=200)
+    x[:200] = far + 20 * np.sign(far)
+    _, means = stats._resampled_means(x, 1, 20_000)
+    assert means.std() == pytest.approx(x.std() / math.sqrt(6000), rel=0.02)  # 4 standard errors
 
 
 def test_bootstrap_p_and_interval_agree() -> None:
@@ -100,13 +130,14 @@ def test_bootstrap_p_and_interval_agree() -> None:
     assert 5 < rejected < 35  # both verdicts occurred
 
 
-@pytest.mark.parametrize("shift", [-0.3, -0.2, 0.35])
-def test_bootstrap_p_is_where_scipys_interval_ends_at_zero(shift: float) -> None:
-    x = np.random.default_rng(11).exponential(size=60) - 1 + shift
+@pytest.mark.parametrize(("shift", "n"), [(0.6, 6), (-0.35, 60), (0.25, 60), (0.14, 300)])
+def test_bootstrap_p_is_where_scipys_interval_ends_at_zero(shift: float, n: int) -> None:
+    """Few items, where t matters, and both sides of where it changes from its series to its expansion."""
+    x = np.random.default_rng(11).exponential(size=n) - 1 + shift
     p = paired_bootstrap(x, seed=1, resamples=50_000).p
     assert 0.001 < p < 0.5
-    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=50_000, confidence_level=1 - p, rng=2).confidence_interval
-    assert min(abs(theirs.low), abs(theirs.high)) < 0.02 * (theirs.high - theirs.low)
+    low, high = percentile(x, expanded(1 - p, n))
+    assert min(abs(low), abs(high)) < 0.02 * (high - low)
 
 
 def test_bootstrap_is_paired_and_repeats() -> None:
