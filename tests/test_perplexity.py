@@ -140,7 +140,10 @@ def test_the_block_is_llama_perplexitys(
 @pytest.mark.model
 @pytest.mark.parametrize(("name", "loop"), [("smollm2", "12:16 k=3 kv=frozen"), ("gemma", "7:11 k=2")])
 def test_every_number_is_that_of_float64(name: str, loop: str, request: pytest.FixtureRequest, text: str) -> None:
-    """Plain and looped, from all their logits. What is packed in 16 bits is right to half a step of 16/65535 nats."""
+    """Plain and looped, from all their logits. What is packed in 16 bits is right to half a step of 16/65535 nats.
+
+    llama-perplexity leaves tokens of a base probability under exp(-16) out of the KL, and so does this oracle.
+    """
     n_ctx, chunks = 128, 2
     llm = opened(model_path(name, request), n_ctx, loop)
     tokens = tokenize(llm, text)
@@ -177,7 +180,7 @@ def test_every_number_is_that_of_float64(name: str, loop: str, request: pytest.F
     assert against.change == against.over_chunks
 
     step = 16 / 65535
-    kl = (np.exp(plain) * (plain - looped)).sum(axis=1)
+    kl = np.where(plain > -16, np.exp(plain) * (plain - looped), 0).sum(axis=1)
     assert against.kl.kl.mean == pytest.approx(kl.mean(), abs=step / 2)
     assert against.kl.kl_at[1.0] == pytest.approx(kl.max(), abs=step)
     assert against.kl.same_top.mean == (plain.argmax(axis=1) == looped.argmax(axis=1)).mean()
