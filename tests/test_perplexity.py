@@ -14,6 +14,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -258,6 +259,25 @@ def test_chunks(llm: LoopedLlama, text: str) -> None:
         perplexity(llm, tokens[:63], 64)
     with pytest.raises(UsageError, match="chunks of 3 tokens"):
         perplexity(llm, tokens, 3)
+
+
+def test_memory_does_not_grow_with_the_text(llm: LoopedLlama, text: str) -> None:
+    """Ten chunks more add their tokens' numbers, under a quarter of what their logits or packed distributions are."""
+    tokens = tokenize(llm, text)
+
+    def peak(chunks: int) -> int:
+        tracemalloc.start()
+        perplexity(llm, tokens, 64, chunks, base=Other(llm))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    llm.set_loop("2:5 k=2")
+    try:
+        peak(2)
+        assert peak(12) - peak(2) < 0.25 * 10 * 31 * llm.n_vocab() * 2
+    finally:
+        llm.set_loop(None)
 
 
 # The command
