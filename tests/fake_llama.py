@@ -18,6 +18,7 @@ TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[a
 
 class FakeLlama:
     n_layers = 7
+    devices = ()
 
     def __init__(self, path: object = "", *, n_ctx: int = 1024, loop: LoopSpec | None = None, **kwargs: Any) -> None:
         self.metadata = {"tokenizer.chat_template": TEMPLATE}

@@ -79,7 +79,8 @@ def test_flags_reach_the_model(bench: Bench) -> None:
     assert bench.llm.n_ctx() == 512
     assert bench.llm.kwargs == {
         "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_gpu_layers": 5, "flash_attn": False,
-        "type_k": 8, "type_v": 30, "verbose": False,
+        "type_k": 8, "type_v": 30, "verbose": False, "rpc_servers": None, "split_mode": "layer",
+        "tensor_split": None, "main_gpu": 0, "device": None,
     }  # fmt: skip
     assert bench.llm.sampling == {"temp": 0.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1}
     assert bench("run", "MODEL", "-p", "Hi").code == 0
