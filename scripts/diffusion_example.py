@@ -9,17 +9,19 @@ The answer goes to stdout. -v shows it on stderr after every step, a dot for eac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options, window_suggestion
 from ggufloop.diffusion import Head, Schedule, Step, denoise
-from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.generate import encode
 from ggufloop.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
 
 
 def prompt_tokens(llm: LoopedLlama, text: str, raw: bool) -> list[int]:
@@ -79,6 +81,8 @@ def main(
         schedule = Schedule(n, steps, block, temp, seed)
         path = model_from_flags(model, model_path, hf, offline)
         spec = loop_from_flags(window, window_suggestion(path), **loop)
+        from ggufloop.engine import LoopedLlama  # it looks for the library, which may not be built
+
         llm = LoopedLlama(path, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx, n_threads=threads, loop=spec, verbose=False)
         head = Head.of(llm)
 

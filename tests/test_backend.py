@@ -18,6 +18,7 @@ import pytest
 
 from ggufloop import backend
 from ggufloop.backend import Backend
+from ggufloop.capi import ABI
 from ggufloop.errors import BackendError
 from ggufloop.probe import probe
 
@@ -146,7 +147,7 @@ def test_a_folder_of_ones_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_cached_libraries_are_what_they_say(tmp_path: Path) -> None:
     patched = probe(backend.locate().directory)
-    assert (patched.abi, patched.patch_id, patched.binding) == (1, backend.patch_id(), backend.BINDING_VERSION)
+    assert (patched.abi, patched.patch_id, patched.binding) == (ABI, backend.patch_id(), backend.BINDING_VERSION)
     assert "CPU" in [device.name for device in patched.devices]
     moved = shutil.copytree(backend.locate().directory, tmp_path / "moved", symlinks=True)
     assert probe(moved) == patched
@@ -258,7 +259,7 @@ def test_doctor_when_all_is_well() -> None:
         "schema_version", "ggufloop", "python", "binding", "llama_cpp", "library", "patch_id", "directory", "stock",
         "abi", "devices", "cache", "cache_libraries", "cache_bytes", "problems",
     ]  # fmt: skip
-    assert (data["problems"], data["abi"]) == ([], 1)
+    assert (data["problems"], data["abi"]) == ([], ABI)
 
 
 def test_doctor_lists_each_problem_with_its_remedy(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import types
@@ -227,15 +228,15 @@ build: 0c1e57098, patch abc
 
 LISTS = """\
 | type_k | window  |   K | kv     | loop             |            test |                  t/s |
-| ------ | ------- | --: | ------ | ---------------- | --------------: | -------------------: |
-| q8_0   | 2:4     |   1 | first  | mode=layer       |             pp4 |        999.50 ~ 0.00 |
-| q8_0   | 2:4     |   1 | frozen | mode=layer       |             pp4 |        999.00 ~ 0.00 |
-| q8_0   | 2:4     |   3 | first  | mode=layer       |             pp4 |        635.76 ~ 0.00 |
-| q8_0   | 2:4     |   3 | frozen | mode=layer       |             pp4 |        635.55 ~ 0.00 |
-| q8_0   | 2:5     |   1 | first  | mode=layer       |             pp4 |        997.51 ~ 0.00 |
-| q8_0   | 2:5     |   1 | frozen | mode=layer       |             pp4 |        997.01 ~ 0.00 |
-| q8_0   | 2:5     |   3 | first  | mode=layer       |             pp4 |        537.45 ~ 0.00 |
-| q8_0   | 2:5     |   3 | frozen | mode=layer       |             pp4 |        537.30 ~ 0.00 |
+| -----: | ------- | --: | ------ | ---------------- | --------------: | -------------------: |
+|   q8_0 | 2:4     |   1 | first  | mode=layer       |             pp4 |        999.50 ~ 0.00 |
+|   q8_0 | 2:4     |   1 | frozen | mode=layer       |             pp4 |        999.00 ~ 0.00 |
+|   q8_0 | 2:4     |   3 | first  | mode=layer       |             pp4 |        635.76 ~ 0.00 |
+|   q8_0 | 2:4     |   3 | frozen | mode=layer       |             pp4 |        635.55 ~ 0.00 |
+|   q8_0 | 2:5     |   1 | first  | mode=layer       |             pp4 |        997.51 ~ 0.00 |
+|   q8_0 | 2:5     |   1 | frozen | mode=layer       |             pp4 |        997.01 ~ 0.00 |
+|   q8_0 | 2:5     |   3 | first  | mode=layer       |             pp4 |        537.45 ~ 0.00 |
+|   q8_0 | 2:5     |   3 | frozen | mode=layer       |             pp4 |        537.30 ~ 0.00 |
 
 build: 0c1e57098, patch abc
 """
@@ -506,3 +507,25 @@ def test_a_comparison_on_a_real_model(tiny_model: Callable[[str], Path]) -> None
         assert (r["ratio"] is None) == (r["library"] == "stock")
         assert r["ratio"] is None or r["ratio_low"] <= r["ratio"] <= r["ratio_high"]
         assert r["predicted_layers"] == (None if r["loop"] is None else 1.0 if r["k"] == 1 else 1 + 4 / 7)
+
+
+def test_llama_bench_prints_the_same(tiny_model: Callable[[str], Path]) -> None:
+    """All but the figures: the program against ours on the same model, with the same flags."""
+    stock = backend.locate(stock=True)
+    program = stock.directory / "llama-bench"
+    if not program.exists():
+        pytest.skip("needs `ggufloop build --stock --with-tools`")
+    flags = ["-p", "32,16", "-n", "8", "-pg", "8,4", "-d", "0,16", "-t", "1", "-r", "2", "-ctk", "bf16", "-ub", "64"]
+    words = ["bench", str(tiny_model("llama")), *flags]
+
+    def table(command: list[str]) -> list[str]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        return [
+            re.sub(r" +[\d.]+ \u00b1 [\d.]+", f"{len(line)} t/s", line)
+            for line in done.stdout.splitlines()
+            if line.startswith("|")
+        ]
+
+    ours = table([sys.executable, "-c", "from ggufloop.cli import main; main()", *words])
+    assert ours == table([str(program), "-m", str(tiny_model("llama")), *flags])
+    assert len(ours) == 2 + 2 * 4

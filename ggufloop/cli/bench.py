@@ -95,8 +95,8 @@ _THREADS = _Column("threads", 7, _text("n_threads"))
 _OPTIONAL = [
     ("n_batch", 2048, _Column("n_batch", 7, _text("n_batch"))),
     ("n_ubatch", 512, _Column("n_ubatch", 8, _text("n_ubatch"))),
-    ("type_k", "f16", _Column("type_k", -6, _text("type_k"))),
-    ("type_v", "f16", _Column("type_v", -6, _text("type_v"))),
+    ("type_k", "f16", _Column("type_k", 6, _text("type_k"))),
+    ("type_v", "f16", _Column("type_v", 6, _text("type_v"))),
 ]
 _LIBRARY = _Column("library", -7, _text("library"))
 _LOOP = [_Column("window", -7, _text("window")), _Column("K", 3, _text("k")), _Column("kv", -6, _text("kv"))]
