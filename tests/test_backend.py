@@ -248,7 +248,7 @@ def test_doctor_when_all_is_well() -> None:
     for line in (
         rf"library +{backend.locate().directory.name} \(patch {backend.patch_id()}\)",
         rf"folder +{backend.locate().directory}",
-        "loop interface +1",
+        f"loop interface +{ABI}",
         r"device CPU +.+, [\d.]+ GiB",
         rf"stock library +{backend.locate(stock=True).directory}",
         "everything is fine",
