@@ -231,6 +231,14 @@ def test_paired_on_the_command_line(
         assert c["looped"]["mean"] - c["plain"]["mean"] == pytest.approx(c["difference"]["mean"])
 
 
+def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    args = ["--tasks", "brackets", "--limit", "1", "--window", "2:5", "--paired", "-t", "1"]
+    code, out, err = run(["eval", str(tiny_model("llama")), *args], capfd)
+    assert code == 0
+    assert out.count("|brackets|") == 2
+    assert "note: brackets has 1 questions that are right or wrong: nothing to compare.\n" in err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -74,6 +74,19 @@ def _comparison(name: str, c: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _compare(plain: Run, looped: Run) -> dict[str, Comparison]:
+    """What can be compared, by task; a note says what cannot."""
+    from ggufloop.eval import compare
+
+    compared = {}
+    for name, items in plain.items.items():
+        if len(items) < 2:
+            terminal.note(f"{name} has {len(items)} questions that are right or wrong: nothing to compare.")
+        else:
+            compared[name] = compare(items, looped.items[name])
+    return compared
+
+
 def _estimate(e: Any) -> dict[str, float | int] | None:
     return None if e is None else {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "level": e.level}
 
@@ -178,7 +191,7 @@ def command(
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     os.environ["TQDM_DISABLE"] = "1"  # lm-eval's own bars; tqdm reads it when it is imported
-    from ggufloop.eval import compare, evaluate, load_tasks
+    from ggufloop.eval import evaluate, load_tasks
 
     with terminal.progress("reading the tasks ..."):
         tasks = load_tasks([name.strip() for name in names.split(",")])
@@ -193,10 +206,7 @@ def command(
             runs["plain" if spec is None else str(spec)] = evaluate(opened.llm, tasks, limit, chat, progress)
     if log is not None:
         _write_samples(log, runs)
-    compared = {}
-    if paired:
-        plain, looped = runs.values()
-        compared = {name: compare(plain.items[name], looped.items[name]) for name in tasks.members}
+    compared = _compare(*runs.values()) if paired else {}
     if form == "json":
         click.echo(_json(opened, runs, compared, {"limit": limit, "chat_template": chat}), nl=False)
         return
