@@ -53,14 +53,14 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _comparison(name: str, c: Comparison) -> str:
     """The paired block of one task, for eyes."""
-    gold = "not scored" if c.gold is None else f"{c.gold.show('+.4f')} nats"
+    gold = "not scored" if c.gold is None else f"{c.gold.show('+.4f')}  (mean change in nats, paired bootstrap)"
     lines = [
         f"{name}: looped against plain on the same questions (95 % intervals)",
-        f"  plain accuracy     {c.plain.show()}  (Wilson)",
-        f"  looped accuracy    {c.looped.show()}  (Wilson)",
-        f"  difference         {c.difference.show('+.4f')}  (paired bootstrap)",
-        f"  flips              {c.gained} became right, {c.lost} became wrong; McNemar exact p = {c.p:.4g}",
-        f"  right answer's log-probability  {gold}  (paired bootstrap)",
+        f"  plain accuracy       {c.plain.show()}  (Wilson)",
+        f"  looped accuracy      {c.looped.show()}  (Wilson)",
+        f"  difference           {c.difference.show('+.4f')}  (paired bootstrap)",
+        f"  flips                {c.gained} became right, {c.lost} became wrong; McNemar exact p = {c.p:.4g}",
+        f"  right answer's logp  {gold}",
     ]
     if not c.gained + c.lost:
         lines.append(f"  no question flipped: the share that does is below {c.flips_below:.4f}.")
