@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from ggufloop.cli import main
-from ggufloop.engine import LoopedLlama
+from ggufloop.engine import ACTIVE, LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.stats import mcnemar_exact, wilson
 
@@ -206,9 +207,8 @@ def test_paired_on_the_command_line(
     args = ["eval", str(tiny_model("llama")), "--tasks", "arithmetic_guess,brackets", "--limit", "6", "-t", "1"]
     loop = ["--window", "2:5", "--K", "3", "--paired", "--log-samples", str(tmp_path / "log.jsonl")]
     words = [sys.executable, "-c", "from ggufloop.cli import main; main()", *args, *loop]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False
-    )  # no bars: that depends on who imports tqdm
+    env = {**os.environ, "GGUFLOOP_LIB_DIR": str(ACTIVE.directory)}  # the cache folder is another in these tests
+    done = subprocess.run(words, capture_output=True, text=True, env=env)  # no bars: that depends on who imports tqdm
     out = done.stdout
     assert (done.returncode, done.stderr) == (0, "")
     assert out.count("|arithmetic_guess|") == 2
