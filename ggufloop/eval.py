@@ -110,7 +110,7 @@ class Comparison:
 def _require() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        import lm_eval  # noqa: F401
+        import lm_eval  # noqa: F401  # only whether it is there
     except ImportError as e:
         raise UsageError(f"tasks need lm-eval, which is not installed ({e}).", _INSTALL) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

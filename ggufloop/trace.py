@@ -287,7 +287,7 @@ def _log_probs(logits: NDArray[np.float32]) -> Values:
 def _weighted(p: Values, values: Values) -> Values:
     """Sum of p * values over the last axis, where p = 0 counts nothing even if the value is infinite."""
     with np.errstate(invalid="ignore"):
-        return np.where(p > 0, p * values, 0.0).sum(axis=-1)  # type: ignore[no-any-return]
+        return np.where(p > 0, p * values, 0.0).sum(axis=-1)  # type: ignore[no-any-return]  # numpy says Any of a sum
 
 
 def _read(model: Model, states: Sequence[Rows], tokens: Sequence[int]) -> list[tuple[Values, Values]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import archs  # noqa: E402
+import archs  # noqa: E402  # found once the path above is set
 import matrix  # noqa: E402
 
 from ggufloop.architectures import KNOWN, LOOPS, WINDOW_RULES, refusal  # noqa: E402
