@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ggufloop.errors import UsageError
-from ggufloop.stats import Estimate, PairedEstimate, holm, mean_interval, paired_bootstrap, ratio_of_means
-from ggufloop.study import PLAIN, Cell, Study
+from ggufloop.stats import Estimate, PairedEstimate, holm, mean_interval, paired_bootstrap, ratio_of_means, wilson
+from ggufloop.study import PLAIN, Cell, File, Study
 
 if TYPE_CHECKING:
     from ggufloop.eval import Comparison
@@ -71,8 +71,8 @@ def amplification(study: Study, type_: str, loop: str) -> Estimate | None:
 
 
 def verdicts(study: Study, type_: str) -> dict[str, Verdict]:
-    """Of each loop this file was measured under. Raises UsageError for fewer than 2 chunks."""
-    loops = [loop for loop in study.loops if loop != PLAIN and (type_, loop) in study.cells]
+    """Of each loop this file was measured under on two chunks at least that the plain model has too."""
+    loops = [loop for loop in study.loops if loop != PLAIN and _is_measured(study, type_, loop)]
     changes = [change(study, type_, loop) for loop in loops]
     if not changes:
         return {}
@@ -81,6 +81,12 @@ def verdicts(study: Study, type_: str) -> dict[str, Verdict]:
         word = SAME if p > LEVEL else HELPS if estimate.mean < 0 else WORSE
         found[loop] = Verdict(estimate, float(p), word)
     return found
+
+
+def _is_measured(study: Study, type_: str, loop: str) -> bool:
+    cells = [study.cells.get((type_, name)) for name in (loop, PLAIN)]
+    indices = [{c.index for c in cell.chunks} for cell in cells if cell is not None]
+    return len(indices) == 2 and len(indices[0] & indices[1]) >= 2
 
 
 def task_change(study: Study, type_: str, loop: str, task: str) -> Comparison:
@@ -99,3 +105,59 @@ def task_change(study: Study, type_: str, loop: str, task: str) -> Comparison:
 def tokens_per_second(study: Study, cell: Cell) -> float:
     """Of the chunk of median time, as measured in this run."""
     return study.header.n_ctx / float(np.median(cell.values("seconds")))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a study with all that is said of it. Of the plain model there is no change and no verdict.
+
+    kld       from the reference under the same loop, over chunks; None for the reference
+    answers   accuracy of each task, with Wilson's interval; flips: of the loop against plain, paired
+    speed     tokens per second of prompt processing, as measured in this run
+    """
+
+    file: File
+    loop: str
+    chunks: int
+    n: int
+    ppl: float
+    error: float
+    kld: Estimate | None
+    amplification: Estimate | None
+    same_top: float
+    answers: dict[str, Estimate]
+    flips: dict[str, Comparison]
+    speed: float
+    verdict: Verdict | None
+
+
+def rows(study: Study) -> list[Row]:
+    """Every cell of two chunks at least, file by file, the plain model first."""
+    found = []
+    for type_ in study.types:
+        loops = [loop for loop in study.loops if (type_, loop) in study.cells]
+        whole = [loop for loop in loops if len(study.cell(type_, loop).chunks) >= 2]
+        said = verdicts(study, type_) if PLAIN in whole else {}
+        found += [_row(study, type_, loop, said.get(loop)) for loop in whole]
+    return found
+
+
+def _row(study: Study, type_: str, loop: str, verdict: Verdict | None) -> Row:
+    cell, is_reference = study.cell(type_, loop), type_ == study.types[0]
+    plain_tasks = study.cell(type_).tasks if (type_, PLAIN) in study.cells else {}
+    pairs = [task for task in cell.tasks if loop != PLAIN and task in plain_tasks]
+    return Row(
+        file=study.file(type_),
+        loop=loop,
+        chunks=len(cell.chunks),
+        n=cell.n,
+        ppl=cell.ppl[0],
+        error=cell.ppl[1],
+        kld=None if is_reference else kld(study, type_, loop),
+        amplification=amplification(study, type_, loop) if verdict is not None else None,
+        same_top=cell.mean("same_top"),
+        answers={task: wilson(int(sum(t.right)), len(t.right)) for task, t in cell.tasks.items() if t.right},
+        flips={task: task_change(study, type_, loop, task) for task in pairs},
+        speed=tokens_per_second(study, cell),
+        verdict=verdict,
+    )

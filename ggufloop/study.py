@@ -45,7 +45,7 @@ class Header:
     model          file the ladder was made from, source_sha256 its hash, source_type what it is said to be quantised to
     architecture, n_layer, n_params, n_vocab    of that model
     reference      type of the reference: the source itself, or the source dequantised to this type
-    window         layers (a, b), half-open, of every loop; the SNR of `File.window_snr` is theirs
+    window         layers (a, b), half-open, of every loop; `File.window_snr` is of theirs
     text           name of the text, text_sha256 of its UTF-8 bytes
     n_ctx          tokens of a chunk, evaluated on an empty cache; those after its middle are scored
     settings       what else may change a number: cache types, flash attention, batch sizes, threads
@@ -75,7 +75,8 @@ class File:
 
     type           its name in the study: what it was quantised to, or the name of a file that was measured as it is
     sha256, nbytes of the file; bits_per_weight over all tensors, true size
-    window_snr     signal to noise of the window's weights against the reference's, in dB; inf where they are the same
+    snr            signal to noise of all weight matrices against the reference's, in dB; inf where they are the same
+    window_snr     the same of the window's
     note           what is worth knowing of it, such as tensors that fell back to another type
     """
 
@@ -83,6 +84,7 @@ class File:
     sha256: str
     nbytes: int
     bits_per_weight: float
+    snr: float
     window_snr: float
     note: str = ""
 
@@ -109,11 +111,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's questions: (lm-eval's task, number); right: 1 or 0; gold: the right answer's log-probability or None."""
+    """A task's questions: (lm-eval's task, number); right: 1 or 0; gold: the right answer's log-probability or None.
+
+    limit: questions of each lm-eval task that were asked for, None for all.
+    """
 
     docs: tuple[tuple[str, int], ...]
     right: tuple[float, ...]
     gold: tuple[float | None, ...]
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,11 @@ class Study:
             dataclasses.replace(cell, chunks=tuple(c for c in cell.chunks if c.index in shared)) for cell in cells
         )
 
+    def lacks_task(self, type_: str, loop: str, task: str, limit: int | None) -> bool:
+        """Whether a task was not asked yet, or up to another limit."""
+        cell = self.cells.get((type_, loop))
+        return cell is None or task not in cell.tasks or cell.tasks[task].limit != limit
+
     def lacks(self, type_: str, loop: str, chunks: Iterable[int]) -> list[int]:
         """Which of these chunks were not measured yet."""
         cell = self.cells.get((type_, loop))
@@ -248,8 +259,10 @@ def add_file(path: Path, study: Study, file: File) -> Study:
                     "choose another --out; the two cannot be one row.",
                 )
             return study
-    snr = None if math.isinf(file.window_snr) else file.window_snr  # which JSON has no word for
-    _append(path, {"kind": "file", **dataclasses.asdict(file), "window_snr": snr})
+    record = dataclasses.asdict(file)
+    for name in ("snr", "window_snr"):
+        record[name] = None if math.isinf(record[name]) else record[name]  # JSON has no word for it
+    _append(path, {"kind": "file", **record})
     return dataclasses.replace(study, files=(*study.files, file))
 
 
@@ -343,15 +356,17 @@ def _study(records: list[dict[str, Any]]) -> Study:
         record = dict(record)
         kind = record.pop("kind")
         if kind == "file":
-            snr = math.inf if record["window_snr"] is None else record["window_snr"]
-            files[record["type"]] = File(**{**record, "window_snr": snr})
+            for name in ("snr", "window_snr"):
+                record[name] = math.inf if record[name] is None else float(record[name])
+            files[record["type"]] = File(**record)
             continue
         key = record.pop("type"), record.pop("loop")
         if kind == "chunk":
             chunks.setdefault(key, {})[record["index"]] = Chunk(**record)
         elif kind == "task":
             docs = tuple((str(name), int(i)) for name, i in record["docs"])
-            tasks.setdefault(key, {})[record["task"]] = TaskResult(docs, tuple(record["right"]), tuple(record["gold"]))
+            result = TaskResult(docs, tuple(record["right"]), tuple(record["gold"]), record["limit"])
+            tasks.setdefault(key, {})[record["task"]] = result
         else:
             raise ValueError(f"a line of kind {kind!r}")
     cells = {

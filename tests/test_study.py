@@ -18,7 +18,10 @@ HEADER = Header(
     "m.gguf", "a" * 64, "Q4_1", "llama", 7, 1000, 300, "F32", (2, 5), "pydoc", "b" * 64, 64,
     {"threads": "1", "flash_attn": "True"}, "0.1.0", "p1",
 )  # fmt: skip
-FILES = (File("F32", "c" * 64, 4000, 32.0, math.inf), File("Q4_0", "d" * 64, 600, 4.5, 20.5, "2 tensors as Q5_0"))
+FILES = (
+    File("F32", "c" * 64, 4000, 32.0, math.inf, math.inf),
+    File("Q4_0", "d" * 64, 600, 4.5, 21.5, 20.5, "2 tensors as Q5_0"),
+)
 
 
 def numbers(seed: int, n: int = 8) -> dict[str, np.ndarray]:
