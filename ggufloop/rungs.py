@@ -1,7 +1,7 @@
 """The model files of a ladder: the reference, and what it is quantised to, with their sizes and the SNR of a window.
 
     ref = reference(source, folder, "F32")                    # the source itself if it is not quantised
-    rung = make(ref, "Q4_K_M", folder, window=(12, 16))       # or the path of a file that is measured as it is
+    rung = make(ref, "Q4_K_M", source, folder, window=(12, 16))      # or a file as it is: its path, or SOURCE
 
 A source that is quantised already is dequantised: the reference has the weights of the file that is there, without
 further loss, and nobody's full precision. What its first quantisation lost is in no number of a study.
@@ -10,7 +10,7 @@ further loss, and nobody's full precision. What its first quantisation lost is i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,10 @@ from ggufloop.inspect import ModelInfo, describe
 from ggufloop.quantize import UNQUANTISED, Quantized, default_name, file_type, quantize
 from ggufloop.snr import decibel, tensor_snr, window_snr
 from ggufloop.study import File
+
+SOURCE = "source"
+"""The model itself, as it is. Where the reference is made of it, their weights are the same and the KLD between them is
+what quantised kernels, which round activations, do to it."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -33,7 +37,9 @@ class Rung:
 
 
 def rung_name(word: str) -> str:
-    """What a study calls an entry of --types: a file type, or the name of an existing GGUF file. Raises UsageError."""
+    """What a study calls an entry of --types: a file type, SOURCE, or an existing GGUF file. Raises UsageError."""
+    if word == SOURCE:
+        return SOURCE
     if not _is_path(word):
         return file_type(word)
     path = Path(word).expanduser()
@@ -71,19 +77,28 @@ def reference(
 def make(
     ref: Rung,
     word: str,
+    source: Path,
     folder: Path,
     window: tuple[int, int],
+    known: Iterable[File] = (),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Rung:
-    """The file that an entry of --types means: quantised from the reference into `folder`, or the one named.
+    """The file that an entry of --types means: quantised from the reference into `folder`, or one measured as it is.
 
-    Raises GgufloopError for a file of another model, and as `quantize`.
+    known: what a study has recorded already; a file that is still the same is not looked at again. Raises GgufloopError
+    for a file of another model, and as `quantize`.
     """
-    if _is_path(word):
-        path, note = Path(word).expanduser(), "as it is"
+    as_it_is = word == SOURCE or _is_path(word)
+    if as_it_is:
+        path = source if word == SOURCE else Path(word).expanduser()
     else:
         path = folder / default_name(ref.path, file_type(word))
+    for file in known:
+        if file.type == rung_name(word) and path.is_file() and file_sha256(path) == file.sha256:
+            return Rung(path, file)
+    note = f"{path.name} as it is"
+    if not as_it_is:
         note = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
     tensors = tensor_snr(path, ref.path)
     matrices = [t for t in tensors if t.is_matrix]

@@ -168,10 +168,10 @@ def _ladder(path: Path, place: _Place, study: Study, window: tuple[int, int], pl
     study = studies.add_file(place.study, study, ref.file)
     ladder = [ref]
     for word in plan.types:
-        if not word.lower().endswith(".gguf") and rungs.rung_name(word) == ref.file.type:
-            continue
+        if rungs.rung_name(word) == ref.file.type or (word == rungs.SOURCE and ref.path == path):
+            continue  # the reference is in the ladder anyway
         with _tensors(f"{path.name} to {rungs.rung_name(word)}") as progress:
-            rung = rungs.make(ref, word, place.models, window, plan.flags["threads"], progress)
+            rung = rungs.make(ref, word, path, place.models, window, study.files, plan.flags["threads"], progress)
         study = studies.add_file(place.study, study, rung.file)
         ladder.append(rung)
     return study, ladder
@@ -300,7 +300,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
 @click.option("--study", "study", metavar="FILE.toml", is_eager=True, callback=study_file.load, expose_value=False,
               help="Take the options from a file; those given here count instead.")  # fmt: skip
 @click.option("--types", default=TYPES, show_default=True, metavar="TYPE,...",
-              help="What to quantise to; an existing .gguf file among them is measured as it is.")  # fmt: skip
+              help="What to quantise to. A .gguf file, or 'source' for MODEL itself, is measured as it is.")  # fmt: skip
 @click.option("--reference", default="F16", show_default=True, metavar="F32|F16|BF16",
               help="What a model that is quantised already is dequantised to.")  # fmt: skip
 @click.option("--text", "-f", "--file", "text", metavar="FILE|pydoc|sdist-docs",

@@ -84,5 +84,7 @@ def dump(command: click.Command, values: Mapping[str, Any]) -> str:
         value = values[str(parameter.name)]
         if value is None or value == parameter.default:
             continue
+        if isinstance(value, str) and ",..." in str(parameter.metavar):
+            value = [int(word) if word.isdecimal() else word for word in value.split(",")]
         lines.append(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}")
     return "\n".join(lines) + "\n"
