@@ -14,6 +14,7 @@ Numerator and denominator are of the same chunks, so chunks are resampled whole 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,17 @@ def amplification(study: Study, type_: str, loop: str) -> Estimate | None:
     if type_ == study.types[0] or plain.mean("kl") < LEAST_KLD:
         return None
     return ratio_of_means(looped.values("kl"), plain.values("kl"), seed=SEED)
+
+
+def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
+    """SNR of all weights, KLD and bits per weight of the plain files, each weights once, for `ladder.fit_kld`."""
+    usable = [t for t in study.types[1:] if (t, PLAIN) in study.cells and study.same_weights(t) is None]
+    noisy = [t for t in usable if math.isfinite(study.file(t).snr)]
+    return (
+        [study.file(t).snr for t in noisy],
+        [study.cell(t).mean("kl") for t in noisy],
+        [study.file(t).bits_per_weight for t in noisy],
+    )
 
 
 def verdicts(study: Study, type_: str) -> dict[str, Verdict]:

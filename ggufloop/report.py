@@ -19,7 +19,7 @@ from ggufloop import gains, ladder
 from ggufloop.errors import UsageError
 from ggufloop.gains import Row, rows
 from ggufloop.stats import Estimate
-from ggufloop.study import PLAIN, Study
+from ggufloop.study import Study
 from ggufloop.table import Cell, Column, Table
 
 DIRECTION = (
@@ -116,10 +116,20 @@ def summary(study: Study) -> list[str]:
         *_verdicts(found),
         *_line(study),
         DIRECTION,
-        f"t/s: prompt tokens per second of the median chunk in this run, {h.settings.get('threads', '?')} threads.",
+        f"t/s: prompt tokens per second of the median chunk in this run, -t {h.settings.get('threads', '?')}.",
     ]
-    notes = [f"{f.type}: {f.note}." for f in study.files[1:] if f.note and f.type in study.types]
-    return [*out, *notes]
+    return [*out, *_notes(study)]
+
+
+def _notes(study: Study) -> list[str]:
+    """What is worth knowing of the files."""
+    notes = []
+    for f in study.files[1:]:
+        same = study.same_weights(f.type) if f.type in study.types else None
+        said = [f.note] * bool(f.note) + [f"the same weights as {same}, so no file of its own"] * bool(same)
+        if said:
+            notes.append(f"{f.type}: {'; '.join(said)}.")
+    return notes
 
 
 def _verdicts(found: list[Row]) -> list[str]:
@@ -138,15 +148,16 @@ def _verdicts(found: list[Row]) -> list[str]:
 
 def _line(study: Study) -> list[str]:
     """The line through ln KLD of the plain files, and how it predicts each from the others."""
-    usable = [t for t in study.types[1:] if (t, PLAIN) in study.cells and math.isfinite(study.file(t).snr)]
-    snr = [study.file(t).snr for t in usable]
-    kld = [study.cell(t).mean("kl") for t in usable]
-    bits = [study.file(t).bits_per_weight for t in usable]
+    snr, kld, bits = gains.noise(study)
     try:
         line = ladder.fit_kld(snr, kld, bits)
     except UsageError as e:
         return [f"no line through KLD over SNR: {e.message}"]
-    said = f"ln KLD = {line.u.show('.3f')} + eta ln r, eta = {line.eta.show('.3f')}, r = 10^(-SNR/10), R2 {line.r2:.3f}"
+    u, eta = (f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (line.u, line.eta))
+    said = (
+        f"ln KLD = u + eta ln r with r = 10^(-SNR/10) of all weights, {line.n} plain files: u = {u}, eta = {eta}, "
+        f"R2 {line.r2:.3f}"
+    )
     try:
         held = ladder.held_out(ladder.fit_kld, snr, kld, bits)
     except UsageError:

@@ -176,6 +176,18 @@ class Study:
         found = dict.fromkeys(loop for _, loop in self.cells)
         return tuple(sorted(found, key=lambda loop: loop != PLAIN))
 
+    def same_weights(self, type_: str) -> str | None:
+        """An earlier type whose file gave exactly the same numbers: llama.cpp made the same tensors of both."""
+        i = self.types.index(type_)
+        mine = self.cells.get((type_, PLAIN))
+        for other in self.types[1:i]:
+            theirs = self.cells.get((other, PLAIN))
+            if mine is not None and theirs is not None and self.file(other).snr == self.file(type_).snr:
+                a, b = ({c.index: (c.nll, c.kl) for c in cell.chunks} for cell in (mine, theirs))
+                if a.keys() & b.keys() and all(a[j] == b[j] for j in a.keys() & b.keys()):
+                    return other
+        return None
+
     def file(self, type_: str) -> File:
         """The file of this name. Raises UsageError if there is none."""
         for f in self.files:

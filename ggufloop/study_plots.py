@@ -8,13 +8,13 @@ Needs matplotlib (plots.py). Loops that differ in K alone make one panel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggufloop import gains, ladder
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
-from ggufloop.plots import INK, new_figure, style
+from ggufloop.plots import GRID, INK, new_figure, style
 from ggufloop.stats import Estimate
 from ggufloop.study import PLAIN, Study
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE, AMPLIFICATION, NOISE = "ppl-size", "amplification-snr", "kld-snr"
+PAD = 34  # points between axes and title, where the files are named
 _MOST_SNR = 90.0  # beyond, weights differ by rounding alone
 
 
@@ -67,16 +68,23 @@ def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look:
     axes.errorbar([p for p, _ in points], means, yerr=off, capsize=2.5, elinewidth=0.9, **look)
 
 
-def _named(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
-    """Names of files above their points, each a little higher than the last where they would touch."""
-    for i, (x, y, text) in enumerate(sorted(places)):
-        axes.annotate(
-            _short(text), (x, y), xytext=(0, 7 + 9 * (i % 2)), textcoords="offset points", ha="center", fontsize=7.5
-        )
+def _named(axes: Axes, places: Mapping[str, float]) -> None:
+    """Names of files above the axes, where they are; those in one place share a name."""
+    spread = (max(places.values()) - min(places.values())) or 1.0
+    groups: list[tuple[float, list[str]]] = []
+    for name, x in sorted(places.items(), key=lambda item: item[1]):
+        if groups and x - groups[-1][0] < 0.012 * spread:
+            groups[-1][1].append(_short(name))
+        else:
+            groups.append((x, [_short(name)]))
+    for x, names in groups:
+        axes.axvline(x, color=GRID, linewidth=0.6, zorder=0)
+        axes.annotate(", ".join(names), (x, 1), xycoords=("data", "axes fraction"), xytext=(-2, 2),
+                      textcoords="offset points", rotation=28, fontsize=7.5)  # fmt: skip
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 12 else "as it is" if name.endswith(".gguf") else name[:11] + "."
+    return name if len(name) <= 12 else f"{name[:9]}..."
 
 
 def _title(study: Study) -> str:
@@ -106,11 +114,10 @@ def _size(study: Study) -> Figure:
                 drawn += [y for _, y, _ in points]
             if (reference, loop) in study.cells:
                 axes.axhline(study.cell(reference, loop).ppl[0], color=colour, linewidth=0.9, linestyle=":")
-            if loop == PLAIN:
-                _named(axes, points)
         if drawn and max(drawn) > 3 * min(drawn):
             axes.set_yscale("log")
-        axes.set_title(f"Perplexity, {kind or 'no loops'} (dotted: {reference})")
+        _named(axes, size)
+        axes.set_title(f"Perplexity, {kind or 'no loops'} (dotted: {reference})", pad=PAD)
         axes.set_ylabel("perplexity")
         axes.set_xlabel("file size (MiB)")
         axes.margins(x=0.06, y=0.18)
@@ -124,22 +131,22 @@ def _amplification(study: Study, noisy: Sequence[str]) -> Figure:
     figure, all_axes = new_figure(len(panels), _title(study))
     for axes, (kind, loops) in zip(all_axes, panels.items(), strict=True):
         axes.axhline(1, color=INK, linewidth=1, linestyle="--", label="as without a loop")
-        top: dict[str, float] = {}
-        for (k, loop), colour in zip(loops, _colours(len(loops)), strict=True):
-            x, found = [], []
+        top = 1.0
+        for i, ((k, loop), colour) in enumerate(zip(loops, _colours(len(loops)), strict=True)):
+            x, found, shift = [], [], 0.12 * (i - (len(loops) - 1) / 2)  # so that bars do not hide each other
             for t in noisy:
                 ratio = _ratio(study, t, loop)
                 if ratio is not None:
-                    x.append(study.file(t).window_snr)
+                    x.append(study.file(t).window_snr + shift)
                     found.append(ratio)
-                    top[t] = max(top.get(t, 0), ratio.high)
+                    top = max(top, ratio.high)
             if found:
                 _bars(axes, x, found, color=colour, marker="o", label=f"K={k}")
-        if max(top.values(), default=1) > 6:
+        if top > 6:
             _log(axes)
-        _named(axes, [(study.file(t).window_snr, y, t) for t, y in top.items()])
-        axes.set_title(f"Noise amplification $A_K$, {kind} (bars: 95 % interval over chunks)")
-        axes.set_ylabel("$A_K$")
+        _named(axes, {t: study.file(t).window_snr for t in noisy})
+        axes.set_title(f"Noise amplification A_K, {kind} (bars: 95 % interval over chunks)", pad=PAD)
+        axes.set_ylabel("A_K")
         axes.set_xlabel("SNR of the window's weights (dB)")
         axes.margins(x=0.06, y=0.2)
         axes.legend(loc="best", ncols=2)
@@ -160,16 +167,16 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
     snr = [study.file(t).snr for t in usable]
     found = [gains.kld(study, t) for t in usable]
     _bars(axes, snr, found, color=INK, marker="o", linestyle="none", label="plain", zorder=4)
-    _named(axes, [(x, e.high, t) for x, e, t in zip(snr, found, usable, strict=True)])
+    _named(axes, dict(zip(usable, snr, strict=True)))
     said = "no line through so few files"
     try:
-        line = ladder.fit_kld(snr, [e.mean for e in found], [study.file(t).bits_per_weight for t in usable])
+        line = ladder.fit_kld(*gains.noise(study))
     except UsageError:
         pass
     else:
         ends = [line.snr[0], line.snr[1]]
         axes.plot(ends, [line.at(x) for x in ends], color=INK, linewidth=1, linestyle="--", label="fit, plain")
-        said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, $R^2$ {line.r2:.3f}, n = {line.n} files"
+        said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, R2 {line.r2:.3f}, n = {line.n} files"
     markers = iter("sD^v<>" * 4)
     for kind, loops in families(study).items():
         marker = next(markers)
@@ -178,7 +185,7 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=3.5, label=f"{kind}, K={k}")
     _log(axes)
-    axes.set_title(f"KLD to the reference under the same loop ({said})")
+    axes.set_title(f"KLD to the reference under the same loop ({said})", pad=PAD)
     axes.set_ylabel("KLD (nats per token)")
     axes.set_xlabel("SNR of all weights (dB)")
     axes.margins(x=0.06, y=0.15)

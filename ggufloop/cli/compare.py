@@ -127,8 +127,8 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
     from ggufloop.engine import ACTIVE
 
     info = describe(path)
-    shown = {name: str(settings[name] if name in settings else plan.flags[name]) for name in _SETTINGS}
-    shown["threads"] = str(settings["n_threads"])
+    effective = {"threads": "n_threads", "batch_size": "n_batch", "ubatch_size": "n_ubatch"}
+    shown = {name: str(settings[effective[name]] if name in effective else plan.flags[name]) for name in _SETTINGS}
     return Header(
         model=path.name,
         source_sha256=file_sha256(path),
@@ -144,7 +144,7 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
         n_ctx=settings["n_ctx"],
         settings={name: value for name, value in shown.items() if value != "None"},
         ggufloop=versions().ggufloop,
-        patch_id=ACTIVE.patch_id,
+        patch_id=ACTIVE.patch_id or "unknown",
     )
 
 
@@ -300,7 +300,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
 @click.option("--study", "study", metavar="FILE.toml", is_eager=True, callback=study_file.load, expose_value=False,
               help="Take the options from a file; those given here count instead.")  # fmt: skip
 @click.option("--types", default=TYPES, show_default=True, metavar="TYPE,...",
-              help="What to quantise to. A .gguf file, or 'source' for MODEL itself, is measured as it is.")  # fmt: skip
+              help="What to quantise to; .gguf files and 'source' (MODEL itself): as they are.")  # fmt: skip
 @click.option("--reference", default="F16", show_default=True, metavar="F32|F16|BF16",
               help="What a model that is quantised already is dequantised to.")  # fmt: skip
 @click.option("--text", "-f", "--file", "text", metavar="FILE|pydoc|sdist-docs",
