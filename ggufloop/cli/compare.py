@@ -150,14 +150,21 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
 
 @contextmanager
 def _tensors(what: str) -> Iterator[rungs.Progress]:
-    """Shows which tensor is being quantised, on a terminal only."""
-    shown = sys.stderr.isatty()
-    try:
-        yield (
-            lambda i, n, name: click.echo(f"\r{what}: tensor {i}/{n} ".ljust(60), nl=False, err=True) if shown else None
-        )
-    finally:
+    """Shows which tensor is being worked on; off a terminal only that there is work."""
+    shown, told = sys.stderr.isatty(), False
+
+    def tell(i: int, n: int, name: str) -> None:
+        nonlocal told
         if shown:
+            click.echo(f"\r{what}: tensor {i}/{n} ".ljust(60), nl=False, err=True)
+        elif not told:
+            click.echo(f"{what} ...", err=True)
+        told = True
+
+    try:
+        yield tell
+    finally:
+        if shown and told:
             click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
