@@ -198,10 +198,22 @@ def _check_memory(ladder: Sequence[Rung], elsewhere: bool) -> None:
         )
 
 
-def _open(rung: Rung, settings: dict[str, Any], verbose: bool) -> LoopedLlama:
+def _open(path: Path, settings: dict[str, Any], verbose: bool) -> LoopedLlama:
     from ggufloop.engine import LoopedLlama
 
-    return LoopedLlama(rung.path, verbose=verbose, **settings)
+    return LoopedLlama(path, verbose=verbose, **settings)
+
+
+def _check_text(path: Path, study: Study, plan: _Plan, settings: dict[str, Any], verbose: bool) -> None:
+    """Raise GgufloopError for a text that is too short before anything is quantised; once measured it is not."""
+    if any(chunk.index >= plan.chunks - 1 for cell in study.cells.values() for chunk in cell.chunks):
+        return
+    with terminal.progress(f"loading {path.name} ..."):
+        llm = _open(path, settings, verbose)
+    try:
+        compare.check_text(compare.shared_tokens({path.name: llm}, plan.text.text), settings["n_ctx"], plan.chunks)
+    finally:
+        llm.close()
 
 
 def _measure(
@@ -218,7 +230,7 @@ def _measure(
             models = {}
             for rung in needed:
                 with terminal.progress(f"loading {rung.path.name} ..."):
-                    models[rung.file.type] = _open(rung, settings, verbose)
+                    models[rung.file.type] = _open(rung.path, settings, verbose)
                 stack.callback(models[rung.file.type].close)
             tokens = compare.shared_tokens(models, plan.text.text)
             total = compare.missing(study, [r.file.type for r in lacking], loops, chunks)
@@ -247,7 +259,7 @@ def _ask(
             click.echo(f"\r{type_}, {loop}: request {done}/{total}".ljust(78), nl=done == total, err=True)
 
     trained = describe(rung.path).n_ctx_train
-    llm = _open(rung, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
+    llm = _open(rung.path, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
     try:
         return compare.ask(place.study, study, type_, llm, loops, tasks, plan.limit, told)
     finally:
@@ -286,6 +298,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
     header = _header(path, window, plan, settings)
     with lock(place.folder / ".lock", lambda: terminal.note(f"waiting for another compare of {path.name} ...")):
         study = studies.create(place.study, header)
+        _check_text(path, study, plan, settings, verbose)
         plots.check_target(place.folder / f"{study_plots.SIZE}.png")
         toml = place.folder / "study.toml"
         _write(
