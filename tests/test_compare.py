@@ -315,6 +315,7 @@ def test_bad_input(run: Run) -> None:
         ((*ASKED, "-c", 3), 2, "error: -c 3 leaves nothing to score.\n  give 4 or more."),
         ((*ASKED, "--chunks", 500), 1, "error: the text has "),
         ((*ASKED, "--window", "2:9"), 2, "error: window 2:9 is out of range: this model has 7 layers"),
+        ((*ASKED, "--window", "2:5,3:5"), 2, "error: --window 2:5,3:5 is several windows, and a study is of one."),
         ((*ASKED, "--solver", "euler,nave"), 2, "error: solver 'nave' is not known.\n  did you mean naive?"),
         ((*ASKED, "-o", "xml"), 2, "error: output form 'xml' is not known."),
         (("--study", "none.toml"), 1, "error: cannot read none.toml: No such file or directory."),

@@ -22,6 +22,7 @@ COMMANDS = {
     "trace": "How a loop converges on a text, pass by pass and layer by layer.",
     "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
+    "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
     "quantize": "Quantise a model with llama.cpp's own quantiser.",
     "snr": "How far quantised weights are from their originals, layer by layer.",
     "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
