@@ -127,6 +127,8 @@ def _notes(study: Study) -> list[str]:
     for f in study.files[1:]:
         same = study.same_weights(f.type) if f.type in study.types else None
         said = [f.note] * bool(f.note) + [f"the same weights as {same}, so no file of its own"] * bool(same)
+        if f.snr >= gains.MOST_SNR:
+            said.append("its weights are the reference's, so its KLD is what kernels' rounding of activations does")
         if said:
             notes.append(f"{f.type}: {'; '.join(said)}.")
     return notes

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SIZE, AMPLIFICATION, NOISE = "ppl-size", "amplification-snr", "kld-snr"
 PAD = 34  # points between axes and title, where the files are named
-_MOST_SNR = 90.0  # beyond, weights differ by rounding alone
 
 
 def families(study: Study) -> dict[str, list[tuple[int, str]]]:
@@ -45,7 +44,7 @@ def figures(study: Study) -> dict[str, Figure]:
     with style():
         if any(f.type in study.types[1:] for f in study.files):
             found[SIZE] = _size(study)
-        noisy = [f.type for f in study.files[1:] if f.type in study.types and f.window_snr < _MOST_SNR]
+        noisy = [f.type for f in study.files[1:] if f.type in study.types and f.window_snr < gains.MOST_SNR]
         if noisy:
             if families(study):
                 found[AMPLIFICATION] = _amplification(study, noisy)
@@ -178,7 +177,7 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
         axes.plot(ends, [line.at(x) for x in ends], color=INK, linewidth=1, linestyle="--", label="fit, plain")
         said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, R2 {line.r2:.3f}, n = {line.n} files"
     for t in study.types[1:]:
-        if study.file(t).snr >= _MOST_SNR and (t, PLAIN) in study.cells:
+        if study.file(t).snr >= gains.MOST_SNR and (t, PLAIN) in study.cells:
             label = f"{_short(t)}: the reference's weights"
             axes.axhline(study.cell(t).mean("kl"), color=INK, linewidth=0.9, linestyle=":", label=label)
     markers = iter("sD^v<>" * 4)
