@@ -22,6 +22,7 @@ from ggufloop.stats import Estimate
 from ggufloop.study import Study
 from ggufloop.table import Cell, Column, Table
 
+_ENOUGH = 6  # chunks from which on 95 % can be had
 DIRECTION = (
     "KLD is llama-perplexity's, of a model from the reference under the same loop: "
     "the sum over the vocabulary of p_ref (ln p_ref - ln p_model)."
@@ -113,6 +114,7 @@ def summary(study: Study) -> list[str]:
         f"reference: {study.types[0]}, {source}"
         + (". What its quantisation lost before is in none of these numbers." if "dequantised" in source else "."),
         f"{n} of {h.n_ctx} tokens of {h.text}, their second halves scored; changes paired by chunk, intervals 95 %.",
+        *_few(found),
         *_verdicts(found),
         *_line(study),
         DIRECTION,
@@ -132,6 +134,14 @@ def _notes(study: Study) -> list[str]:
         if said:
             notes.append(f"{f.type}: {'; '.join(said)}.")
     return notes
+
+
+def _few(found: list[Row]) -> list[str]:
+    """Chunks that are too few for what the table calls an interval."""
+    least = min(row.chunks for row in found)
+    if least >= _ENOUGH:
+        return []
+    return [f"{least} chunks are too few: their intervals cover {100 * (1 - 2.0 ** (1 - least)):.0f} % at most."]
 
 
 def _verdicts(found: list[Row]) -> list[str]:

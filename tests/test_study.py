@@ -158,5 +158,6 @@ def test_the_ratio_of_means_covers() -> None:
         e = stats.ratio_of_means(looped, plain, seed=seed, resamples=1000)
         held += e.low <= 1.5 <= e.high
     assert 0.91 <= held / 400 <= 0.98
+    assert [stats.ratio_of_means(plain[:n], plain[:n]).level for n in (2, 4, 6)] == [0.5, 0.875, 0.95]
     with pytest.raises(UsageError, match="a ratio to 0 is not defined"):
         stats.ratio_of_means([1.0, 2.0], [0.0, 0.0])
