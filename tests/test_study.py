@@ -84,8 +84,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     s = written(path)
     other = dataclasses.replace(HEADER, window=(2, 4), text_sha256="e" * 64, patch_id="p2", settings={"threads": "2"})
     said = (
-        "window 2:5 and 2:4; text_sha256 bbbbbbbbbbbb... and eeeeeeeeeeee...; flash_attn True and None; threads 1 and 2; "
-        "patch_id p1 and p2."
+        "window 2:5 and 2:4; text_sha256 bbbbbbbbbbbb... and eeeeeeeeeeee...; flash_attn True and None; "
+        "threads 1 and 2; patch_id p1 and p2."
     )
     with pytest.raises(GgufloopError) as e:
         study.create(path, other)
