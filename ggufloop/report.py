@@ -120,14 +120,16 @@ def summary(study: Study) -> list[str]:
         DIRECTION,
         f"t/s: prompt tokens per second of the median chunk in this run, -t {h.settings.get('threads', '?')}.",
     ]
-    return [*out, *_notes(study)]
+    return [*out, *_notes(study, {row.file.type for row in found})]
 
 
-def _notes(study: Study) -> list[str]:
+def _notes(study: Study, types: set[str]) -> list[str]:
     """What is worth knowing of the files."""
     notes = []
     for f in study.files[1:]:
-        same = study.same_weights(f.type) if f.type in study.types else None
+        if f.type not in types:
+            continue
+        same = study.same_weights(f.type)
         said = [f.note] * bool(f.note) + [f"the same weights as {same}, so no file of its own"] * bool(same)
         if f.snr >= gains.MOST_SNR:
             said.append("its weights are the reference's, so its KLD is what kernels' rounding of activations does")
