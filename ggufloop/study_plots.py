@@ -64,7 +64,10 @@ def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look:
     """Points in order of x, with their intervals."""
     points = sorted(zip(x, estimates, strict=True), key=lambda p: p[0])
     means = [e.mean for _, e in points]
-    off = [[e.mean - e.low for _, e in points], [e.high - e.mean for _, e in points]]
+    off = [
+        [max(0.0, d) for d in side]
+        for side in zip(*((e.mean - e.low, e.high - e.mean) for _, e in points), strict=True)
+    ]
     axes.errorbar([p for p, _ in points], means, yerr=off, capsize=2.5, elinewidth=0.9, **look)
 
 
