@@ -330,7 +330,7 @@ def command(
     }  # fmt: skip
     outcomes: list[Outcome] = []
     with Journal.open(journal_path, header) as journal:
-        planned = next((r["items"] for r in journal.records if r.get("budget") == budget), None)
+        planned = next((r["items"] for r in journal.records if "budget" in r and r["budget"] == budget), None)
         if seconds is not None and planned is None:
             _within_budget(llm, loops, measures, seconds, not no_racing)
             journal.add({"budget": budget, "items": [m.n for m in measures]})
@@ -379,7 +379,7 @@ def _draw(plot: Path, path: Path, loops: list[LoopSpec], outcomes: list[Outcome]
     from ggufloop.heatmap import heat_map
 
     for outcome in outcomes:
-        target = plot if len(outcomes) == 1 else plot.with_stem(f"{plot.stem}-{outcome.measure.name}")
+        target = plot if len(outcomes) == 1 else plot.with_stem(f"{plot.stem}-{Path(outcome.measure.name).stem}")
         plots.save(heat_map(outcome, loops, path.name), target)
         terminal.note(f"drew {target}.")
 
