@@ -151,7 +151,8 @@ def split(points: Points, sizes: int = 1, share: float = 0.3) -> tuple[Points, P
     held = max(1, round(share * len(budgets)))
     if len(all_sizes) <= sizes or len(budgets) <= held:
         raise UsageError(
-            f"{points.level} has {len(all_sizes)} sizes and {len(budgets)} token budgets, too few to hold any out.",
+            f"{points.level} has {len(all_sizes)} size{'s' * (len(all_sizes) != 1)} and {len(budgets)} token "
+            f"budget{'s' * (len(budgets) != 1)}, too few to hold any out.",
             "measure more of them.",
         )
     large, late = points.n >= all_sizes[-sizes] - 1e-9, points.d >= budgets[-held] - 1e-9
@@ -282,6 +283,6 @@ def _minimise(frame: _Frame, theta: Values, y: Values, steps: int) -> tuple[Valu
             won = active[better]
             theta[won], slope[won], off[won], sse[won] = (x[better] for x in (tried, new_slope, new_off, new_sse))
             damping[active] = np.where(better, np.maximum(damping[active] / 4, 1e-10), damping[active] * 5)
-            idle[active] = np.where(gain > 1e-8, 0, idle[active] + better)
+            idle[active] = np.where(gain > 3e-7, 0, idle[active] + better)
             active = active[(idle[active] < 4) & (damping[active] < 1e12)]
     return theta, sse

@@ -77,12 +77,12 @@ def _optima(axes: Axes, result: Result) -> None:
     found = np.array([(n, d) for n, d in turns if d is not None])
     if len(found):
         axes.plot(*np.exp(found.T), color="white", linewidth=3.2)
-        axes.plot(*np.exp(found.T), color="#d1495b", label="D*: more tokens make it worse")
+        axes.plot(*np.exp(found.T), color="#d1495b", label="D*: beyond it, more tokens are worse")
     turns = [(best_size(fit.law, fit.theta, float(d), sizes, bits), d) for d in np.linspace(*budgets, 60)]
     found = np.array([(n, d) for n, d in turns if n is not None])
     if len(found):
         axes.plot(*np.exp(found.T), color="white", linewidth=3.2)
-        axes.plot(*np.exp(found.T), color="#edae49", label="N*: a larger model is worse")
+        axes.plot(*np.exp(found.T), color="#edae49", label="N*: beyond it, a larger model is worse")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", frameon=True, framealpha=0.85)
 
