@@ -29,8 +29,9 @@ LEAST_SIZES, LEAST_BUDGETS = 4, 8
 
 _LARGE = 8
 _FEW = 3
-_SHORT, _LONG = 60, 600  # steps of every start, and of the best of them
-_KEPT = 8
+_SHORT, _LONG = 60, 300  # steps of every start, and of the best of them
+_STALL = 20  # steps in which the squares must shrink by 1e-5 for a start to go on
+_KEPT = 5
 
 
 @dataclass(frozen=True)
@@ -262,10 +263,14 @@ def _minimise(frame: _Frame, theta: Values, y: Values, steps: int) -> tuple[Valu
         value, slope = frame.law.values(theta, frame.n, frame.d, frame.bits)
         off = value - y
         sse = (off**2).sum(axis=1)
-        damping, idle = np.full(len(theta), 1e-2), np.zeros(len(theta), np.intp)
+        damping = np.full(len(theta), 1e-2)
         active = np.flatnonzero(np.isfinite(sse))
         sse[~np.isfinite(sse)] = np.inf
-        for _ in range(steps):
+        before = sse.copy()
+        for i in range(1, steps + 1):
+            if i % _STALL == 0:
+                active = active[sse[active] < (1 - 1e-5) * before[active]]
+                before = sse.copy()
             if not len(active):
                 break
             j, r = slope[active], off[active]
@@ -279,10 +284,8 @@ def _minimise(frame: _Frame, theta: Values, y: Values, steps: int) -> tuple[Valu
             new_off = value - y[active]
             new_sse = (new_off**2).sum(axis=1)
             better = new_sse < sse[active]
-            gain = np.where(better, 1 - new_sse / np.maximum(sse[active], 1e-300), 0.0)
             won = active[better]
             theta[won], slope[won], off[won], sse[won] = (x[better] for x in (tried, new_slope, new_off, new_sse))
             damping[active] = np.where(better, np.maximum(damping[active] / 4, 1e-10), damping[active] * 5)
-            idle[active] = np.where(gain > 3e-7, 0, idle[active] + better)
-            active = active[(idle[active] < 4) & (damping[active] < 1e12)]
+            active = active[damping[active] < 1e12]
     return theta, sse
