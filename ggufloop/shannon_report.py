@@ -30,6 +30,7 @@ LOOSE = 10.0
 
 RESAMPLES = 200
 _LEVEL = 0.95
+_FLAT = 1e-9  # of the largest eigenvalue: what is below is rounding, and nothing holds the constants in it
 _SHARE = 0.9  # of the resamples must have an optimum before one is named
 
 Progress = Callable[[str], None]
@@ -139,21 +140,24 @@ def analyse(
 
 
 def constants(result: Result) -> dict[str, Estimate]:
-    """Constants of the main law with 95 % intervals: the wider of the bootstrap's and the delta method's.
+    """Constants of the main law with 95 % intervals, the wider of the bootstrap's and the delta method's.
 
-    Where a direction of the parameters is flat, refits do not walk along it and look certain; the delta method sees it.
+    Where a direction of the parameters is flat, refits do not walk along it and look certain; the delta method sees it,
+    and the interval of what lies in it is 0 to infinity.
     """
     fit, p = result.fit, result.points
     slope = fit.law.values(fit.theta, p.n, p.d, p.bits)[1]
     free = fit.n - len(fit.theta)
     scale = np.sqrt(np.einsum("np,np->p", slope, slope)) + 1e-300
-    normal = (slope / scale).T @ (slope / scale)
-    covariance = np.linalg.inv(normal + 1e-14 * np.eye(len(scale))) * fit.rmse**2 * fit.n / free
-    half = t_quantile((1 + _LEVEL) / 2, free) * np.sqrt(np.diag(covariance)) / scale
+    size, direction = np.linalg.eigh((slope / scale).T @ (slope / scale))
+    flat = size < _FLAT * size[-1]
+    variance = (direction[:, ~flat] ** 2 / size[~flat]).sum(axis=1) * fit.rmse**2 * fit.n / free
+    half = t_quantile((1 + _LEVEL) / 2, free) * np.sqrt(variance) / scale
+    half[(direction[:, flat] ** 2).sum(axis=1) > 1e-3] = math.inf
     low, high = np.quantile(result.draws, ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2), axis=0)
     low, high = np.minimum(low, fit.theta - half), np.maximum(high, fit.theta + half)
     return {
-        name: Estimate(math.exp(t), math.exp(max(a, -700.0)), math.exp(min(b, 700.0)), fit.n)
+        name: Estimate(math.exp(t), math.exp(a), math.exp(b) if b < 700 else math.inf, fit.n)
         for name, t, a, b in zip(fit.law.parameters, fit.theta.tolist(), low.tolist(), high.tolist(), strict=True)
     }
 

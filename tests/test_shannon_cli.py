@@ -234,3 +234,15 @@ def test_ladder_prints_the_line_and_what_it_cannot_tell(capsys: pytest.CaptureFi
     whole = json.loads(run(capsys, "ladder", "llama3-8b", "-o", "json")[0])
     assert [fit["of"] for fit in whole["fits"]] == ["KLD", "loss"]
     assert len(list(csv.DictReader(io.StringIO(run(capsys, "ladder", "llama3-8b", "-o", "csv")[0])))) == 12
+
+
+def test_short_ladders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three files hold a line but none to spare; two hold nothing."""
+    path = tmp_path / "ladder.csv"
+    path.write_text("type,snr_db,kld\nQ8_0,45,0.001\nQ6_K,35,0.006\nQ4_0,21,0.08\n")
+    out, _ = run(capsys, "ladder", path)
+    assert "n = 3 files" in out
+    assert "Too few files to predict one from the others." in out
+    path.write_text("type,snr_db,kld\nQ8_0,45,0.001\nQ2_K,10.5,0.6\nQ4_0,21,0.08\n")
+    _, err = run(capsys, "ladder", path, code=2)
+    assert "2 of 3 files have a noise to fit and 3 bits or more; 3 are needed." in err

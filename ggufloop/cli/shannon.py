@@ -269,7 +269,7 @@ def command() -> None:
     """
 
 
-@command.command(name="fit")
+@command.command(name="fit", short_help="Fit the laws, and say what the data can and cannot tell.")
 @_common
 @click.option("--law", "laws", metavar="NAME,...", help=f"Only these of {', '.join(LAWS)}.")
 @click.option("--no-held-out", "quick", is_flag=True, help="Do not test how the laws extrapolate: half the time.")
@@ -278,8 +278,8 @@ def fit(data: str, laws: str | None, quick: bool, form: str, **flags: Any) -> No
     """Fit the laws to each level, all in the same way, and say what the data can and cannot tell.
 
     The Shannon law is refitted for each level. qid and precision are one law where all bits are the same; fitted to all
-    levels at once they know the bits. Held out are the largest size and the largest 30 % of the budgets: fitted is what
-    has neither, tested what has both.
+    levels at once they know the bits, 16 where none are given. Held out are the largest size and the largest 30 % of
+    the budgets: fitted is what has neither, tested what has both.
     """
     _check_form(form)
     chosen = [find(name) for name in _words(laws)] or list(LAWS.values())
@@ -298,7 +298,7 @@ def fit(data: str, laws: str | None, quick: bool, form: str, **flags: Any) -> No
         click.echo(_law_rows(results).render(form), nl=False)
 
 
-@command.command(name="predict")
+@command.command(name="predict", short_help="Loss, local slopes, N* and D* with their bands.")
 @_common
 @click.option("--N", "sizes", metavar="B,...", required=True, help="Sizes in billions of parameters.")
 @click.option("--D", "budgets", metavar="B,...", required=True, help="Budgets in billions of tokens.")
@@ -346,7 +346,7 @@ def predict(data: str, sizes: str, budgets: str, law: str, form: str, **flags: A
     )
 
 
-@command.command(name="plot")
+@command.command(name="plot", short_help="Draw loss over size and tokens.")
 @_common
 @click.argument("target", type=click.Path(path_type=Path), metavar="FILE.png")
 @click.option("--law", default="shannon", show_default=True, metavar="NAME", help=f"One of {', '.join(LAWS)}.")
@@ -361,7 +361,7 @@ def plot(data: str, target: Path, law: str, **flags: Any) -> None:
     terminal.note(f"wrote {target}.")
 
 
-@command.command(name="ladder")
+@command.command(name="ladder", short_help="One checkpoint: loss and KLD over the noise of its weights.")
 @click.argument("data", metavar="LADDER")
 @click.option("--snr", metavar="dB,...", help="Predict files of these SNRs too.")
 @click.option("--bits", type=float, metavar="B", help="Bits per weight of those files: below 3 nothing is predicted.")
@@ -445,13 +445,21 @@ def _rows(read_: ladder_data.Ladder, of: str, held: Sequence[ladder.HeldOut], fl
     ]  # fmt: skip
 
 
+def _held(fit_: Callable[..., Any], x: Any, y: Any, bits: Any) -> list[ladder.HeldOut]:
+    """Each file predicted from the others, none if they are too few to leave one out."""
+    try:
+        return ladder.held_out(fit_, x, y, bits)
+    except UsageError:
+        return []
+
+
 def _kld(read_: ladder_data.Ladder) -> list[_Fitted]:
     x, y, bits = read_.columns("kld")
     if not y:
         return []
     floor = read_.floor
     line = ladder.fit_kld(x, y, bits, floor)
-    held = ladder.held_out(functools.partial(ladder.fit_kld, floor=floor), x, y, bits)
+    held = _held(functools.partial(ladder.fit_kld, floor=floor), x, y, bits)
     said = (
         f"ln KLD = u + eta ln r: u = {_shown(line.u, '.3f')}, eta = {_shown(line.eta, '.3f')}\n"
         f"that is log10 KLD = {line.u.mean / math.log(10):.3f} - {line.eta.mean:.3f} SNR/10"
@@ -464,7 +472,7 @@ def _loss(read_: ladder_data.Ladder) -> list[_Fitted]:
     if not y:
         return []
     curve = ladder.fit_loss(x, y, bits)
-    held = ladder.held_out(ladder.fit_loss, x, y, bits)
+    held = _held(ladder.fit_loss, x, y, bits)
     said = (
         f"L(r) = L0 (1 + kappa r^eta): L0 = {_shown(curve.l0, '.4f')}, kappa = {_shown(curve.kappa, '.3g')}, "
         f"eta = {_shown(curve.eta, '.3f')}"
@@ -475,11 +483,12 @@ def _loss(read_: ladder_data.Ladder) -> list[_Fitted]:
 def _ladder_text(f: _Fitted, wanted: Sequence[float], bits: float | None) -> str:
     inside = sum(h.predicted.low <= row[3] <= h.predicted.high for h, row in zip(f.held, f.rows, strict=True))  # type: ignore[operator]
     predictions = [f"{value:g} dB: {f.of} {_shown(f.fitted.predict(value, bits), '.4f')}\n" for value in wanted]
-    return (
-        f"{f.said}\nR2 = {f.fitted.r2:.3f}, RMSE {f.fitted.rmse:.3g}, n = {f.fitted.n} files\n\n"
-        f"{f.of} of each file predicted from the others, 95 % intervals: {inside} of {len(f.held)} inside\n\n"
-        f"{Table(_RUNGS, f.rows).render('md')}{''.join(predictions)}"
-    )
+    held = f"{f.of} of each file predicted from the others, 95 % intervals: {inside} of {len(f.held)} inside\n\n"
+    held += Table(_RUNGS, f.rows).render("md")
+    if not f.held:
+        held = "Too few files to predict one from the others.\n"
+    fitted = f"{f.said}\nR2 = {f.fitted.r2:.3f}, RMSE {f.fitted.rmse:.3g}, n = {f.fitted.n} files\n\n"
+    return fitted + held + "".join(predictions)
 
 
 def _snr(word: str) -> float:
