@@ -308,15 +308,15 @@ def _beyond(result: Result) -> list[str]:
     least, most = (f(tests, key=lambda name: tests[name].rmse) for f in (min, max))
     what = f"the largest size at the largest budgets (n = {first.tested}, predicted from {first.fitted} smaller points)"
     failed = [name for name, test in tests.items() if test.failed]
-    span = f"RMSE {tests[least].rmse:.2f} ({least}) to {tests[most].rmse:.2f} nat ({most})"
-    copied = f"copying the nearest measured point misses by {first.copied:.2f}"
+    span = f"RMSE {tests[least].rmse:.2g} ({least}) to {tests[most].rmse:.2g} nat ({most})"
+    copied = f"copying the nearest measured point misses by {first.copied:.2g}"
     if len(failed) == len(tests):
         return [
             f"Every law failed to extrapolate to {what}: {span}, while {copied}. Predict nothing beyond these data."
         ]
     if failed:
         return [f"Failed to extrapolate to {what}: {', '.join(failed)}, no better than copying the nearest measured "
-                f"point ({first.copied:.2f} nat). All laws: {span}."]  # fmt: skip
+                f"point ({first.copied:.2g} nat). All laws: {span}."]  # fmt: skip
     return [f"Extrapolated to {what}: {span}; {copied}."]
 
 
@@ -347,9 +347,9 @@ def _undetermined(result: Result) -> list[str]:
             f"Of {result.main}'s constants {', '.join(names)} {verb} not determined by these data (a 95 % interval "
             f"further than a factor of {LOOSE:g}); losses and slopes inside the data are."
         )
-    for name, fit in result.fits.items():
-        if fit.bounds:
-            out.append(f"{name}: {', '.join(fit.bounds)} ended at a bound of the search, not determined by these data.")
+    ended = [f"{name} {', '.join(fit.bounds)}" for name, fit in result.fits.items() if fit.bounds]
+    if ended:
+        out.append(f"Ended at a bound of the search, so not determined either: {'; '.join(ended)}.")
     return out
 
 

@@ -25,10 +25,10 @@ SCHEMA_VERSION = 1
 OPEN = "not determined"
 
 _LAWS = (Column("level"), Column("law"), Column("constants"), Column("n"), Column("R2", ".3f"), Column("RMSE", ".4f"),
-         Column("AICc", ".1f"), Column("held-out RMSE", ".3f"), Column("held-out n"), Column("copied", ".3f"),
+         Column("AICc", ".1f"), Column("held-out RMSE", ".3g"), Column("held-out n"), Column("copied", ".3g"),
          Column("starts that agree"))  # fmt: skip
 _POOLED = (Column("law"), Column("fit"), Column("constants"), Column("n"), Column("R2", ".3f"), Column("RMSE", ".4f"),
-           Column("AICc", ".1f"), Column("held-out RMSE", ".3f"), Column("held-out R2", ".3f"),
+           Column("AICc", ".1f"), Column("held-out RMSE", ".3g"), Column("held-out R2", ".3g"),
            Column("held-out n"))  # fmt: skip
 _SLOPES = (Column("level"), Column("N", ".4g"), Column("D", ".4g"), Column("loss"), Column("dlnL/dlnN"),
            Column("dlnL/dlnD"), Column("N* at this D"), Column("D* at this N"))  # fmt: skip
@@ -338,8 +338,8 @@ def predict(data: str, sizes: str, budgets: str, law: str, form: str, **flags: A
             notes.append(f"{r.points.level}: {outside}. A band does not cover what the law gets wrong there.")
         if test is not None:
             notes.append(
-                f"{r.points.level}: held out (n = {test.tested}), {law} missed by {test.rmse:.3f} nat; copying the "
-                f"nearest measured point by {test.copied:.3f}." + (" Do not extrapolate." if test.failed else "")
+                f"{r.points.level}: held out (n = {test.tested}), {law} missed by {test.rmse:.3g} nat; copying the "
+                f"nearest measured point by {test.copied:.3g}." + (" Do not extrapolate." if test.failed else "")
             )
     click.echo(
         f"{_head(loaded, results)}\n{law}, 95 % bootstrap bands:\n\n{table.render('md')}\n{_bullets(notes)}", nl=False
@@ -351,13 +351,16 @@ def predict(data: str, sizes: str, budgets: str, law: str, form: str, **flags: A
 @click.argument("target", type=click.Path(path_type=Path), metavar="FILE.png")
 @click.option("--law", default="shannon", show_default=True, metavar="NAME", help=f"One of {', '.join(LAWS)}.")
 def plot(data: str, target: Path, law: str, **flags: Any) -> None:
-    """Draw loss over size and tokens: the law as contours, the measured points on top, N* and D* where they exist."""
+    """Draw loss over size and tokens: the law as contours, the measured points on top, N* and D* where they exist.
+
+    N* and D* are the fit's own lines; `predict` says how sure they are.
+    """
     plots.check_target(target)
     from ggufloop.shannon_plots import contours
 
     chosen, loaded = find(law), _load(data, flags)
     results = _analyse(loaded, [chosen], _settings(flags, held_out=False), chosen.name)
-    plots.save(contours(results, f"{loaded.name}: {chosen.formula}"), target)
+    plots.save(contours(results, f"{Path(loaded.name).name}: {chosen.formula}"), target)
     terminal.note(f"wrote {target}.")
 
 
@@ -394,7 +397,7 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
             raise GgufloopError(f"{data} has no line of KLD to draw.", "leave out --plot.")
         from ggufloop.shannon_plots import ladder_figure
 
-        plots.save(ladder_figure(read_, line, f"{data}: one model, {len(read_.rungs)} files"), target)
+        plots.save(ladder_figure(read_, line, f"{Path(data).name}: one model, {len(read_.rungs)} files"), target)
         terminal.note(f"wrote {target}.")
     notes = [*[f"Not fitted: {e.message}" for e in errors], ladder.UNKNOWABLE]
     outside = [f"{v:g}" for v in wanted if not all(f.fitted.snr[0] <= v <= f.fitted.snr[1] for f in fits)]
