@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
     "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
     "bench": "Measure speed: llama-bench's table, with loops.",
+    "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",
     "list": "The models known by name, and which are downloaded.",
