@@ -214,10 +214,10 @@ def collect(low: Any, job: dict[str, Any], send: Send) -> dict[str, Any]:
     bad = next((name for name, sums in collector.sums.items() if not np.isfinite(sums).all()), None)
     if bad is not None:
         raise GgufloopError(f"the activations that enter {bad} are not finite.", "this file is damaged: get it again.")
-    imatrix.write(Path(job["target"]), collector.sums, collector.counts, job["dataset"], chunks, n_ctx)
+    imatrix.write(Path(job["target"]), collector.sums, collector.counts, job["dataset"], chunks, n_ctx, job["recipe"])
     low.llama_free(ctx)
     low.llama_model_free(model)
-    return {"chunks": chunks, "tokens": chunks * n_ctx, "entries": len(collector.sums)}
+    return {"chunks": chunks}
 
 
 def _tokenize(llama_cpp: Any, vocab: Any, text: str) -> list[int]:

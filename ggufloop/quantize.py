@@ -21,7 +21,7 @@ from typing import Any
 
 from ggufloop import backend, imatrix
 from ggufloop.cache import atomic_path, partial_path
-from ggufloop.digest import file_sha256
+from ggufloop.digest import file_sha256, files_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.modelfile import Header, Tensor, read_header, read_model, split_paths
 
@@ -132,28 +132,21 @@ def parse_override(text: str) -> tuple[str, str]:
     return pattern, tensor_type(type)
 
 
-def default_name(source: Path, type: str, overrides: Overrides = (), with_imatrix: bool = False) -> str:
-    """What a result is called: the source's stem and the type, and a mark where more than the type was asked for."""
+def default_name(source: Path, type: str, *marks: str) -> str:
+    """What a result is called: the source's stem, the type, and marks of whatever else was asked for."""
     stem = source.stem if split_paths(source) == (source,) else re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
-    marks = [f"-{_digest(json.dumps(list(overrides)))[:6]}"] if overrides else []
-    return f"{stem}-{type}{'-imat' if with_imatrix else ''}{''.join(marks)}.gguf"
+    return f"{'-'.join([stem, type, *marks])}.gguf"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _source_sha256(headers: Sequence[Header]) -> str:
-    """The sha256 of a model: of its file, or of the list of its parts' sums."""
-    sums = [file_sha256(h.path) for h in headers]
-    return sums[0] if len(sums) == 1 else _digest("\n".join(sums))
-
-
 def _provenance(headers: Sequence[Header], type: str, overrides: Overrides, matrix: Path | None) -> dict[str, str]:
     """What is written into the metadata; the same recipe gives the same, whatever the files are called."""
     out = {
         "source": headers[0].path.name.encode()[:_MOST_VALUE].decode(errors="ignore"),
-        "source_sha256": _source_sha256(headers),
+        "source_sha256": files_sha256([h.path for h in headers]),
         "type": type,
         "llama_cpp": backend.LLAMA_CPP_COMMIT,
     }
