@@ -133,7 +133,8 @@ def _q3_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     packed = blocks[:, 96:108]
     low: NDArray[np.uint8] = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
     high: NDArray[np.uint8] = np.concatenate([(packed[:, 8:12] >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
-    return half(blocks, 108) * ((low | (high << 4)).astype(np.float32) - np.float32(32))
+    scales: NDArray[np.float32] = (low | (high << 4)).astype(np.float32) - np.float32(32)
+    return half(blocks, 108) * scales
 
 
 def _q2_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:

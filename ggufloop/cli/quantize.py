@@ -15,7 +15,7 @@ from ggufloop import corpus, imatrix
 from ggufloop.cache import atomic_path
 from ggufloop.cli import terminal
 from ggufloop.cli.context import cores
-from ggufloop.cli.options import model_from_flags, model_options, split_list, window_suggestion
+from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
 from ggufloop.errors import UsageError, nearest
 from ggufloop.inspect import describe
 from ggufloop.loop import LoopSpec
@@ -47,7 +47,9 @@ _TENSORS = (Column("file"), Column("tensor"), Column("shape"), Column("source ty
 
 def _types(types: str | None, int4: bool, int8: bool) -> list[str]:
     """The file types asked for, each once. Raises UsageError."""
-    words = [] if types is None else split_list(types, "--types")
+    words = [] if types is None else [word.strip() for word in types.split(",")]
+    if not all(words):
+        raise UsageError(f"--types {types!r} has an empty entry.", "write it like --types Q8_0,Q4_K_M.")
     found = [file_type(word) for word in words] + [INT8] * int8 + [INT4] * int4
     if not found:
         raise UsageError("no type is given.", "give --types Q8_0,Q4_K_M for example, --int8 or --int4.")
@@ -91,6 +93,10 @@ def _matrix(given: str | None, chunks: int | None, path: Path, folder: Path, thr
         return None
     if given not in corpus.NAMED and _is_matrix(Path(given)):
         return Path(given)
+    if given not in corpus.NAMED and not Path(given).is_file():
+        raise UsageError(
+            f"--imatrix {given}: there is no such file.", f"give a file, or {' or '.join(corpus.NAMED)} for a text."
+        )
     text = corpus.local(given)
     target = folder / f"{path.stem}-imatrix-{Path(text.name).stem}.gguf"
 
@@ -171,7 +177,7 @@ def _record(made: Quantized) -> dict[str, Any]:
         "bytes": made.bytes,
         "bits_per_weight": made.bits_per_weight,
         "requantised": made.requantised,
-        **{f"recipe_{key}": value for key, value in made.provenance.items()},
+        **{f"recipe_{key}": value or None for key, value in made.provenance.items()},
         "tensors": [
             {"name": t.name, "shape": t.shape, "source_type": t.source_type, "type": t.type, "bytes": t.nbytes,
              "instead_of": t.wanted or None}
