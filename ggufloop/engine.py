@@ -1,4 +1,4 @@
-"""`LoopedLlama`: llama_cpp.Llama with a window of its layers looped. The only module that imports llama_cpp.
+"""`LoopedLlama`: llama_cpp.Llama with a window of its layers looped. It and quantiser.py import llama_cpp.
 
     llm = LoopedLlama("m.gguf", n_ctx=4096, loop=LoopSpec((14, 20), k=3))    # every llama_cpp.Llama keyword works
     llm.create_chat_completion(messages=[...])                               # streaming, grammar, tools: inherited

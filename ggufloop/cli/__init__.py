@@ -23,6 +23,8 @@ COMMANDS = {
     "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
     "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
+    "quantize": "Quantise a model with llama.cpp's own quantiser.",
+    "snr": "How far quantised weights are from their originals, layer by layer.",
     "bench": "Measure speed: llama-bench's table, with loops.",
     "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
     "inspect": "What a model file holds, and whether and where it can loop.",
