@@ -12,6 +12,7 @@ bytes the file has. The rules are those of llama.cpp's gguf.cpp.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import re
@@ -56,10 +57,14 @@ _FOREIGN = (
 
 @dataclass(frozen=True)
 class Array:
-    """An array of the metadata. values: None when it has more than KEPT_ARRAY entries, or holds strings."""
+    """An array of the metadata. values: None when it has more than KEPT_ARRAY entries, or holds strings.
+
+    digest: of the bytes of an array of strings, so that two vocabularies can be told apart.
+    """
 
     length: int
     values: tuple[int | float | bool, ...] | None
+    digest: str = ""
 
 
 Value = int | float | bool | str | Array
@@ -169,8 +174,9 @@ class _Cursor:
         if kind == _ARRAY:
             kind, n = self.u32(), self.count(f"entries in {key!r}")
             if kind == _STRING:
+                start = self.at
                 self.skip_strings(n, distinct=key == "tokenizer.ggml.tokens")
-                return Array(n, None)
+                return Array(n, None, hashlib.sha256(self.data[start : self.at]).hexdigest())
             if kind in _SCALARS:
                 form = f"<{n}{_SCALARS[kind][1]}"
                 start = self.skip(struct.calcsize(form))

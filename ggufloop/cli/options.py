@@ -142,6 +142,15 @@ _LISTS = {
 """The flags of which there may be several, as lists."""
 
 
+_SOLVERS = {
+    "--solver": click.option("--solver", default="euler", show_default=True, metavar="NAME,...",
+                             shell_complete=_words(SOLVERS), help=f"Several of {', '.join(SOLVERS)}."),
+    "--window": click.option("--window", default="auto", show_default=True, metavar="A:B",
+                             shell_complete=_words(["auto"]), help="Loop layers A to B-1 (half-open)."),
+}  # fmt: skip
+"""What a study has several, and one of."""
+
+
 def model_options(command: C) -> C:
     """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf and --offline to a command."""
     for option in reversed(_MODEL):
@@ -204,6 +213,13 @@ def loop_list_options(command: C) -> C:
     return command
 
 
+def study_loop_options(command: C) -> C:
+    """Add the loop flags of a study, one window with lists of solvers, K and kv; for `study_loops`."""
+    for option in reversed((_LOOP | _LISTS | _SOLVERS).values()):
+        command = option(command)
+    return command
+
+
 def loop_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], **flags: Any) -> LoopSpec | None:
     """The LoopSpec the loop flags say, None without --window.
 
@@ -259,3 +275,16 @@ def loops_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]],
         for kv in kvs
     ]
     return [loop for loop in loops if loop is not None]
+
+
+def study_loops(window: tuple[int, int], **flags: Any) -> list[LoopSpec]:
+    """Every loop that the flags of `study_loop_options` say for a window, each once, K by K within a solver.
+
+    A solver that has no damping runs without the one given. Raises UsageError as `loop_from_flags`.
+    """
+    loops: dict[LoopSpec, None] = {}
+    for solver in split_list(flags["solver"], "--solver"):
+        of_solver = flags | {"solver": solver} | ({"damping": None} if solver in ("naive", "repeat") else {})
+        for loop in loops_from_flags("{}:{}".format(*window), lambda: window, **of_solver):
+            loops[loop] = None
+    return [loop for loop in loops if loop.is_loop]
