@@ -23,6 +23,7 @@ COMMANDS = {
     "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
     "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
+    "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
     "bench": "Measure speed: llama-bench's table, with loops.",
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",
