@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ggufloop.cache import atomic_path, cache_dir, lock
@@ -63,3 +64,9 @@ def file_sha256(path: Path) -> str:
             digest.update(block)
     remember(path, digest.hexdigest())
     return digest.hexdigest()
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """The sha256 of a model in one or several files: its own, or that of the list of its parts' sums."""
+    sums = [file_sha256(path) for path in paths]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()

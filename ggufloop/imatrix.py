@@ -9,6 +9,7 @@ llama-imatrix writes them, so files are good in both directions.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.cache import atomic_path
+from ggufloop.digest import files_sha256
 from ggufloop.errors import GgufloopError
-from ggufloop.modelfile import read_header
+from ggufloop.modelfile import read_header, read_model
 
 CONTEXT = 512
 """Tokens of a chunk, llama-imatrix's default."""
+KEY = "ggufloop.imatrix."
+"""Prefix of the metadata that say how a file was made here."""
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MOST_NAME, _MOST_VALUES = 256, 1 << 28
 
@@ -37,6 +41,15 @@ class Imatrix:
     entries: Mapping[str, NDArray[np.float32]]
     chunks: int
     datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An importance matrix that `compute` made, or found made. chunks: of CONTEXT tokens or as asked; made: now."""
+
+    path: Path
+    chunks: int
+    made: bool
 
 
 def read(path: Path) -> Imatrix:
@@ -131,8 +144,9 @@ def write(
     dataset: str,
     chunks: int,
     n_ctx: int,
+    recipe: Mapping[str, str],
 ) -> None:
-    """Write sums (matrices, columns) and counts (matrices) as llama-imatrix does. Raises OSError."""
+    """Write sums (matrices, columns) and counts (matrices) as llama-imatrix does, and our recipe. Raises OSError."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "imatrix")
@@ -141,6 +155,8 @@ def write(
     writer.add_array("imatrix.datasets", [dataset])
     writer.add_uint32("imatrix.chunk_count", chunks)
     writer.add_uint32("imatrix.chunk_size", n_ctx)
+    for key, value in recipe.items():
+        writer.add_string(KEY + key, value)
     for name in sorted(sums):
         writer.add_tensor(name + _SUMS, sums[name].astype(np.float32))
         writer.add_tensor(name + _COUNTS, counts[name].astype(np.float32)[:, None])
@@ -160,13 +176,29 @@ def compute(
     chunks: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> int:
-    """Compute the importance matrix of the plain model on a text, and write it to `target`; returns the tokens read.
+    force: bool = False,
+) -> Computed:
+    """The importance matrix of the plain model on a text, in `target`; one made so before is left as it is.
 
     name: what the file calls the text. chunks: read that many of n_ctx tokens, each on an empty cache; None: all.
-    Raises GgufloopError.
+    force: replace a file at `target` that was made otherwise. Raises GgufloopError.
     """
     from ggufloop.worker import Worker
+
+    headers = read_model(model)
+    recipe = {
+        "model_sha256": files_sha256([h.path for h in headers]),
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "chunks": f"{chunks or 'all'} of {n_ctx}",
+    }
+    if target.exists():
+        header = read_header(target)
+        if all(header.text(KEY + key) == value for key, value in recipe.items()):
+            return Computed(target, header.number("imatrix.chunk_count") or 0, False)
+        if not force:
+            raise GgufloopError(
+                f"{target} exists, and was not made from this model and text.", "give --force to replace it."
+            )
 
     def on_event(event: dict[str, Any]) -> None:
         if progress is not None and "chunk" in event:
@@ -174,5 +206,5 @@ def compute(
 
     with atomic_path(target) as partial, Worker() as worker:
         job = {"kind": "imatrix", "model": str(model), "target": str(partial), "text": text, "dataset": name,
-               "n_ctx": n_ctx, "chunks": chunks, "threads": threads or 0}  # fmt: skip
-        return int(worker.run(job, on_event)["tokens"])
+               "n_ctx": n_ctx, "chunks": chunks, "threads": threads or 0, "recipe": recipe}  # fmt: skip
+        return Computed(target, int(worker.run(job, on_event)["chunks"]), True)

@@ -27,6 +27,7 @@ from ggufloop.errors import GgufloopError
 
 Send = Callable[[dict[str, Any]], None]
 
+_BATCH = 128  # tokens whose logits are held at once: with a large vocabulary a megabyte each
 _STRING_OVERRIDE = 3  # LLAMA_KV_OVERRIDE_TYPE_STR
 
 
@@ -198,26 +199,36 @@ def collect(low: Any, job: dict[str, Any], send: Send) -> dict[str, Any]:
     ctx = low.llama_init_from_model(model, settings)
     if not ctx:
         raise GgufloopError(f"llama.cpp cannot make a context of {n_ctx} tokens.", "give a smaller one.")
+    memory = low.llama_get_memory(ctx)
+    step = min(_BATCH, n_ctx) if memory else n_ctx  # a model without a cache takes a chunk as one
+    batch = low.llama_batch_init(step, 0, 1)
     for i in range(chunks):
         chunk = tokens[i * n_ctx : (i + 1) * n_ctx]
         if low.llama_vocab_get_add_bos(vocab):
             chunk[0] = low.llama_vocab_bos(vocab)
-        memory = low.llama_get_memory(ctx)
         if memory:
             low.llama_memory_clear(memory, True)
-        array = (low.llama_token * n_ctx)(*chunk)
-        if low.llama_decode(ctx, low.llama_batch_get_one(array, n_ctx)) != 0 or collector.failed:
-            raise GgufloopError(f"llama.cpp could not evaluate chunk {i + 1}: {collector.failed or 'see its log'}.", "")
+        for begin in range(0, n_ctx, step):
+            part = chunk[begin : begin + step]
+            batch.n_tokens = len(part)
+            for j, token in enumerate(part):
+                batch.token[j], batch.pos[j] = token, begin + j
+                batch.n_seq_id[j], batch.seq_id[j][0] = 1, 0
+                batch.logits[j] = True  # else the last layer would see one token only
+            if low.llama_decode(ctx, batch) != 0 or collector.failed:
+                what = collector.failed or "run with -v to see its log"
+                raise GgufloopError(f"llama.cpp could not evaluate chunk {i + 1}: {what}.", "try another text.")
         send({"chunk": [i + 1, chunks]})
     if not collector.sums:
         raise GgufloopError("no matrix multiplication of this model could be read.", "quantise without --imatrix.")
     bad = next((name for name, sums in collector.sums.items() if not np.isfinite(sums).all()), None)
     if bad is not None:
         raise GgufloopError(f"the activations that enter {bad} are not finite.", "this file is damaged: get it again.")
-    imatrix.write(Path(job["target"]), collector.sums, collector.counts, job["dataset"], chunks, n_ctx)
+    imatrix.write(Path(job["target"]), collector.sums, collector.counts, job["dataset"], chunks, n_ctx, job["recipe"])
+    low.llama_batch_free(batch)
     low.llama_free(ctx)
     low.llama_model_free(model)
-    return {"chunks": chunks, "tokens": chunks * n_ctx, "entries": len(collector.sums)}
+    return {"chunks": chunks}
 
 
 def _tokenize(llama_cpp: Any, vocab: Any, text: str) -> list[int]:

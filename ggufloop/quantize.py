@@ -21,7 +21,7 @@ from typing import Any
 
 from ggufloop import backend, imatrix
 from ggufloop.cache import atomic_path, partial_path
-from ggufloop.digest import file_sha256
+from ggufloop.digest import file_sha256, files_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.modelfile import Header, Tensor, read_header, read_model, split_paths
 
@@ -132,36 +132,29 @@ def parse_override(text: str) -> tuple[str, str]:
     return pattern, tensor_type(type)
 
 
-def default_name(source: Path, type: str, overrides: Overrides = (), with_imatrix: bool = False) -> str:
-    """What a result is called: the source's stem and the type, and a mark where more than the type was asked for."""
+def default_name(source: Path, type: str, *marks: str) -> str:
+    """What a result is called: the source's stem, the type, and marks of whatever else was asked for."""
     stem = source.stem if split_paths(source) == (source,) else re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
-    marks = [f"-{_digest(json.dumps(list(overrides)))[:6]}"] if overrides else []
-    return f"{stem}-{type}{'-imat' if with_imatrix else ''}{''.join(marks)}.gguf"
+    return f"{'-'.join([stem, type, *marks])}.gguf"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _source_sha256(headers: Sequence[Header]) -> str:
-    """The sha256 of a model: of its file, or of the list of its parts' sums."""
-    sums = [file_sha256(h.path) for h in headers]
-    return sums[0] if len(sums) == 1 else _digest("\n".join(sums))
-
-
 def _provenance(headers: Sequence[Header], type: str, overrides: Overrides, matrix: Path | None) -> dict[str, str]:
     """What is written into the metadata; the same recipe gives the same, whatever the files are called."""
     out = {
         "source": headers[0].path.name.encode()[:_MOST_VALUE].decode(errors="ignore"),
-        "source_sha256": _source_sha256(headers),
+        "source_sha256": files_sha256([h.path for h in headers]),
         "type": type,
         "llama_cpp": backend.LLAMA_CPP_COMMIT,
+        "overrides": "",  # written even if empty: the source may have been made here, and its metadata are copied
+        "imatrix_sha256": "" if matrix is None else file_sha256(matrix),
     }
     if overrides:
         text = json.dumps([list(o) for o in overrides])
-        out |= {"overrides": text if len(text.encode()) <= _MOST_VALUE else f"sha256 {_digest(text)}"}
-    if matrix is not None:
-        out |= {"imatrix_sha256": file_sha256(matrix)}
+        out["overrides"] = text if len(text.encode()) <= _MOST_VALUE else f"sha256 {_digest(text)}"
     return out
 
 
@@ -169,7 +162,7 @@ _RECIPE = ("source_sha256", "type", "llama_cpp", "overrides", "imatrix_sha256")
 
 
 def _recipe(provenance: dict[str, str]) -> dict[str, str]:
-    return {key: provenance[key] for key in _RECIPE if key in provenance}
+    return {key: provenance.get(key, "") for key in _RECIPE}
 
 
 def read_provenance(header: Header) -> dict[str, str]:
@@ -182,6 +175,7 @@ def _check(headers: Sequence[Header], target: Path, type: str, overrides: Overri
     for header in headers:
         if target.exists() and target.samefile(header.path):
             raise UsageError(f"{target} is the source itself.", "name another file: a model is not quantised in place.")
+    _check_folder(target)
     if target.is_dir():
         raise UsageError(f"{target} is a folder.", "name the file to write, in it for example.")
     names = [t.name for h in headers for t in h.tensors]
@@ -201,6 +195,16 @@ def _check(headers: Sequence[Header], target: Path, type: str, overrides: Overri
         raise UsageError(f"type {type} needs an importance matrix.", _GIVE_IMATRIX)
     if matrix is not None:
         _check_imatrix(imatrix.read(matrix), matrix, headers)
+
+
+def _check_folder(target: Path) -> None:
+    """Raise GgufloopError if nothing can be written beside `target`; its folder is made."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial_path(target).touch()
+        partial_path(target).unlink()
+    except OSError as e:
+        raise GgufloopError(f"cannot write {target}: {e.strerror or e}.", "name another folder with --out.") from e
 
 
 def _check_imatrix(matrix: imatrix.Imatrix, path: Path, headers: Sequence[Header]) -> None:
@@ -324,9 +328,14 @@ def _finish(done: dict[str, Any], reader: _Reader, source: Path, type: str) -> N
         return
     if "imatrix" in reader.failed or "importance matrix" in reader.failed:
         raise GgufloopError(f"type {type} needs an importance matrix: {reader.failed}.", _GIVE_IMATRIX)
+    hints = {
+        "iostream": "nothing more could be written: free some space, or name another folder with --out.",
+        "invalid data": "some of its weights are no numbers: get the file again.",
+        "validation": "some weights are too large for this type: try BF16, or a type with fewer bits.",
+    }
     raise GgufloopError(
         f"llama.cpp cannot quantise {source} to {type}: {reader.failed or 'it does not say why'}.",
-        "run with -v to see its log.",
+        next((hint for part, hint in hints.items() if part in reader.failed), "run with -v to see its log."),
     )
 
 

@@ -100,7 +100,7 @@ def make(
     note = f"{path.name} as it is"
     if not as_it_is:
         note = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
-    tensors = tensor_snr(path, ref.path)
+    tensors = tensor_snr(path, ref.path, progress=progress)
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
     return Rung(path, _file(path, rung_name(word), whole, window_snr(tensors, window), note))

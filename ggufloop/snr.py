@@ -16,15 +16,21 @@ what was lost before: of a file made from a quantised one only the last loss is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.modelfile import Array, Header, Tensor, read_model, type_sizes
+from ggufloop.modelfile import Array, Header, read_model
+from ggufloop.weights import Stored, decode, finite, half, locate, slabs, weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = {
     "Q8_0": (45.41, 43.42, 43.27), "Q6_K": (35.00, 33.25, 33.26), "Q5_K": (28.83, 27.36, 27.47),
@@ -41,8 +47,6 @@ EXACT = ("F32", "F16", "BF16")
 _INTEGERS = ("I8", "I16", "I32", "I64")  # tables, not weights
 STEPS, FORMAT, REFERENCE, UNQUANTISED = "steps", "format", "reference", "unquantised"
 """How a noise is known."""
-
-_SLAB = 1 << 22  # weights held at once, as float32 and again as the reference's
 
 Progress = Callable[[int, int, str], None]
 
@@ -109,36 +113,32 @@ def decibel(signal: float, noise: float) -> float:
 # the steps of each type, from its blocks: uint8 (blocks, bytes) -> float32 (blocks, steps in a block)
 
 
-def _half(blocks: NDArray[np.uint8], at: int) -> NDArray[np.float32]:
-    """The F16 at a byte of each block, as a column."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
-
-
 def _one_scale(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return _half(blocks, 0)
+    return half(blocks, 0)
 
 
 def _q6_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return _half(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
+    return half(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
 
 
 def _q45_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Eight scales of 6 bits: four whole, the next four with their upper bits on top of the first ones'."""
     packed = blocks[:, 4:16]
     low, high = packed[:, :4] & 63, (packed[:, 8:12] & 15) | ((packed[:, :4] >> 6) << 4)
-    return _half(blocks, 0) * np.concatenate([low, high], axis=1).astype(np.float32)
+    return half(blocks, 0) * np.concatenate([low, high], axis=1).astype(np.float32)
 
 
 def _q3_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Sixteen scales of 6 bits, 32 too large: eight bytes of lower halves, four of upper pairs of bits."""
     packed = blocks[:, 96:108]
-    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
-    high = np.concatenate([(packed[:, 8:12] >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
-    return _half(blocks, 108) * ((low | (high << 4)).astype(np.float32) - 32)
+    low: NDArray[np.uint8] = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
+    high: NDArray[np.uint8] = np.concatenate([(packed[:, 8:12] >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
+    scales: NDArray[np.float32] = (low | (high << 4)).astype(np.float32) - np.float32(32)
+    return half(blocks, 108) * scales
 
 
 def _q2_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return _half(blocks, 80) * (blocks[:, :16] & 15).astype(np.float32)
+    return half(blocks, 80) * (blocks[:, :16] & 15).astype(np.float32)
 
 
 _STEP = {
@@ -153,83 +153,10 @@ OFFSETS = {
 """dB by which the SNR of each type is better than its steps alone say."""
 
 
-# reading weights
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Where the data of one tensor are."""
-
-    tensor: Tensor
-    path: Path
-    offset: int
-
-
-def _locate(headers: Sequence[Header]) -> dict[str, _Stored]:
-    """Every tensor by name: data follow the header in the order of the tensors, each start aligned."""
-    found = {}
-    for header in headers:
-        alignment = header.number("general.alignment") or 32
-        offsets, at = [], 0
-        for tensor in header.tensors:
-            offsets.append(at)
-            at = (at + tensor.nbytes + alignment - 1) // alignment * alignment
-        if offsets:
-            start = header.data_end - offsets[-1] - header.tensors[-1].nbytes
-            for tensor, offset in zip(header.tensors, offsets, strict=True):
-                found[tensor.name] = _Stored(tensor, header.path, start + offset)
-    return found
-
-
-def _slabs(stored: _Stored) -> Iterator[NDArray[np.uint8]]:
-    """The blocks of a tensor, a few million weights at a time: uint8 (blocks, bytes of one)."""
-    block, size = next((b, s) for name, b, s in type_sizes().values() if name == stored.tensor.type)
-    blocks, at_once = stored.tensor.elements // block, max(_SLAB // block, 1)
-    with stored.path.open("rb") as f:
-        f.seek(stored.offset)
-        for begin in range(0, blocks, at_once):
-            n = min(at_once, blocks - begin)
-            data = f.read(n * size)
-            if len(data) != n * size:
-                raise GgufloopError(f"{stored.path} ended while it was read.", "was it changed? Run it again.")
-            yield np.frombuffer(data, dtype=np.uint8).reshape(n, size)
-
-
-def _values(blocks: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
-    """The weights of some blocks, flat. Raises GgufloopError for a type gguf cannot read."""
-    values: NDArray[np.float32]
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    flat = np.ascontiguousarray(blocks)
-    try:
-        if type == "F32":
-            return flat.view(np.float32).reshape(-1)
-        if type == "F16":
-            return flat.view(np.float16).astype(np.float32).reshape(-1)
-        values = dequantize(flat, GGMLQuantizationType[type])
-    except (KeyError, NotImplementedError):
-        raise GgufloopError(f"tensors of type {type} cannot be read here.", "leave this file out.") from None
-    return values.reshape(-1)
-
-
-def _chunks(stored: _Stored) -> Iterator[NDArray[np.float32]]:
-    for blocks in _slabs(stored):
-        yield _finite(_values(blocks, stored.tensor.type), stored)
-
-
-def _finite(values: NDArray[np.float32], stored: _Stored) -> NDArray[np.float32]:
-    if not np.isfinite(values).all():
-        raise GgufloopError(
-            f"{stored.tensor.name} of {stored.path} has weights that are not finite.", "get the file again."
-        )
-    return values
-
-
-def _difference(of: _Stored, to: _Stored) -> tuple[float, float]:
+def _difference(of: Stored, to: Stored) -> tuple[float, float]:
     """Sums of squares of `to`, and of `of` minus `to`; their blocks may differ in size."""
     signal = noise = 0.0
-    left, right = _chunks(of), _chunks(to)
+    left, right = weights(of), weights(to)
     a = b = np.empty(0, dtype=np.float32)
     for _ in range(of.tensor.elements + 1):
         a = next(left, a) if not a.size else a
@@ -245,12 +172,12 @@ def _difference(of: _Stored, to: _Stored) -> tuple[float, float]:
     return signal, noise
 
 
-def _estimate(stored: _Stored) -> tuple[float, float, str]:
+def _estimate(stored: Stored) -> tuple[float, float, str]:
     """Sums of squares of a tensor, and what its noise is likely to be, with the method."""
     kind = stored.tensor.type
     signal = noise = 0.0
-    for blocks in _slabs(stored):
-        w = _finite(_values(blocks, kind), stored).astype(np.float64)
+    for blocks in slabs(stored):
+        w = finite(decode(blocks, kind), stored).astype(np.float64)
         signal += float(np.dot(w, w))
         if kind in _STEP:
             steps = _STEP[kind](blocks).astype(np.float64)
@@ -305,20 +232,20 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress | None = None) -> list[TensorSnr]:
-    """Signal and noise of every tensor of the model at `path`, in the file's order; a few million weights in memory.
+    """Signal and noise of every tensor of the model at `path`, in the file's order; a million weights held at once.
 
     reference: a file of the same model with more bits; None: an estimate (the module's docstring). progress: called
     with number, count and name of each tensor. Raises GgufloopError.
     """
     headers = read_model(path)
-    tensors = {name: stored for name, stored in _locate(headers).items() if stored.tensor.type not in _INTEGERS}
-    others: dict[str, _Stored] = {}
+    tensors = {name: stored for name, stored in locate(headers).items() if stored.tensor.type not in _INTEGERS}
+    others: dict[str, Stored] = {}
     if reference is not None:
         if reference.exists() and reference.samefile(path):
             raise UsageError(f"{reference} is the file itself.", "give a file of the same model with more bits.")
         other = read_model(reference)
         check_reference(headers, other)
-        others = _locate(other)
+        others = locate(other)
     out = []
     for i, (name, stored) in enumerate(tensors.items(), 1):
         if progress is not None:
@@ -373,3 +300,42 @@ def window_share(tensors: Sequence[TensorSnr], window: tuple[int, int]) -> Share
 def window_snr(tensors: Sequence[TensorSnr], window: tuple[int, int]) -> float:
     """SNR in dB of the matrices of a window taken as one. Raises UsageError for layers the file does not have."""
     return window_share(tensors, window).snr_db
+
+
+def total(tensors: Sequence[TensorSnr]) -> Share:
+    """All matrices of the file taken as one."""
+    return _share(None, [t for t in tensors if t.is_matrix] or list(tensors))
+
+
+def snr_figure(tensors: Sequence[TensorSnr], title: str, window: tuple[int, int] | None = None) -> Figure:
+    """SNR and bits per weight over depth: a line for the layers, a point per matrix in the colour of its type."""
+    from matplotlib.ticker import MaxNLocator
+
+    from ggufloop.plots import INK, SHADE, new_figure, shades, style
+
+    layers = [share for share in by_layer(tensors) if share.layer is not None]
+    points = [t for t in tensors if t.layer is not None and t.is_matrix]
+    bits = {t.type: t.bits for t in points}
+    kinds = sorted(bits, key=lambda kind: bits[kind])
+
+    def draw(axes: Axes, of: Callable[[TensorSnr], float], line: list[float], name: str) -> None:
+        if window is not None:
+            axes.axvspan(window[0] - 0.5, window[1] - 0.5, color=SHADE, zorder=0)
+        for kind, color in zip(kinds, shades(len(kinds)), strict=True):
+            known = [(t.layer or 0, of(t)) for t in points if t.type == kind and math.isfinite(of(t))]
+            axes.plot([x for x, _ in known], [y for _, y in known], "o", color=color, label=kind)
+        axes.plot([share.layer or 0 for share in layers], line, color=INK, drawstyle="steps-mid", label="layer")
+        axes.set_ylabel(name)
+        axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+
+    with style():
+        figure, (upper, lower) = new_figure(2, title)
+        heights = [share.snr_db if math.isfinite(share.snr_db) else math.nan for share in layers]
+        draw(upper, lambda t: t.snr_db, heights, "SNR of the weights (dB)")
+        draw(lower, lambda t: t.bits, [share.bits for share in layers], "bits per weight")
+        how = "estimated from the file" if any(t.estimated for t in points) else "measured"
+        upper.set_title(f"Signal to noise, {how}: each matrix, and each layer as one")
+        lower.set_title("What they cost")
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside right upper")
+    return figure

@@ -177,6 +177,10 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
         ends = [line.snr[0], line.snr[1]]
         axes.plot(ends, [line.at(x) for x in ends], color=INK, linewidth=1, linestyle="--", label="fit, plain")
         said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, R2 {line.r2:.3f}, n = {line.n} files"
+    for t in study.types[1:]:
+        if study.file(t).snr >= _MOST_SNR and (t, PLAIN) in study.cells:
+            label = f"{_short(t)}: the reference's weights"
+            axes.axhline(study.cell(t).mean("kl"), color=INK, linewidth=0.9, linestyle=":", label=label)
     markers = iter("sD^v<>" * 4)
     for kind, loops in families(study).items():
         marker = next(markers)

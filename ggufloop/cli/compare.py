@@ -21,7 +21,7 @@ from ggufloop import study as studies
 from ggufloop.cache import atomic_path, lock
 from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, engine_settings
-from ggufloop.cli.options import LOOP_FLAGS, model_from_flags, split_list, study_loop_options, study_loops
+from ggufloop.cli.options import LOOP_FLAGS, loop_list_options, loops_from_flags, model_from_flags, split_list
 from ggufloop.cli.progress import download_progress
 from ggufloop.digest import file_sha256
 from ggufloop.doctor import versions
@@ -117,10 +117,13 @@ def _text(text: str | None, dataset: str | None, offline: bool) -> corpus.Text:
 def _loops(path: Path, plan: _Plan) -> tuple[tuple[int, int], list[LoopSpec | None]]:
     """The window of this model, and its loops, the plain model first. Raises UsageError for one it cannot run."""
     word = plan.flags["window"]
-    window = suggest_window(path)[0] if word == "auto" else parse_window(word)
-    loops = study_loops(window, **{name: plan.flags[name] for name in LOOP_FLAGS})
+    if word is not None and "," in word:
+        raise UsageError(f"--window {word} is several windows, and a study is of one.", "give one, and another --out.")
+    window = suggest_window(path)[0] if word in (None, "auto") else parse_window(word)
+    asked = {name: plan.flags[name] for name in LOOP_FLAGS}
+    loops = [loop for loop in loops_from_flags("{}:{}".format(*window), lambda: window, **asked) if loop.is_loop]
     check_loops(path, loops)
-    return window, [None, *loops]
+    return window, [None, *dict.fromkeys(loops)]
 
 
 def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str, Any]) -> Header:
@@ -150,27 +153,34 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
 
 @contextmanager
 def _tensors(what: str) -> Iterator[rungs.Progress]:
-    """Shows which tensor is being quantised, on a terminal only."""
-    shown = sys.stderr.isatty()
-    try:
-        yield (
-            lambda i, n, name: click.echo(f"\r{what}: tensor {i}/{n} ".ljust(60), nl=False, err=True) if shown else None
-        )
-    finally:
+    """Shows which tensor is being worked on; off a terminal only that there is work."""
+    shown, told = sys.stderr.isatty(), False
+
+    def tell(i: int, n: int, name: str) -> None:
+        nonlocal told
         if shown:
+            click.echo(f"\r{what}: tensor {i}/{n} ".ljust(60), nl=False, err=True)
+        elif not told:
+            click.echo(f"{what} ...", err=True)
+        told = True
+
+    try:
+        yield tell
+    finally:
+        if shown and told:
             click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
 def _ladder(path: Path, place: _Place, study: Study, window: tuple[int, int], plan: _Plan) -> tuple[Study, list[Rung]]:
     """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
-    with _tensors(f"{path.name} to {plan.reference}") as progress:
+    with _tensors(f"{path.name}: {plan.reference}") as progress:
         ref = rungs.reference(path, place.models, plan.reference, plan.flags["threads"], progress)
     study = studies.add_file(place.study, study, ref.file)
     ladder = [ref]
     for word in plan.types:
         if rungs.rung_name(word) == ref.file.type or (word == rungs.SOURCE and ref.path == path):
             continue  # the reference is in the ladder anyway
-        with _tensors(f"{path.name} to {rungs.rung_name(word)}") as progress:
+        with _tensors(f"{path.name}: {rungs.rung_name(word)}") as progress:
             rung = rungs.make(ref, word, path, place.models, window, study.files, plan.flags["threads"], progress)
         study = studies.add_file(place.study, study, rung.file)
         ladder.append(rung)
@@ -191,10 +201,22 @@ def _check_memory(ladder: Sequence[Rung], elsewhere: bool) -> None:
         )
 
 
-def _open(rung: Rung, settings: dict[str, Any], verbose: bool) -> LoopedLlama:
+def _open(path: Path, settings: dict[str, Any], verbose: bool) -> LoopedLlama:
     from ggufloop.engine import LoopedLlama
 
-    return LoopedLlama(rung.path, verbose=verbose, **settings)
+    return LoopedLlama(path, verbose=verbose, **settings)
+
+
+def _check_text(path: Path, study: Study, plan: _Plan, settings: dict[str, Any], verbose: bool) -> None:
+    """Raise GgufloopError for a text that is too short before anything is quantised; once measured it is not."""
+    if any(chunk.index >= plan.chunks - 1 for cell in study.cells.values() for chunk in cell.chunks):
+        return
+    with terminal.progress(f"loading {path.name} ..."):
+        llm = _open(path, settings, verbose)
+    try:
+        compare.check_text(compare.shared_tokens({path.name: llm}, plan.text.text), settings["n_ctx"], plan.chunks)
+    finally:
+        llm.close()
 
 
 def _measure(
@@ -211,7 +233,7 @@ def _measure(
             models = {}
             for rung in needed:
                 with terminal.progress(f"loading {rung.path.name} ..."):
-                    models[rung.file.type] = _open(rung, settings, verbose)
+                    models[rung.file.type] = _open(rung.path, settings, verbose)
                 stack.callback(models[rung.file.type].close)
             tokens = compare.shared_tokens(models, plan.text.text)
             total = compare.missing(study, [r.file.type for r in lacking], loops, chunks)
@@ -240,7 +262,7 @@ def _ask(
             click.echo(f"\r{type_}, {loop}: request {done}/{total}".ljust(78), nl=done == total, err=True)
 
     trained = describe(rung.path).n_ctx_train
-    llm = _open(rung, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
+    llm = _open(rung.path, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
     try:
         return compare.ask(place.study, study, type_, llm, loops, tasks, plan.limit, told)
     finally:
@@ -279,6 +301,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
     header = _header(path, window, plan, settings)
     with lock(place.folder / ".lock", lambda: terminal.note(f"waiting for another compare of {path.name} ...")):
         study = studies.create(place.study, header)
+        _check_text(path, study, plan, settings, verbose)
         plots.check_target(place.folder / f"{study_plots.SIZE}.png")
         toml = place.folder / "study.toml"
         _write(
@@ -316,7 +339,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
 @click.option("--out", default="studies", show_default=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Each model gets a folder in it: study.jsonl, files, figures, report.html.")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Use only what is downloaded already.")
-@study_loop_options
+@loop_list_options
 @click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|md|csv|json|jsonl",
               help="How to print the table.")  # fmt: skip
 @batch_options
@@ -340,8 +363,9 @@ def command(
     """Bits against loops: quantise a model to each type and measure each under each loop, paired, on the same text.
 
     Of each cell: size, bits, SNR of the window's weights, perplexity, what looping changes, KLD to the reference under
-    the same loop, the noise amplification A_K, and a verdict with its interval. Every file is open at once. A run that
-    was stopped goes on where it was, and other types, K, chunks or tasks extend it. Figures need the extra 'lab'.
+    the same loop, the noise amplification A_K, and a verdict with its interval. Without --window it is the model's
+    suggested one, without --K 2, 3 and 6. Every file is open at once. A run that was stopped goes on where it was, and
+    other types, K, solvers, chunks or tasks extend it. Figures need the extra 'lab'.
 
     \b
     ggufloop compare smollm2-135m --text pydoc --K 2,3 --solver euler,naive

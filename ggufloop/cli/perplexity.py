@@ -309,9 +309,10 @@ def _measure(asked: _Asked, flags: dict[str, Any], path: Path, verbose: bool) ->
                 base, name, other = _base(asked.kl_base, opened, of_base | now, verbose)
             if not results:
                 tokens = _tokens(asked, opened, name, base)
-                n_chunk = count_chunks(tokens, max(n_ctx, *asked.contexts), asked.chunks)  # before any is scored
+                n_chunk = count_chunks(tokens, max(n_ctx, *asked.contexts))  # before any is scored
                 if asked.save is not None:
-                    _check_space(asked.save, stored_bytes(n_ctx, opened.llm.n_vocab(), n_chunk))
+                    n = min(n_chunk, asked.chunks or n_chunk)
+                    _check_space(asked.save, stored_bytes(n_ctx, opened.llm.n_vocab(), n))
             progress = _Progress(f"-c {n_ctx}: " if len(asked.contexts) > 1 else "")
             results.append(perplexity(opened.llm, tokens, n_ctx, asked.chunks, base, progress, file))
             if other is not None and other is not opened:
