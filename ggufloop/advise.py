@@ -191,7 +191,8 @@ def advise(
         study.cell(type_, loop)
     if min(len(cell.chunks) for cell in study.paired((type_, PLAIN), (study.types[0], PLAIN))) < 2:
         note = "one chunk has no interval; measure some dozen."
-        return Advice(file, NOT_ENOUGH, (MORE_BITS, LOOP, ROUTE_UP, KEEP), (), loop, None, None, None, note)
+        any_ = (MORE_BITS, LOOP, *([] if bigger is None else [ROUTE_UP]), KEEP)
+        return Advice(file, NOT_ENOUGH, any_, (), loop, None, None, None, note)
 
     other, absent = _bigger_file(bigger, type_, bigger_type, budget)
     losses = _losses(study, type_, bigger, other)
@@ -227,7 +228,7 @@ def _bigger_file(bigger: Study | None, type_: str, asked: str | None, budget: in
         if asked is not None:
             raise UsageError(f"{asked} of which bigger model?", "give its study as well.")
         return None, "no bigger model was measured"
-    known = [bigger.file(t) for t in _measured(bigger) if len(bigger.cell(t).chunks) > 1]
+    known = [bigger.file(t) for t in _measured(bigger, 2)]
     if budget is not None and asked is None:
         fits = [f for f in known if f.nbytes <= budget]
         best = min(fits, key=lambda f: bigger.cell(f.type).bits_per_byte, default=None)
@@ -344,6 +345,8 @@ def _gain(
     note = f"the best of {len(loops)} on the other {decision.n_select} chunks" if decision.n_select else ""
     if answer == NO and best.gain.high > 0:
         note = f"{note}; if it gains, then less than {thresholds.worth:g}".removeprefix("; ")
+    if answer == OPEN and len(cells[0].chunks) < max(len(study.cell(type_, name).chunks) for name in loops):
+        note = f"{note}; some loops have fewer chunks, and one alone could be judged on more".removeprefix("; ")
     needed = decision.n_needed if answer == OPEN else None
     return (
         Criterion("gain of looping, nats per token", best.gain, rule, answer, note, needed=needed),
@@ -440,7 +443,7 @@ def _ms_per_byte(cell: Cell, n_ctx: int) -> float:
 
 def _enough_bits(study: Study, file: File, thresholds: Thresholds, budget: int | None) -> tuple[File | None, str]:
     """The smallest measured file of more bits that is not quantised heavily; and what to say of its absence."""
-    more = [f for f in map(study.file, _measured(study)) if f.bits_per_weight > file.bits_per_weight]
+    more = [f for f in map(study.file, _measured(study, 2)) if f.bits_per_weight > file.bits_per_weight]
     light = [f for f in more if all(c.answer == NO for c in _heavy(study, f, thresholds))]
     fits = [f for f in light if budget is None or f.nbytes <= budget]
     best = min(fits, key=lambda f: f.nbytes, default=None)
@@ -472,6 +475,6 @@ def types_of(study: Study, asked: Sequence[str]) -> list[str]:
     return list(asked or known)
 
 
-def _measured(study: Study) -> list[str]:
-    """Types that were measured without a loop."""
-    return [t for t in study.types if (t, PLAIN) in study.cells and study.cells[t, PLAIN].chunks]
+def _measured(study: Study, least: int = 1) -> list[str]:
+    """Types that were measured without a loop, on so many chunks at least."""
+    return [t for t in study.types if (t, PLAIN) in study.cells and len(study.cells[t, PLAIN].chunks) >= least]

@@ -217,6 +217,27 @@ def test_few_chunks_do_not_tell() -> None:
     assert three.steps[1].criteria[0].answer == OPEN
 
 
+def test_a_study_that_was_stopped() -> None:
+    """A file with one chunk says nothing of itself nor of others, and a loop with few keeps others from being judged
+    with it, not alone."""
+    s = built(small(Quant(3.2, 0.3), Q8_0=Quant(3.0, 0.001, 44, 8.5, loops=BETTER | {"2:5 k=3": (0.0, 1.0, 1.5)})), 1)
+    cells = dict(s.cells)
+    for key, n in ((("Q4_0", PLAIN), 1), (("Q8_0", "2:5 k=3"), 20)):
+        cells[key] = dataclasses.replace(cells[key], chunks=cells[key].chunks[:n])
+    stopped = dataclasses.replace(s, cells=cells)
+    assert advise(stopped, "Q4_0").could_be == (MORE_BITS, LOOP, KEEP)
+    advice = advise(stopped, "Q8_0")
+    assert advice.verdict == NOT_ENOUGH
+    assert advice.steps[1].criteria[0].note.endswith("one alone could be judged on more")
+    assert advise(stopped, "Q8_0", loop="2:5 k=2").verdict == LOOP
+    light = built(small(Quant(3.2, 0.3), Q8_0=Quant(3.0, 0.001, 44, 8.5)))
+    cells = dict(light.cells)
+    cells["Q8_0", PLAIN] = dataclasses.replace(cells["Q8_0", PLAIN], chunks=cells["Q8_0", PLAIN].chunks[:1])
+    enough = advise(dataclasses.replace(light, cells=cells), "Q4_0").enough_bits
+    assert enough is not None
+    assert enough.type == "F16"
+
+
 def test_few_chunks_are_enough_to_see_harm() -> None:
     assert advise(built(small(Quant(3.02, loops=WORSE)), 1, chunks=10), "Q4_0").verdict == KEEP
 
@@ -505,6 +526,12 @@ def test_what_is_printed(run: Run, tmp_path: Path) -> None:
         "  the smallest measured file that needs no more: Q8_0, 106.2 MB\n"
     )
     assert run(path) == (0, out, "")
+    made = dataclasses.replace(built(files).files[0], note="small.gguf dequantised")
+    shipped = dataclasses.replace(built(files), files=(made, *built(files).files[1:]))
+    assert (
+        "\n        what small.gguf lost when it was quantised is in none of these numbers\n"
+        in (run(saved(shipped, tmp_path / "shipped.jsonl"))[1])
+    )
 
 
 def test_every_criterion_is_explained(run: Run, tmp_path: Path) -> None:

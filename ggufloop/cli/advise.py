@@ -145,6 +145,8 @@ def _text(advices: list[Advice], study: Study, bigger: Study | None, explain: bo
     h = study.header
     out = [line("model   ", study)]
     out.append("bigger  none: routing up was not considered" if bigger is None else line("bigger  ", bigger))
+    if "dequantised" in study.files[0].note:
+        out.append(f"        what {h.model} lost when it was quantised is in none of these numbers")
     out.append(f"text    {h.text}, chunks of {h.n_ctx}; brackets are 95 % intervals where they say no other")
     for advice in advices:
         out.append("")
