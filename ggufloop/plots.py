@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
 """What matplotlib writes by itself; its other formats need LaTeX or are none to look at."""
 
-INK, SHADE = "#30343b", "#eef1f6"
+INK, SHADE, GRID = "#30343b", "#eef1f6", "#d9dce2"
 _STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -36,7 +36,7 @@ _STYLE = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": "#d9dce2",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 1.7,

@@ -119,6 +119,31 @@ def paired_bootstrap(
     return PairedEstimate(mean, low, high, n, level, p=min(1.0, max(floor, p)), sd=float(diff.std(ddof=1)))
 
 
+def ratio_of_means(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
+) -> Estimate:
+    """mean(a) / mean(b) of paired items with its bootstrap interval, expanded as in `paired_bootstrap`.
+
+    Items are resampled whole, so what a and b share on an item cancels in the ratio. Equal a and b give 1 exactly.
+    Raises UsageError for fewer than 2 items, unequal lengths, or a mean of b that is not above 0.
+    """
+    x, y = _pairs(a, b, 2)
+    _check_share(level, "level")
+    if y.mean() <= 0:
+        raise UsageError(f"a ratio to {y.mean():g} is not defined.", "the denominator must be above 0 on average.")
+    n = len(x)
+    rng, rows = np.random.default_rng(seed), max(1, _CHUNK // n)
+    parts = []
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(n, size=(min(rows, resamples - start), n), dtype=np.int32)
+        below = y[drawn].sum(axis=1)
+        parts.append(np.divide(x[drawn].sum(axis=1), below, out=np.full(len(below), np.inf), where=below > 0))
+    ratios = np.concatenate(parts)
+    tail = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * t_quantile((1 + level) / 2, n - 1))
+    low, high = (float(v) for v in np.quantile(ratios, (tail, 1 - tail), method="nearest"))
+    return Estimate(float(x.sum() / y.sum()), low, high, n, level)
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """p of McNemar's exact test (McNemar 1947): b items flipped one way and c the other.
 

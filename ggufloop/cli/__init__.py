@@ -25,6 +25,8 @@ COMMANDS = {
     "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
     "quantize": "Quantise a model with llama.cpp's own quantiser.",
     "snr": "How far quantised weights are from their originals, layer by layer.",
+    "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
+    "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
     "bench": "Measure speed: llama-bench's table, with loops.",
     "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
     "inspect": "What a model file holds, and whether and where it can loop.",

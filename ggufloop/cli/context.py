@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,6 +168,14 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     if llm.devices:
         terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
     return Opened(llm, path, window_suggestion(path))
+
+
+def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:
+    """The same model and loop in the context these flags of `context_options` say; the old one is closed."""
+    loop = opened.llm.loop
+    opened.llm.close()
+    with terminal.progress(f"loading {opened.path.name} ..."):
+        return replace(opened, llm=_open(opened.path, loop, flags, verbose))
 
 
 def cores() -> int:
