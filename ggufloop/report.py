@@ -70,17 +70,17 @@ def _interval(e: Estimate, form: str) -> str:
     return f"{e.mean:{form}} [{e.low:{form}}, {e.high:{form}}]"
 
 
-def numbers(study: Study) -> Table:
-    """The table for programs, one row per cell."""
-    found = rows(study)
-    tasks = list(dict.fromkeys(task for row in found for task in row.answers))
+def numbers(*studies: Study) -> Table:
+    """The table for programs, one row per cell, of several models one after the other."""
+    found = [(study, row) for study in studies for row in rows(study)]
+    tasks = list(dict.fromkeys(task for _, row in found for task in row.answers))
     three = ("", " low", " high")
     names = ["model", "type", "bytes", "bits per weight", "SNR dB", "window SNR dB", "loop", "chunks", "n", "PPL",
              "PPL error", *[f"NLL change{end}" for end in three], "p (Holm)", *[f"KLD{end}" for end in three],
              *[f"A_K{end}" for end in three], "same top",
              *[f"{task} {what}" for task in tasks for what in ("n", "accuracy", "change", "low", "high", "McNemar p")],
              "tokens per second", "verdict"]  # fmt: skip
-    return Table(tuple(Column(name) for name in names), [_numbers(study, row, tasks) for row in found])
+    return Table(tuple(Column(name) for name in names), [_numbers(study, row, tasks) for study, row in found])
 
 
 def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:

@@ -64,11 +64,11 @@ def reference(
 
     Raises UsageError for another type, and as `quantize`.
     """
+    if type_ not in UNQUANTISED:
+        raise UsageError(f"a reference of type {type_} would be quantised.", f"use {', '.join(UNQUANTISED)}.")
     info = describe(source)
     if is_unquantised(info):
         return Rung(source, _file(source, info.types[0].type, math.inf, math.inf, "the model itself"))
-    if type_ not in UNQUANTISED:
-        raise UsageError(f"a reference of type {type_} would be quantised.", f"use {', '.join(UNQUANTISED)}.")
     target = folder / default_name(source, type_)
     quantize(source, target, type_, threads=threads, progress=progress)
     return Rung(target, _file(target, type_, math.inf, math.inf, f"{source.name} dequantised"))

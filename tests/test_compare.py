@@ -311,6 +311,7 @@ def test_bad_input(run: Run) -> None:
         ((*ASKED, "--types", "Q4_0,Q5KM"), 2, "error: type 'Q5KM' is not known.\n  did you mean"),
         ((*ASKED, "--types", "Q4_0,,"), 2, "error: --types 'Q4_0,,' has an empty entry."),
         ((*ASKED, "--types", "none.gguf"), 2, "error: there is no file none.gguf."),
+        ((*ASKED, "--reference", "Q8_0"), 2, "error: reference 'Q8_0' would be quantised.\n  known: F32, F16, BF16."),
         ((*ASKED, "--chunks", 1), 2, "error: --chunks 1 gives no interval"),
         ((*ASKED, "-c", 3), 2, "error: -c 3 leaves nothing to score.\n  give 4 or more."),
         ((*ASKED, "--chunks", 500), 1, "error: the text has "),

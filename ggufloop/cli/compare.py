@@ -29,6 +29,7 @@ from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.inspect import describe
 from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.perplexity import LEAST_CONTEXT
+from ggufloop.quantize import UNQUANTISED
 from ggufloop.registry import suggest_window
 from ggufloop.rungs import Rung
 from ggufloop.study import Header, Study
@@ -65,13 +66,9 @@ class _Clock:
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
         n_layer=info.n_layer,
         n_params=info.elements,
         n_vocab=info.n_vocab,
-        reference=plan.reference,
+        reference=info.types[0].type if rungs.is_unquantised(info) else plan.reference,
         window=window,
         text=plan.text.name,
         text_sha256=hashlib.sha256(plan.text.text.encode()).hexdigest(),
@@ -384,6 +381,8 @@ def command(
         raise UsageError("--chunks 1 gives no interval: chunks are what is compared.", "give 2 or more, 16 is good.")
     if flags["ctx_size"] < LEAST_CONTEXT:
         raise UsageError(f"-c {flags['ctx_size']} leaves nothing to score.", f"give {LEAST_CONTEXT} or more.")
+    if reference.upper() not in UNQUANTISED:
+        raise UsageError(f"reference {reference!r} would be quantised.", nearest(reference.upper(), UNQUANTISED))
     check_context(flags)
     words = tuple(dict.fromkeys(split_list(types, "--types")))
     for word in words:
@@ -394,11 +393,13 @@ def command(
     )  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}
     values = ctx.params | flags | {"out": str(out), "given": paths}
-    for path in paths:
+    found = []
+    for i, path in enumerate(paths):
         study, place = _one(path, plan, values, ctx.obj["verbose"])
+        found.append(study)
         if form == "text":
-            click.echo(f"{path.name}\n\n{report.shown(study).render('md')}")
+            click.echo("\n" * bool(i) + f"{path.name}\n\n{report.shown(study).render('md')}")
             click.echo("\n".join(report.summary(study)))
             click.echo(f"\nreport: {place.folder / 'report.html'}")
-        else:
-            click.echo(report.numbers(study).render(form), nl=False)
+    if form != "text":
+        click.echo(report.numbers(*found).render(form), nl=False)

@@ -1,0 +1,113 @@
+"""Prints the tables of docs/results-quantisation.md from studies that `ggufloop compare` wrote.
+
+    python scripts/results_quantisation.py studies/*/study.jsonl
+    python scripts/results_quantisation.py --figures docs studies/*/study.jsonl    # and copies the figures' PNGs there
+
+A file that has the same weights as an earlier one is left out: it would count as a second measurement of nothing new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from pathlib import Path
+
+from ggufloop import gains, report, study, study_plots
+from ggufloop.stats import Estimate
+from ggufloop.study import PLAIN, Study
+
+
+def interval(e: Estimate | None, form: str) -> str:
+    return "" if e is None else f"{e.mean:{form}} [{e.low:{form}}, {e.high:{form}}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def ladder(s: Study, types: list[str]) -> str:
+    """The plain files."""
+    rows = []
+    for t in types:
+        f, cell, is_reference = s.file(t), s.cell(t), t == s.types[0]
+        rows.append([
+            t, f"{f.nbytes / 2**20:.0f}", f"{f.bits_per_weight:.2f}",
+            *("" if math.isinf(snr) else f"{snr:.1f}" for snr in (f.window_snr, f.snr)),
+            "{:.3f} +/- {:.2f}".format(*cell.ppl),
+            "" if is_reference else interval(gains.lost(s, t), "+.4f"),
+            "" if is_reference else interval(gains.kld(s, t), ".4f"),
+            "" if is_reference else f"{100 * cell.mean('same_top'):.1f}",
+        ])  # fmt: skip
+    head = [
+        "type",
+        "MiB",
+        "bits",
+        "SNR of window, dB",
+        "of all, dB",
+        "PPL",
+        "NLL lost by quantising",
+        "KLD",
+        "same top %",
+    ]
+    return table(head, rows)
+
+
+def loops_of(s: Study) -> list[tuple[str, str]]:
+    """Loops with what to call them in a table."""
+    return [(loop, f"{kind} K={k}") for kind, found in study_plots.families(s).items() for k, loop in found]
+
+
+def amplification(s: Study, types: list[str]) -> str:
+    loops = loops_of(s)
+    rows = [[t, *(interval(gains.amplification(s, t, loop), ".2f") for loop, _ in loops)] for t in types[1:]]
+    return table(["A_K", *(name for _, name in loops)], rows)
+
+
+def changes(s: Study, types: list[str]) -> str:
+    """In bold what Holm's correction leaves."""
+    loops, rows = loops_of(s), []
+    for t in types:
+        said = gains.verdicts(s, t)
+        cells = []
+        for loop, _ in loops:
+            text = interval(said[loop].change, "+.4f")
+            cells.append(f"**{text}**" if said[loop].word != gains.SAME else text)
+        rows.append([t, *cells])
+    return table(["NLL change", *(name for _, name in loops)], rows)
+
+
+def costs(s: Study) -> str:
+    """Median seconds of a looped chunk over those of the same chunk plain, the reference's and all files' together."""
+    import numpy as np
+
+    parts = []
+    for loop, name in loops_of(s):
+        pairs = [s.paired((t, loop), (t, PLAIN)) for t in s.types]
+        ratios = np.concatenate([a.values("seconds") / b.values("seconds") for a, b in pairs])
+        parts.append(f"{name} {np.median(ratios):.2f}")
+    return "Median time over plain, all files, in this run: " + ", ".join(parts) + ".\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", type=Path, metavar="study.jsonl")
+    parser.add_argument("--figures", type=Path, metavar="DIR")
+    arguments = parser.parse_args()
+    for path in arguments.studies:
+        s = study.read(path)
+        types = [t for t in s.types if s.same_weights(t) is None]
+        print(f"## {s.header.model}\n")
+        print("\n".join(f"* {line}" for line in report.summary(s)), "\n")
+        print(ladder(s, types))
+        if loops_of(s):
+            print(amplification(s, types))
+            print(changes(s, types))
+            print(costs(s))
+        for figure in path.parent.glob("*.png") if arguments.figures else ():
+            shutil.copy(figure, arguments.figures / f"{path.parent.name}-{figure.name}")
+
+
+if __name__ == "__main__":
+    main()
