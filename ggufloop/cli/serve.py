@@ -37,6 +37,7 @@ def _name(path: Path) -> str:
 def _config(flags: dict[str, Any], verbose: bool) -> Config:
     """The server that the flags describe. Raises UsageError, GgufloopError."""
     from ggufloop.server.limits import Limits
+    from ggufloop.server.results import check_folder
     from ggufloop.server.run import Config, check_address, check_installed
     from ggufloop.server.worker import Settings
 
@@ -54,8 +55,8 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
         if origin != "*" and "://" not in origin:
             raise UsageError(f"--cors {origin!r} is no origin.", "write it like https://example.org, or * for all.")
     results = flags.pop("results")
-    if results is not None and not results.is_dir():
-        raise UsageError(f"{results} is no folder.", "give --results the folder with the results to show.")
+    if results is not None:
+        check_folder(results)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loop = loop_from_flags(
         flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}

@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.server import schema
+from ggufloop.server.assets import read_asset
 from ggufloop.server.forms import Form, error, error_of
 from ggufloop.server.guard import Guard, too_large
 from ggufloop.server.jobs import Done, Event, Failed, Job, Logprob, Piece
@@ -36,6 +37,7 @@ from ggufloop.server.loops import Served, UnknownModel, loop_to_json
 from ggufloop.server.metrics import Metrics
 from ggufloop.server.openapi import document
 from ggufloop.server.requests import Reader, TooLong
+from ggufloop.server.results import listing, read_result
 from ggufloop.server.validate import Invalid, check, parse
 from ggufloop.server.worker import Worker
 
@@ -92,10 +94,14 @@ class _Endpoints:
             ("GET", "/props"): self.props,
             ("GET", "/metrics"): self.measured,
             ("GET", "/openapi.json"): self.openapi,
+            ("GET", "/"): self.page,
+            ("GET", "/page/{name}"): self.page,
+            ("GET", "/results"): self.results,
+            ("GET", "/results/{name:path}"): self.result,
         }
         return Starlette(
             routes=[Route(path, self._told(path, to), methods=[method]) for (method, path), to in routes.items()],
-            exception_handlers={HTTPException: _http_error},
+            exception_handlers={HTTPException: _http_error, Exception: _bug},
         )
 
     def _told(
@@ -133,11 +139,12 @@ class _Endpoints:
             raise Refused(413, too_large(self.service.limits.body_bytes), {"Connection": "close"})
 
         def read() -> dict[str, Any]:
-            body = parse(content)
+            body: dict[str, Any] = parse(content)
             check(body, form)
-            return body  # type: ignore[no-any-return]  # the schema says it is an object
+            return body
 
-        return await run_in_threadpool(read)
+        checked: dict[str, Any] = await run_in_threadpool(read)  # a large one takes a while
+        return checked
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, schema.CHAT, "chat")
@@ -239,6 +246,25 @@ class _Endpoints:
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(self.document)
 
+    async def page(self, request: Request) -> Response:
+        asset = await run_in_threadpool(read_asset, request.path_params.get("name", ""))
+        if asset is None:
+            raise HTTPException(404, "Not Found")
+        return Response(asset.content, headers=asset.headers)
+
+    async def results(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(listing, self.service.results))
+
+    async def result(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        try:
+            if self.service.results is None:
+                raise UsageError(f"there is no result {name[:200]!r}.", "start the server with --results DIR.")
+            content, headers = await run_in_threadpool(read_result, self.service.results, name)
+        except UsageError as e:
+            raise Refused(404, error_of(e, INVALID)) from None
+        return Response(content, headers=headers)
+
 
 class _Answer:
     """One answer on its way to its client."""
@@ -318,7 +344,7 @@ class _Answer:
         yield b"data: [DONE]\n\n"
 
 
-class _Events(StreamingResponse):
+class _Events(StreamingResponse):  # type: ignore[misc]  # mypy does not look at starlette
     """An answer as it comes; cancelled however the sending of it ends."""
 
     def __init__(self, answer: _Answer, first: Event, headers: dict[str, str]) -> None:
@@ -353,6 +379,11 @@ def _header(names: list[str]) -> str:
     """Field names as a header's value, which cannot hold every character."""
     safe = ["".join(c if 32 < ord(c) < 127 and c != "," else "?" for c in name[:40]) for name in names[:20]]
     return ", ".join(safe)
+
+
+async def _bug(request: Request, e: Exception) -> Response:
+    """A bug of ours; what it was is on the server's own stderr, where uvicorn tells of it."""
+    return JSONResponse(error("the server failed; its log says how.", "server_error"), 500)
 
 
 async def _http_error(request: Request, e: Exception) -> Response:

@@ -50,7 +50,7 @@ class Metrics:
         return bytes(generate_latest(self._registry))
 
 
-class _Engine(Collector):
+class _Engine(Collector):  # type: ignore[misc]  # mypy does not look at prometheus_client
     """What the engine thread counts, read when it is asked for."""
 
     def __init__(self, worker: Worker) -> None:

@@ -138,7 +138,7 @@ class Running:
     def run(self, on_ready: Callable[[str], None], handle_signals: bool) -> None:
         """Serve until stopped. Raises what went wrong with the model."""
         self._on_ready = on_ready
-        self._server.handle_exit = self._exit  # type: ignore[method-assign, assignment]  # what a signal does
+        self._server.handle_exit = self._exit  # what a signal does
         self.worker.start()
         try:
             if handle_signals:
