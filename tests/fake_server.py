@@ -99,7 +99,13 @@ class FakeServer:
         return JSONResponse({"status": "ok"})
 
     async def _props(self, request: Request) -> Response:
-        props = {"model": "tiny-30", "n_layer": self.layers, "n_ctx": 2048, "default_loop": self.default_loop}
+        props = {
+            "model": "tiny-30",
+            "n_layer": self.layers,
+            "n_ctx": 2048,
+            "default_loop": self.default_loop,
+            "default_sampling": {"temp": 0.5, "n": -1},
+        }
         return self._locked(request) or JSONResponse({**props, "suggested_window": "12:16"})
 
     async def _results(self, request: Request) -> Response:

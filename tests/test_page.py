@@ -74,6 +74,7 @@ def test_a_message_is_answered_both_ways_at_once(visit: Visit, server: FakeServe
     assert (plain["loop"], looped["loop"]) == (None, loop)
     assert {**plain, "loop": None} == {**looped, "loop": None}  # the same prompt, seed and sampling
     assert plain["stream"] is True
+    assert (plain["temperature"], plain["max_tokens"]) == (0.5, 512)  # the server's, and enough
     assert isinstance(plain["seed"], int)
     assert server.most_at_once == 2
     figures = visit.page.locator(".figures").all_text_contents()

@@ -225,7 +225,7 @@ export function createChat({ settings, controls, model, onLocked }) {
     if (running || !text.trim()) return;
     const seed = controls.sampling().seed;
     turns.push({ user: text, seed: seed === null ? drawSeed() : (seed + turns.length) % (2 ** 32 - 1),
-      temperature: settings.temperature, kept: settings.view === "plain" ? "plain" : "looped", answers: {} });
+      temperature: null, kept: settings.view === "plain" ? "plain" : "looped", answers: {} });
     $("prompt").value = "";
     fit();
     run(turns[turns.length - 1], shown());

@@ -7,6 +7,7 @@ import {
 import { saveSettings } from "./store.js";
 import { createStrip } from "./strip.js";
 
+const UNSET = { temperature: 0.8, maxTokens: 512 }; // what the server draws with if it does not say
 const FIELDS = { temperature: "temperature", seed: "seed", maxTokens: "max-tokens" };
 
 /**
@@ -15,6 +16,7 @@ const FIELDS = { temperature: "temperature", seed: "seed", maxTokens: "max-token
  */
 export function createControls(settings) {
   let model = null;
+  let served = UNSET;
   const strip = createStrip((window) => {
     settings.windows[model.name] = window;
     refresh();
@@ -32,9 +34,9 @@ export function createControls(settings) {
   bind("k", () => settings.k, (text) => (settings.k = number(text)));
   bind("further", () => settings.further, (text) => (settings.further = text));
   bind("decode-value", null, (text) => (settings.decodeValue[settings.decode] = number(text)));
-  bind("temperature", () => settings.temperature, (text) => (settings.temperature = number(text)));
-  bind("seed", () => settings.seed ?? "", (text) => (settings.seed = text === "" ? null : number(text)));
-  bind("max-tokens", () => settings.maxTokens, (text) => (settings.maxTokens = number(text)));
+  for (const [name, id] of Object.entries(FIELDS)) {
+    bind(id, () => settings[name] ?? "", (text) => (settings[name] = text === "" ? null : number(text)));
+  }
   bind("system", () => settings.system, (text) => (settings.system = text));
 
   for (const name of ["loop", "sampling"]) {
@@ -107,7 +109,8 @@ export function createControls(settings) {
 
   function showSampling() {
     const seed = settings.seed === null ? "seed drawn" : `seed ${settings.seed}`;
-    const temperature = settings.temperature === 0 ? "greedy" : `temperature ${settings.temperature}`;
+    const degree = settings.temperature ?? served.temperature;
+    const temperature = degree === 0 ? "greedy" : `temperature ${degree}`;
     const system = settings.system.trim() ? ", system prompt" : "";
     let wrong = "";
     try {
@@ -115,16 +118,16 @@ export function createControls(settings) {
     } catch (e) {
       wrong = e.message;
     }
-    $("sampling-summary").textContent = wrong || `${temperature}, ${seed}, ${settings.maxTokens} tokens at most${system}`;
+    $("sampling-summary").textContent = wrong || `${temperature}, ${seed}, ${settings.maxTokens ?? served.maxTokens} tokens at most${system}`;
   }
 
   function check() {
     for (const id of Object.values(FIELDS)) $(id).setAttribute("aria-invalid", "false");
     const rules = [
-      ["temperature", settings.temperature >= 0 && settings.temperature <= 5, "Temperature is a number from 0 to 5."],
+      ["temperature", settings.temperature === null || (settings.temperature >= 0 && settings.temperature <= 5), "Temperature is a number from 0 to 5."],
       ["seed", settings.seed === null || (Number.isInteger(settings.seed) && settings.seed >= 0 && settings.seed < 2 ** 32 - 1),
         "Seed is a whole number from 0 to 4294967294, or empty."],
-      ["maxTokens", Number.isInteger(settings.maxTokens) && settings.maxTokens >= 1, "Most tokens is a whole number of 1 or more."],
+      ["maxTokens", settings.maxTokens === null || (Number.isInteger(settings.maxTokens) && settings.maxTokens >= 1), "Most tokens is a whole number of 1 or more."],
     ];
     for (const [name, fine, rule] of rules) {
       if (fine) continue;
@@ -136,7 +139,11 @@ export function createControls(settings) {
   refresh();
   return {
     /** started: the loop the server runs by default, as text, or null; it holds until the user chooses another. */
-    setModel({ name, layers, started, suggested }) {
+    setModel({ name, layers, started, suggested, sampling }) {
+      const { temp, n } = sampling ?? {};
+      served = { temperature: temp ?? UNSET.temperature, maxTokens: n > 0 ? n : UNSET.maxTokens };
+      $("temperature").placeholder = served.temperature;
+      $("max-tokens").placeholder = served.maxTokens;
       const loop = started ? fromText(started) : null;
       const window = loop?.window ?? suggested?.split(":").map(Number) ?? autoWindow(layers);
       model = { name, layers, window: clampWindow(window, layers) };
@@ -166,7 +173,8 @@ export function createControls(settings) {
         $("sampling-panel").open = true;
         throw e;
       }
-      return { temperature: settings.temperature, max_tokens: settings.maxTokens, seed: settings.seed };
+      const { temperature, maxTokens, seed } = settings;
+      return { temperature: temperature ?? served.temperature, max_tokens: maxTokens ?? served.maxTokens, seed };
     },
   };
 }

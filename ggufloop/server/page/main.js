@@ -58,7 +58,10 @@ function useModel(props) {
   showModel("ready", `${props.model}, ${props.n_layer} layers${context}`);
   document.title = `${props.model} \u2013 ggufloop`;
   const started = props.default_loop?.text ?? props.default_loop; // the loop `serve` was given, as text
-  controls.setModel({ name: props.model, layers: props.n_layer, started, suggested: props.suggested_window });
+  controls.setModel({
+    name: props.model, layers: props.n_layer, started, suggested: props.suggested_window,
+    sampling: props.default_sampling,
+  });
 }
 
 // the key

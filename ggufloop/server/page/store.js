@@ -11,7 +11,7 @@ export const VARIANTS = ["plain", "looped"];
 const DEFAULTS = {
   view: "both", windows: {}, k: 3, solver: "euler", kv: "first", decode: "full",
   decodeValue: { first: 16, entropy: 2 }, further: "",
-  temperature: 0.8, seed: null, maxTokens: 512, system: "", panels: {},
+  temperature: null, seed: null, maxTokens: null, system: "", panels: {}, // null: the server's
 };
 
 function read(name) {
@@ -38,8 +38,9 @@ export function loadSettings() {
   const out = structuredClone(DEFAULTS);
   if (typeof kept !== "object" || kept === null) return out;
   for (const name of Object.keys(out)) {
-    const fits = name === "seed" ? kept[name] === null || Number.isInteger(kept[name]) : typeof kept[name] === typeof out[name];
-    if (fits && (kept[name] !== null || name === "seed")) out[name] = kept[name];
+    const given = kept[name] ?? null;
+    const kind = out[name] === null ? "number" : typeof out[name];
+    if (given !== null && typeof given === kind && Array.isArray(given) === Array.isArray(out[name])) out[name] = given;
   }
   out.decodeValue = { ...DEFAULTS.decodeValue, ...out.decodeValue };
   return out;
