@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -447,6 +450,64 @@ def test_no_folder_and_an_empty_one_say_what_to_do(browser: Browser, tmp_path: P
             visit.page.click("#tab-results")
             visit.page.wait_for_selector("#result h2")
             assert visit.page.text_content("#result h2") == heading
+
+
+# the real server
+
+
+@pytest.fixture(scope="module")
+def real(tiny_model: Callable[[str], Path], folder: Path) -> Iterator[str]:
+    """`ggufloop serve` with a tiny random model; -> its address."""
+    code = "from ggufloop.cli import main; main()"
+    words = ["serve", str(tiny_model("llama")), "-t", "1", "-c", "1024", "--port", "0", "--results", str(folder)]
+    server = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        told = next((line for line in server.stderr if line.startswith("serving")), "")
+        address = re.search(r"http://127\.0\.0\.1:\d+", told)
+        assert address is not None
+        yield address[0] + "/"
+    finally:
+        server.terminate()
+        server.communicate(timeout=20)
+
+
+def test_the_real_server_answers_the_page_as_it_answers_the_api(browser: Browser, real: str) -> None:
+    with Visit(browser, real) as visit:
+        page = visit.page
+        page.click("#sampling-panel summary")
+        page.fill("#seed", "7")
+        page.fill("#max-tokens", "40")
+        page.select_option("#kv", "frozen")
+        visit.ask("Hello")
+        page.select_option("#decode", "bypass")
+        visit.ask("Again")
+        texts = [page.locator(f".answer.{v} .text").all_text_contents() for v in ("plain", "looped")]
+        specs = page.locator(".answer.looped .spec").all_text_contents()
+        assert specs == ["2:4 k=3 kv=frozen", "2:4 k=3 kv=frozen decode=bypass"]  # what ran, from the usage
+        kept = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": texts[1][0]}]
+        for turn, before in enumerate(([], kept)):
+            messages = [*before, {"role": "user", "content": ("Hello", "Again")[turn]}]
+            for loop, text in ((None, texts[0][turn]), (specs[turn], texts[1][turn])):
+                body = {"messages": messages, "seed": 7 + turn, "temperature": 0.8, "max_tokens": 40, "loop": loop}
+                request = urllib.request.Request(
+                    f"{real}v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+                )
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    answer = json.load(response)
+                assert text == answer["choices"][0]["message"]["content"]
+        assert texts[0] != texts[1]
+        page.click("#tab-results")
+        page.click("text=ppl.png")
+        page.wait_for_selector("#result img")
+        visit.until("document.querySelector('#result img').naturalWidth === 1")
+        page.goto(f"{real}#results/page.html")
+        with visit.context.expect_page() as opened:
+            page.click("text=Open the report")
+        opened.value.wait_for_load_state()
+        assert opened.value.locator("p").text_content() == "Report"
+    with urllib.request.urlopen(real, timeout=30) as response:
+        assert response.headers["Content-Security-Policy"] == assets.HEADERS["Content-Security-Policy"]
 
 
 # for everybody

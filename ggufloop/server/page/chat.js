@@ -5,7 +5,8 @@ import { ApiError, oneLine, streamChat } from "./api.js";
 import { compare } from "./diff.js";
 import { spell } from "./loop.js";
 import {
-  VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, toJson, toMarkdown,
+  VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed, toJson,
+  toMarkdown,
 } from "./store.js";
 
 const NAMES = { plain: "Plain", looped: "Looped" };
@@ -193,14 +194,14 @@ export function createChat({ settings, controls, model, onLocked }) {
           answer.state = "streaming";
           answer.text += text;
           answer.tokens = ++pieces; // a piece is a token nearly always; the usage corrects it
-          answer.rate = speed(pieces, last - first);
+          answer.rate = rateOf(pieces, last - first);
           drawSoon(turn);
           keepSoon();
         },
       });
       answer.finish = finish;
       answer.tokens = usage?.completion_tokens ?? timings?.predicted_n ?? pieces;
-      answer.rate = timings?.predicted_per_second ?? speed(answer.tokens, last - first);
+      answer.rate = timings?.predicted_per_second ?? rateOf(answer.tokens, last - first);
       if (usage?.loop?.text && v === "looped") answer.loop = usage.loop.text;
       answer.state = "done";
     } catch (e) {
@@ -336,7 +337,7 @@ export function createChat({ settings, controls, model, onLocked }) {
 
 const isOpen = (answer) => answer?.state === "waiting" || answer?.state === "streaming";
 
-const speed = (tokens, ms) => (tokens > 1 && ms > 0 ? ((tokens - 1) * 1000) / ms : null);
+const rateOf = (tokens, ms) => (tokens > 1 && ms > 0 ? ((tokens - 1) * 1000) / ms : null);
 
 function drawSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % (2 ** 32 - 1);
@@ -344,7 +345,7 @@ function drawSeed() {
 
 function progress(answer) {
   if (!answer || answer.state === "waiting") return "";
-  return answer.rate === null ? "" : `${answer.rate.toFixed(1)} tokens/s, ${answer.tokens} tokens`;
+  return answer.rate === null ? "" : `${speed(answer.rate)}, ${answer.tokens} tokens`;
 }
 
 /** How fast the looped answer came against the plain one, where both were written in the same way. */

@@ -92,7 +92,7 @@ export function createControls(settings) {
     $("loop-error").textContent = wrong;
     $("further").setAttribute("aria-invalid", String(Boolean(wrong) && !wrong.startsWith("K ")));
     $("k").setAttribute("aria-invalid", String(wrong.startsWith("K ")));
-    $("loop-summary").textContent = loop ? spell(loop) : wrong;
+    $("loop-summary").textContent = loop ? spell(loop) : "not yet a loop";
     const runs = loop ? (evaluations(loop) ?? loop.k * SOLVERS[loop.solver]) : 1;
     strip.set(model.layers, model.window, runs);
     $("cost").replaceChildren(...(loop ? cost(loop) : []));

@@ -125,11 +125,13 @@ export function toMarkdown(turns, { model, system, exported }) {
   return `${parts.join("\n\n")}\n`;
 }
 
+export const speed = (rate) => `${rate.toFixed(rate < 100 ? 1 : 0)} tokens/s`;
+
 /** "31.2 tokens/s, 128 tokens, first after 0.21 s": what is known of it. */
 export function figures(answer) {
   const out = [];
   if (answer.state === "error") out.push(`failed: ${answer.error.replace(/\.$/, "")}`);
-  if (answer.rate !== null) out.push(`${answer.rate.toFixed(1)} tokens/s`);
+  if (answer.rate !== null) out.push(speed(answer.rate));
   if (answer.tokens) out.push(answer.tokens === 1 ? "1 token" : `${answer.tokens} tokens`);
   if (answer.firstSeconds !== null) out.push(`first after ${answer.firstSeconds.toFixed(2)} s`);
   if (answer.state === "stopped") out.push("stopped");

@@ -4,16 +4,19 @@ import { $ } from "./dom.js";
 import { clampWindow } from "./loop.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 64;
-const BASE = 16;
+const HEIGHT = 64; // px
+const BASE = 16; // of a layer
 
 function rect(x, y, width, height, name) {
   const node = document.createElementNS(SVG, "rect");
-  for (const [key, value] of Object.entries({ x: `${x}%`, y, width: `${width}%`, height, class: name })) {
+  for (const [key, value] of Object.entries({ x, y, width, height, class: name })) {
     node.setAttribute(key, value);
   }
   return node;
 }
+
+/** The space between neighbours that are so far apart; those that have no room for it run together. */
+const gapOf = (pitch) => (pitch > 9 ? 2 : pitch > 4 ? 1 : 0);
 
 /** Wire the strip up. onChange([start, end]) is called when the user moves the window. */
 export function createStrip(onChange) {
@@ -37,20 +40,24 @@ export function createStrip(onChange) {
     const [a, b] = window_;
     place(start, 1, layers - 2, a, `layer ${a}`);
     place(end, 2, layers - 1, b, `layer ${b - 1}`);
-    const cell = 100 / layers;
+    const width = svg.clientWidth || 1000;
+    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    const cell = width / layers;
     const base = HEIGHT - BASE;
+    const gap = gapOf(cell);
     const nodes = [];
     for (let i = 0; i < layers; i++) {
-      nodes.push(rect(i * cell, base, cell, BASE, i >= a && i < b ? "layer inside" : "layer"));
+      nodes.push(rect(i * cell, base, cell - gap, BASE, i >= a && i < b ? "layer inside" : "layer"));
     }
-    const row = Math.min(BASE, base / Math.max(passes - 1, 1));
+    const row = Math.min(BASE, (base - 2) / Math.max(passes - 1, 1));
     for (let pass = 1; pass < passes; pass++) {
-      for (let i = a; i < b; i++) nodes.push(rect(i * cell, base - pass * row, cell, row, "layer pass"));
+      for (let i = a; i < b; i++) {
+        nodes.push(rect(i * cell, base - pass * row - 1, cell - gap, row - gapOf(row), "layer pass"));
+      }
     }
     const grip = rect(a * cell, 0, (b - a) * cell, HEIGHT, "grip");
     grip.addEventListener("pointerdown", drag);
     svg.replaceChildren(...nodes, grip);
-    svg.setAttribute("class", layers > 64 ? "dense" : "");
     const label = $("axis-window");
     label.textContent = b - a === 1 ? `layer ${a}` : `layers ${a} to ${b - 1}`;
     const middle = (50 * (a + b)) / layers;
@@ -108,10 +115,12 @@ export function createStrip(onChange) {
     });
   }
 
+  new ResizeObserver(() => layers && draw()).observe(svg);
   return {
     /** Show a model of so many layers with this window, which runs `passes` times. */
     set(nLayers, window, nPasses) {
       layers = nLayers;
+      $("strip").hidden = false;
       window_ = clampWindow(window, layers);
       passes = nPasses;
       draw();
