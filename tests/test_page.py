@@ -194,7 +194,14 @@ def test_an_answer_cut_off_by_a_reload_is_kept_as_far_as_it_came(visit: Visit) -
 
 
 def test_a_broken_store_is_an_empty_one(visit: Visit) -> None:
-    for kept in ("{", "[]", '{"version": 1, "turns": [{"user": 3}]}', '{"version": 9, "turns": []}', "null"):
+    for kept in (
+        "{",
+        '{"view": "x", "windows": {"tiny-30": [1, null]}, "k": "3", "solver": "eular", "panels": 3}',
+        "[]",
+        '{"version": 1, "turns": [{"user": 3}]}',
+        '{"version": 9, "turns": []}',
+        "null",
+    ):
         for name in ("conversation", "settings"):
             visit.page.evaluate("([name, kept]) => localStorage.setItem(`ggufloop.${name}`, kept)", [name, kept])
         visit.page.reload()
@@ -352,7 +359,7 @@ def test_errors_are_one_line(browser: Browser, server: FakeServer) -> None:
         visit.ask("fail")
         assert visit.text("looped") == "window 12:16 is out of range."
         assert visit.page.text_content("#announce") == (
-            "Plain answer failed: window None is out of range.. Looped answer failed: window 12:16 is out of range.."
+            "Plain answer failed: window None is out of range. Looped answer failed: window 12:16 is out of range."
         )
         visit.ask("break")
         broken = "The answer broke off: the server closed the connection."
@@ -361,9 +368,13 @@ def test_errors_are_one_line(browser: Browser, server: FakeServer) -> None:
         visit.page.click(".turn:last-child .plain >> text=Try again")
         visit.settle()
         assert visit.text("plain") == f"The sky is {broken}"
+        visit.page.route("**/health", lambda route: route.abort())
         visit.page.route("**/v1/chat/completions", lambda route: route.abort())
         visit.ask("sky")
         assert visit.text("plain") == "The server cannot be reached. Is it still running?"
+        visit.page.wait_for_selector("#model[data-state=error]")
+        visit.page.unroute("**/health")
+        visit.page.wait_for_selector("#model[data-state=ready]")  # it comes back by itself
 
 
 def test_a_server_that_loads_and_one_that_wants_a_key(browser: Browser) -> None:

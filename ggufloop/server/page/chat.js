@@ -3,7 +3,6 @@
 import { $, alertLine, announce, download, el } from "./dom.js";
 import { ApiError, oneLine, streamChat } from "./api.js";
 import { compare } from "./diff.js";
-import { spell } from "./loop.js";
 import {
   VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed, toJson,
   toMarkdown,
@@ -11,12 +10,16 @@ import {
 
 const NAMES = { plain: "Plain", looped: "Looped" };
 const FINAL = ["done", "stopped"];
+const GONE = [0, 404, 503]; // no answer, another model, loading: it may be another server by now
 const LIVE_PAIRS = 1_000_000; // a comparison while text still arrives may not take longer than a frame or two
 const DRAW_EVERY = 90; // ms
 const KEEP_EVERY = 1000; // ms
 
-/** Wire the chat up. controls: as `createControls` gives them; model(): its name; onLocked(): the server wants a key. */
-export function createChat({ settings, controls, model, onLocked }) {
+/**
+ * Wire the chat up. controls: as `createControls` gives them; model(): its name; onLocked(): the server wants a key;
+ * onLost(): it may be gone.
+ */
+export function createChat({ settings, controls, model, onLocked, onLost }) {
   const turns = loadConversation();
   const views = new Map(); // turn -> its elements
   let running = null; // { abort, turn } while answers are written
@@ -210,6 +213,7 @@ export function createChat({ settings, controls, model, onLocked }) {
         answer.error = oneLine(e.message);
         if (!(e instanceof ApiError)) console.error(e);
         if (e.status === 401) onLocked();
+        else if (GONE.includes(e.status)) onLost();
       }
     }
     answer.seconds = (performance.now() - began) / 1000;
@@ -365,9 +369,8 @@ function differing(diff) {
 
 function spoken(turn, variants) {
   const states = variants.map((v) => {
-    const { state, error, loop } = turn.answers[v];
-    const name = loop && spell(loop) ? "Looped" : "Plain";
-    return `${name} answer ${{ done: "finished", stopped: "stopped" }[state] ?? `failed: ${error}`}`;
+    const { state, error } = turn.answers[v];
+    return `${NAMES[v]} answer ${{ done: "finished", stopped: "stopped" }[state] ?? `failed: ${error.replace(/\.$/, "")}`}`;
   });
   return `${states.join(". ")}.`;
 }

@@ -17,7 +17,8 @@ const EXAMPLES = [
 const settings = loadSettings();
 const controls = createControls(settings);
 let modelName = null;
-const chat = createChat({ settings, controls, model: () => modelName, onLocked: askForKey });
+let connecting = false;
+const chat = createChat({ settings, controls, model: () => modelName, onLocked: askForKey, onLost: connect });
 const results = createResults({ onLocked: askForKey });
 
 // the model
@@ -28,27 +29,30 @@ function showModel(state, text) {
   $("model").textContent = text;
 }
 
+/** Find out what is served, and go on asking while the server loads or is away. */
 async function connect() {
-  for (;;) {
-    try {
-      await request("health", { cache: "no-store" });
-      useModel(await getJson("props"));
-      return;
-    } catch (e) {
-      if (e.status === 401) {
-        showModel("locked", "Locked");
-        askForKey();
-        return;
-      }
-      if (e.status === 503) showModel("loading", "The model is loading");
-      else if (e.status === 0) showModel("error", "Server unreachable, trying again");
-      else {
-        showModel("error", "No model");
-        alertLine(e.message);
-        return;
-      }
+  if (connecting) return;
+  connecting = true;
+  while (await isToWait()) await new Promise((resolve) => setTimeout(resolve, AGAIN));
+  connecting = false;
+}
+
+async function isToWait() {
+  try {
+    await request("health", { cache: "no-store" });
+    useModel(await getJson("props"));
+    return false;
+  } catch (e) {
+    if (e.status === 503) showModel("loading", "The model is loading");
+    else if (e.status === 0) showModel("error", "Server unreachable, trying again");
+    else if (e.status === 401) {
+      showModel("locked", "Locked");
+      askForKey();
+    } else {
+      showModel("error", "No model");
+      alertLine(e.message ?? String(e));
     }
-    await new Promise((resolve) => setTimeout(resolve, AGAIN));
+    return e.status === 503 || e.status === 0;
   }
 }
 

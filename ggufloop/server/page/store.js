@@ -43,6 +43,9 @@ export function loadSettings() {
     if (given !== null && typeof given === kind && Array.isArray(given) === Array.isArray(out[name])) out[name] = given;
   }
   out.decodeValue = { ...DEFAULTS.decodeValue, ...out.decodeValue };
+  if (!["both", ...VARIANTS].includes(out.view)) out.view = DEFAULTS.view;
+  const isWindow = (pair) => Array.isArray(pair) && pair.length === 2 && pair.every(Number.isInteger);
+  out.windows = Object.fromEntries(Object.entries(out.windows).filter(([, pair]) => isWindow(pair)));
   return out;
 }
 
