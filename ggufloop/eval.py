@@ -15,7 +15,7 @@ import difflib
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,11 +67,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Loaded tasks: lm-eval's manager and objects, and which tasks each name that was asked for holds."""
+    """Loaded tasks: lm-eval's manager and objects, which tasks each name that was asked for holds, and all of these."""
 
     manager: Any
     loaded: list[Any]
     members: dict[str, list[str]]
+    leaves: dict[str, Any]
+
+    def sizes(self) -> dict[str, int]:
+        """How many questions each task has."""
+        return {name: len(task.eval_docs) for name, task in self.leaves.items()}
+
+    def versions(self) -> dict[str, str]:
+        """What each task calls its version."""
+        return {name: str((task.config.metadata or {}).get("version", "")) for name, task in self.leaves.items()}
 
 
 @dataclass(frozen=True)
@@ -139,15 +148,17 @@ def load_tasks(names: Sequence[str]) -> Tasks:
                 f"task {name!r} is not known.", f"{hint}Without a network: {', '.join(TASKS)}; else any of lm-eval's."
             )
     members, objects = {}, []
+    leaves: dict[str, Any] = {}
     for name in names:
         loaded = _load(manager, name)
         members[name] = list(loaded["tasks"])
+        leaves |= loaded["tasks"]
         nested = {child for children in loaded["group_map"].values() for child in children}
         objects += [o for part in ("groups", "tasks") for key, o in loaded[part].items() if key not in nested]
     every = [task for names_ in members.values() for task in names_]
     if len(set(every)) < len(every):
         raise UsageError(f"some of {','.join(names)} hold the same task.", "leave out the one that the other holds.")
-    return Tasks(manager, objects, members)
+    return Tasks(manager, objects, members, leaves)
 
 
 def _load(manager: Any, name: str) -> Any:
@@ -169,8 +180,11 @@ def evaluate(
     limit: int | None = None,
     chat: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    docs: Mapping[str, Sequence[int]] | None = None,
 ) -> Run:
     """Run tasks under the loop in force, the first `limit` questions of each; chat: in the model's chat template.
+
+    docs: the questions of each task to run instead, by their numbers; lm-eval's own standard errors are left out then.
 
     Raises GgufloopError if a question does not fit the context, UsageError if the model has no chat template.
     """
@@ -181,11 +195,12 @@ def evaluate(
 
     results = lm_eval.simple_evaluate(
         LoopedLM(llm, progress),
-        tasks=tasks.loaded,
+        tasks=tasks.loaded if docs is None else [tasks.leaves[task] for task in docs],
         task_manager=tasks.manager,  # or it reads all of its own again
         limit=limit,
+        samples=None if docs is None else {task: list(numbers) for task, numbers in docs.items()},
         apply_chat_template=chat,
-        bootstrap_iters=1000,
+        bootstrap_iters=1000 if docs is None else 0,
         random_seed=SEED,
         numpy_random_seed=SEED,
         torch_random_seed=SEED,
@@ -193,7 +208,7 @@ def evaluate(
     )
     by_task = results.pop("samples")
     items = {
-        name: [_item(sample, task) for task in members for sample in _first_filter(by_task[task])]
+        name: [_item(sample, task) for task in members for sample in _first_filter(by_task.get(task, []))]
         for name, members in tasks.members.items()
     }
     samples = [{"task": task, **sample} for task, rows in by_task.items() for sample in rows]

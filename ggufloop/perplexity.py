@@ -196,6 +196,25 @@ def tokenize(llm: Model, text: str) -> list[int]:
     return llm.tokenize(text.encode(), add_bos=add_bos, special=False)
 
 
+def count_chunks(tokens: Sequence[int], n_ctx: int) -> int:
+    """How many whole chunks a text has. Raises UsageError for too small a chunk, GgufloopError if it has none."""
+    if n_ctx < LEAST_CONTEXT:
+        raise UsageError(f"chunks of {n_ctx} tokens have none to score.", f"give -c {LEAST_CONTEXT} or more.")
+    if len(tokens) < n_ctx:
+        raise GgufloopError(
+            f"the text has {len(tokens)} tokens, and a chunk is {n_ctx}.", "give a longer text, or a smaller -c."
+        )
+    return len(tokens) // n_ctx
+
+
+def chunk_at(llm: Model, tokens: Sequence[int], n_ctx: int, i: int) -> list[int]:
+    """Chunk i as it is evaluated: BOS in place of its first token where the model's tokenizer adds one."""
+    chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
+    if llm.adds_tokens()[0]:
+        chunk[0] = llm.token_bos()
+    return chunk
+
+
 def perplexity(
     llm: Model,
     tokens: Sequence[int],
@@ -210,25 +229,16 @@ def perplexity(
     Raises UsageError for a chunk that is too small, GgufloopError for a text shorter than one chunk or another
     vocabulary.
     """
-    if n_ctx < LEAST_CONTEXT:
-        raise UsageError(f"chunks of {n_ctx} tokens have none to score.", f"give -c {LEAST_CONTEXT} or more.")
-    if len(tokens) < n_ctx:
-        raise GgufloopError(
-            f"the text has {len(tokens)} tokens, and a chunk is {n_ctx}.", "give a longer text, or a smaller -c."
-        )
+    n_chunk = min(count_chunks(tokens, n_ctx), chunks or len(tokens))
     if base is not None:
         base.check(llm)
-    n_chunk = min(len(tokens) // n_ctx, chunks or len(tokens))
     first, scored = n_ctx // 2, n_ctx - 1 - n_ctx // 2
     nll, base_nll, n_bytes = np.empty((n_chunk, scored)), np.empty((n_chunk, scored)), 0
     record = Record.empty(n_chunk * scored if base else 0)
     packed = Packed.empty(scored if base else 0, llm.n_vocab())
-    bos = llm.token_bos() if llm.adds_tokens()[0] else None
     for i in range(n_chunk):
-        chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
+        chunk = chunk_at(llm, tokens, n_ctx, i)
         n_bytes += len(llm.detokenize(chunk[first + 1 :]))
-        if bos is not None:
-            chunk[0] = bos
         if base is not None:
             base_nll[i] = base.chunk(i, chunk, first, packed)
         _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed)

@@ -4,11 +4,15 @@
     path = resolve(None, hf="Qwen/Qwen3-4B-GGUF:Q8_0")
     (a, b), origin = suggest_window(path)                # what --window auto means
 
-A name's sources are tried in order. A user's own models.toml adds names and replaces shipped ones.
+    save_loop(path, loop, "sweep of 2026-05-22: ...")     # and what it will mean
+
+A name's sources are tried in order. A user's own models.toml adds names and replaces shipped ones; an entry there
+without a file only changes what it says of the shipped one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -22,7 +26,7 @@ import platformdirs
 
 from ggufloop import digest, hub, wheels
 from ggufloop.architectures import check_window
-from ggufloop.cache import cache_dir
+from ggufloop.cache import atomic_path, cache_dir, lock
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.inspect import ModelInfo, describe
 from ggufloop.loop import LoopSpec, parse_window
@@ -60,6 +64,7 @@ class Model:
     sha256: str | None = None
     window: tuple[int, int] | None = None
     origin: str = ""
+    loop: LoopSpec | None = None
 
     def suggested_window(self) -> tuple[tuple[int, int], str]:
         """The window to try first, and where it comes from."""
@@ -76,10 +81,13 @@ def rule_of_thumb(n_layer: int) -> tuple[int, int]:
 def models() -> list[Model]:
     """All known models, shipped ones first. Raises GgufloopError if a models.toml cannot be understood."""
     shipped, own = _shipped_path(), user_models_path()
-    known = {m.name: m for m in _load(shipped, shipped.stat().st_mtime_ns)}
+    tables = _load(shipped, shipped.stat().st_mtime_ns)
+    read = {name: _entry(name, table, shipped) for name, table in tables.items()}
     if own.is_file():
-        known |= {m.name: m for m in _load(own, own.stat().st_mtime_ns)}
-    return list(known.values())
+        for name, table in _load(own, own.stat().st_mtime_ns).items():
+            amends = isinstance(table, dict) and "file" not in table
+            read[name] = _entry(name, {**tables.get(name, {}), **table} if amends else table, own)
+    return list(read.values())
 
 
 def find(name: str) -> Model | None:
@@ -102,22 +110,23 @@ def _shipped_path() -> Path:
 
 
 @lru_cache(maxsize=8)
-def _load(path: Path, _changed: int) -> tuple[Model, ...]:
+def _load(path: Path, _changed: int) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise GgufloopError(f"cannot read {path}: {e}.", "correct the file, or remove it.") from None
-    loaded = []
-    for name, table in tables.items():
-        try:
-            loaded.append(_model(name, table))
-        except (TypeError, ValueError, KeyError) as e:
-            reason = f"{e} is missing" if isinstance(e, KeyError) else str(e).rstrip(".")
-            raise GgufloopError(
-                f"model {name} in {path} cannot be understood: {reason}.",
-                "an entry has file, architecture, layers and sources; see the shipped models.toml.",
-            ) from None
-    return tuple(loaded)
+    return tables
+
+
+def _entry(name: str, table: Any, path: Path) -> Model:
+    try:
+        return _model(name, table)
+    except (TypeError, ValueError, KeyError) as e:
+        reason = f"{e} is missing" if isinstance(e, KeyError) else str(e).rstrip(".")
+        raise GgufloopError(
+            f"model {name} in {path} cannot be understood: {reason}.",
+            "an entry has file, architecture, layers and sources; see the shipped models.toml.",
+        ) from None
 
 
 def _model(name: str, table: Any) -> Model:
@@ -126,7 +135,11 @@ def _model(name: str, table: Any) -> Model:
         raise TypeError("it is not a table")
     _only(table, {f.name for f in fields(Model)} - {"name"})
     layers = _typed(table, "layers", int)
+    loop = LoopSpec.parse(_typed(table, "loop", str)) if "loop" in table else None
     window = parse_window(_typed(table, "window", str)) if "window" in table else None
+    if loop is not None:
+        loop.check(layers)
+        window = loop.window
     if window is not None:
         LoopSpec(window, k=2).check(layers)
         _typed(table, "origin", str)
@@ -140,6 +153,7 @@ def _model(name: str, table: Any) -> Model:
         sha256=_typed(table, "sha256", str).lower() if "sha256" in table else None,
         window=window,
         origin=table.get("origin", ""),
+        loop=loop,
     )
 
 
@@ -266,6 +280,49 @@ def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:
     starts = sorted(range(1, info.n_layer - (thumb[1] - thumb[0])), key=lambda a: abs(a - thumb[0]))
     windows = [(a, a + thumb[1] - thumb[0]) for a in starts]
     return next((w for w in windows if _can_loop(info, w, metadata)), thumb), RULE_OF_THUMB
+
+
+def suggest_loop(path: Path) -> LoopSpec | None:
+    """The whole loop saved for a model file, None if there is none. Raises as `suggest_window` does."""
+    info = describe(path)
+    entry = entry_for(info.files[0])
+    return entry.loop if entry is not None and entry.layers == info.n_layer else None
+
+
+def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
+    """Write a loop into the user's models.toml as what `--window auto` means for this model file; where that is.
+
+    What else the file says, comments too, stays. Raises GgufloopError if it cannot be read or written.
+    """
+    info, own, entry = describe(path), user_models_path(), entry_for(path)
+    name = path.stem if entry is None else entry.name
+    lines = [f"loop = {json.dumps(str(loop))}", f"origin = {json.dumps(origin)}"]
+    if entry is None:
+        lines = [f"file = {json.dumps(path.name)}", f"architecture = {json.dumps(info.architecture)}",
+                 f"layers = {info.n_layer}", "sources = []", *lines]  # fmt: skip
+    with lock(own.with_name(f".{own.name}.lock")), atomic_path(own) as partial:
+        text = own.read_text(encoding="utf-8") if own.is_file() else ""
+        partial.write_text(_with_entry(text, name, lines), encoding="utf-8")
+        saved = tomllib.loads(partial.read_text(encoding="utf-8")).get(name, {})
+        if saved.get("loop") != str(loop):
+            raise GgufloopError(f"{own} has entry {name} in a form this program cannot change.",
+                                f"write into it: {lines[-2]}")  # fmt: skip
+    return own
+
+
+def _with_entry(text: str, name: str, lines: list[str]) -> str:
+    """A models.toml with these settings in entry `name`, in place of those of their keys."""
+    keys = {line.partition(" = ")[0] for line in lines} | {"window"}
+    old = text.splitlines()
+    header = re.compile(
+        rf"\s*\[\s*(?:{re.escape(name)}|{re.escape(json.dumps(name))}|'{re.escape(name)}')\s*\]\s*(#.*)?"
+    )
+    at = next((i for i, line in enumerate(old) if header.fullmatch(line)), None)
+    if at is None:
+        return "\n".join([*old, *([""] if old else []), f"[{json.dumps(name)}]", *lines]) + "\n"
+    end = next((i for i in range(at + 1, len(old)) if old[i].lstrip().startswith("[")), len(old))
+    kept = [line for line in old[at + 1 : end] if line.partition("=")[0].strip() not in keys]
+    return "\n".join([*old[: at + 1], *lines, *kept, *old[end:]]) + "\n"
 
 
 def _can_loop(info: ModelInfo, window: tuple[int, int], metadata: Mapping[str, Any]) -> bool:

@@ -115,6 +115,7 @@ def decide(
     *,
     finalists: int = FINALISTS,
     racing: bool = True,
+    least: int = LEAST_ITEMS,
     worth: float = WORTH,
     level: float = 0.05,
     resamples: int = RESAMPLES,
@@ -124,7 +125,8 @@ def decide(
     Yields Requests; send back {name: looped - plain on request.items} for request.names. worth: the smallest gain that
     would matter; "no window helps" is said only if the finalists' intervals stay below it and, where hardly an item
     changed, by the rule of three (Hanley and Lippman-Hand 1983) as well: 3 / n < worth, for scores of 0 or 1.
-    racing=False scores all loops on the whole selection half. level: a false "helps" is at most this likely.
+    racing=False scores all loops on the whole selection half; racing begins with `least` items at least. level: a
+    false "helps" is at most this likely.
 
     Raises UsageError, when first advanced, for no names, a name twice, fewer than 4 items, fewer than 1 finalist or a
     worth not above 0; and on an answer that does not fit its request.
@@ -136,7 +138,7 @@ def decide(
     seen: dict[str, Values] = {name: np.empty(0) for name in left}
     dropped: list[str] = []
     done = 0
-    for total, keep in _rounds(len(left), n_select, finalists, racing):
+    for total, keep in _rounds(len(left), n_select, finalists, racing, least):
         answer = yield (request := Request(SELECT, tuple(left), np.sort(order[done:total])))
         for name, diff in _differences(answer, request).items():
             seen[name] = np.concatenate([seen[name], diff])
@@ -206,16 +208,18 @@ def select_and_confirm(
         return decision
 
 
-def planned_cost(n_names: int, n_items: int, finalists: int = FINALISTS, racing: bool = True) -> int:
+def planned_cost(
+    n_names: int, n_items: int, finalists: int = FINALISTS, racing: bool = True, least: int = LEAST_ITEMS
+) -> int:
     """Loops times items that `decide` will ask for in all, known beforehand: for a budget or a progress bar."""
     n_select = n_items // 2 if n_names > 1 else 0
     cost, left, done = 0, n_names, 0
-    for total, keep in _rounds(n_names, n_select, finalists, racing):
+    for total, keep in _rounds(n_names, n_select, finalists, racing, least):
         cost, left, done = cost + left * (total - done), keep, total
     return cost + left * (n_items - n_select)
 
 
-def _rounds(n_names: int, n_select: int, finalists: int, racing: bool) -> Sequence[tuple[int, int]]:
+def _rounds(n_names: int, n_select: int, finalists: int, racing: bool, least: int) -> Sequence[tuple[int, int]]:
     """(items seen after the round, loops kept after it), the items doubling up to n_select."""
     if not n_select:
         return []
@@ -224,7 +228,7 @@ def _rounds(n_names: int, n_select: int, finalists: int, racing: bool) -> Sequen
         keep.append(max(finalists, math.ceil(keep[-1] / 2)))
     if not racing:
         return [(n_select, keep[-1])]
-    sizes = [max(n_select >> (len(keep) - 1 - i), min(LEAST_ITEMS, n_select)) for i in range(len(keep))]
+    sizes = [max(n_select >> (len(keep) - 1 - i), min(least, n_select)) for i in range(len(keep))]
     # Rounds without new items (few items, many loops) are one round: it decides as they would one after the other.
     return [(size, k) for i, (size, k) in enumerate(zip(sizes, keep, strict=True)) if size not in sizes[i + 1 :]]
 

@@ -245,11 +245,12 @@ def test_same_scores_same_decision() -> None:
     assert one != select_and_confirm(plain, looped, seed=6, racing=True)
 
 
-@given(st.integers(2, 300), st.integers(2, 10_000), st.integers(1, 12), st.booleans())
-def test_rounds(n_names: int, n_select: int, finalists: int, racing: bool) -> None:
-    rounds = selection._rounds(n_names, n_select, finalists, racing)
+@given(st.integers(2, 300), st.integers(2, 10_000), st.integers(1, 12), st.booleans(), st.integers(1, 60))
+def test_rounds(n_names: int, n_select: int, finalists: int, racing: bool, least: int) -> None:
+    rounds = selection._rounds(n_names, n_select, finalists, racing, least)
     sizes, keeps = zip(*rounds, strict=True)
     assert sizes[-1] == n_select
+    assert sizes[0] >= min(least, n_select)
     assert keeps[-1] == min(finalists, n_names)
     assert list(sizes) == sorted(set(sizes))
     assert list(keeps) == sorted(keeps, reverse=True)

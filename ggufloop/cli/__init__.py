@@ -23,6 +23,7 @@ COMMANDS = {
     "trace": "How a loop converges on a text, pass by pass and layer by layer.",
     "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
+    "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
     "bench": "Measure speed: llama-bench's table, with loops.",
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",

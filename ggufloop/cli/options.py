@@ -9,12 +9,13 @@ model; everything else about a loop is checked here, before any model is loaded.
         path = model_from_flags(model, model_path, hf, offline)
         spec = loop_from_flags(window, window_suggestion(path), **loop)
 
-A command that runs several loops in turn takes lists of windows, K and kv instead: `loop_list_options` and
-`loops_from_flags`.
+A command that runs several loops in turn takes lists of windows, K, modes, solvers, beta and kv instead:
+`loop_list_options` and `loops_from_flags`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,7 +136,12 @@ _LISTS = {
     "--window": click.option("--window", metavar="A:B,...", shell_complete=_words(["auto"]),
                              help="Loop layers A to B-1 (half-open), or 'auto'. Without it nothing loops."),
     "--K": click.option("--K", "k", metavar="K,...",
-                        help="Outer steps of the solver (default 3); 1 is the plain model."),
+                        help="Outer steps of the solver (default 3); 1 is the plain model; 2:5 is 2,3,4."),
+    "--mode": click.option("--mode", metavar="MODE,...", shell_complete=_words(MODES),
+                           help=f"{', '.join(MODES)} (default block)."),
+    "--solver": click.option("--solver", metavar="SOLVER,...", shell_complete=_words(SOLVERS),
+                             help=f"{', '.join(SOLVERS)} (default euler)."),
+    "--beta": click.option("--beta", metavar="X,...", help="Anchor: weight of the plain result, 0 to 1 (default 0)."),
     "--kv": click.option("--kv", metavar="POLICY,...", shell_complete=_words(KV_POLICIES),
                          help=f"What the cache holds: {', '.join(KV_POLICIES)} (default first)."),
 }  # fmt: skip
@@ -198,7 +204,7 @@ def loop_options(command: C) -> C:
 
 
 def loop_list_options(command: C) -> C:
-    """Add the loop flags with lists of windows, K and kv; their values go to `loops_from_flags`."""
+    """Add the loop flags with lists for the flags of `_LISTS`; their values go to `loops_from_flags`."""
     for option in reversed((_LOOP | _LISTS).values()):
         command = option(command)
     return command
@@ -242,20 +248,59 @@ def whole_numbers(text: str, flag: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def loops_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], **flags: Any) -> list[LoopSpec]:
-    """Every loop that the flags of `loop_list_options` say: all windows, each with all K, each with all kv.
+def number_ranges(text: str, flag: str) -> list[int]:
+    """The numbers of a comma list whose entries may be ranges, half-open like windows: '1,4:10:2' is 1, 4, 6, 8.
 
+    Raises UsageError.
+    """
+    found: list[int] = []
+    for word in split_list(text, flag):
+        parts = word.split(":")
+        if len(parts) > 3 or not all(part.isdecimal() and len(part) < 6 for part in parts) or parts[2:] == ["0"]:
+            raise UsageError(f"{flag} {word!r} is no number or range.", f"write it like {flag} 2,3 or {flag} 1:20:2.")
+        numbers = [int(part) for part in parts]
+        found += numbers if len(numbers) == 1 else range(*numbers)
+    if not found:
+        raise UsageError(f"{flag} {text!r} holds no number.", "ranges are half-open: 2:5 is 2, 3, 4.")
+    return found
+
+
+def _decimals(text: str, flag: str) -> list[float]:
+    try:
+        return [float(word) for word in split_list(text, flag)]
+    except ValueError:
+        raise UsageError(f"{flag} {text!r} is no list of numbers.", f"write it like {flag} 0,0.5.") from None
+
+
+def loops_from_flags(
+    window: str | None, suggest: Callable[[], tuple[int, int]], refused: list[UsageError] | None = None, **flags: Any
+) -> list[LoopSpec]:
+    """Every loop that the flags of `loop_list_options` say: all windows, each with all K, and so on.
+
+    refused: gets the reasons of combinations that are no loop, such as repeat with kv first, instead of raising them.
     Empty without --window. Raises UsageError as `loop_from_flags`.
     """
+    lists: dict[str, list[Any]] = {
+        "window": [] if window is None else split_list(window, "--window"),
+        "mode": split_list(flags["mode"] or "block", "--mode"),
+        "solver": split_list(flags["solver"] or "euler", "--solver"),
+        "k": [None] if flags["k"] is None else number_ranges(flags["k"], "--K"),
+        "beta": [0.0] if flags["beta"] is None else _decimals(flags["beta"], "--beta"),
+        "kv": [None] if flags["kv"] is None else split_list(flags["kv"], "--kv"),
+    }
     if window is None:
-        loop_from_flags(None, suggest, **flags)  # raises for a flag that needs a window
+        first = {name: values[0] for name, values in lists.items() if values}
+        loop_from_flags(None, suggest, **flags | first)  # raises for a flag that needs a window
         return []
-    ks = [None] if flags["k"] is None else whole_numbers(flags["k"], "--K")
-    kvs = [None] if flags["kv"] is None else split_list(flags["kv"], "--kv")
-    loops = [
-        loop_from_flags(w, suggest, **flags | {"k": k, "kv": kv})
-        for w in split_list(window, "--window")
-        for k in ks
-        for kv in kvs
-    ]
-    return [loop for loop in loops if loop is not None]
+    loops: list[LoopSpec] = []
+    for values in itertools.product(*lists.values()):
+        try:
+            loop = loop_from_flags(suggest=suggest, **flags | dict(zip(lists, values, strict=True)))
+        except UsageError as e:
+            if refused is None:
+                raise
+            refused.append(e)
+        else:
+            assert loop is not None
+            loops.append(loop)
+    return loops

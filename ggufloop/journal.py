@@ -1,0 +1,129 @@
+"""A file of JSON lines that outlives its writer: a run that was stopped goes on from what is in it.
+
+    with Journal.open(path, {"model_sha256": ..., "text": ...}) as journal:
+        for record in journal.records: ...           # of an earlier run with the same header
+        journal.add({"loop": "12:16 k=2", ...})      # on disk when this returns
+
+The first line says what the run is of. A file with another first line is refused with what differs, so numbers of two
+models never meet in one table. A line is written at once and synced; what a crash leaves of one is dropped on opening.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import filelock
+
+from ggufloop.errors import GgufloopError
+
+Record = Mapping[str, Any]
+
+
+class Journal:
+    """An open journal, held by this process alone. records: what it held when it was opened, the header left out."""
+
+    def __init__(self, path: Path, file: IO[bytes], records: list[dict[str, Any]], lock: filelock.BaseFileLock) -> None:
+        self.path = path
+        self.records = records
+        self._file = file
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, header: Record) -> Journal:
+        """Continue the journal at `path`, or begin it.
+
+        Raises GgufloopError if it is of another run, is none, is being written by another process or cannot be
+        written.
+        """
+        lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise GgufloopError(f"{path} is being written by another run.", "wait for it, or name another.") from None
+        except OSError as e:
+            raise _cannot_write(path, e) from e
+        try:
+            lines, whole = _read(path)
+            if lines:
+                _compare(path, lines[0], json.loads(json.dumps(header)))
+            file = path.open("r+b" if path.exists() else "w+b")
+        except OSError as e:
+            lock.release()
+            raise _cannot_write(path, e) from e
+        except BaseException:
+            lock.release()
+            raise
+        journal = cls(path, file, lines[1:], lock)
+        file.truncate(whole)
+        file.seek(whole)
+        if not lines:
+            journal.add(header)
+        return journal
+
+    @staticmethod
+    def header(path: Path) -> dict[str, Any] | None:
+        """The first line of the journal at `path`, None if there is none. Raises GgufloopError as `open` does."""
+        lines, _ = _read(path)
+        return lines[0] if lines else None
+
+    def add(self, record: Record) -> None:
+        """Append a record. Raises GgufloopError if it cannot be written."""
+        try:
+            self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise _cannot_write(self.path, e) from e
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+        self._lock.release()
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole records of a file, and how many bytes they take; none of a file that is not there."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as e:
+        raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "name another file.") from e
+    records, whole = [], data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise GgufloopError(f"line {number} of {path} is no record of a run.", "name another file, or remove it.")
+        records.append(record)
+    if not records and data and data[:1] != b"{":
+        raise GgufloopError(f"{path} is no journal of a run.", "name another file.")
+    return records, whole
+
+
+def _compare(path: Path, there: Record, here: Record) -> None:
+    """Raise GgufloopError naming the first settings that differ."""
+    keys = [key for key in [*here, *(k for k in there if k not in here)] if there.get(key) != here.get(key)]
+    if keys:
+        what = "; ".join(
+            f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here" for key in keys[:3]
+        )
+        raise GgufloopError(f"{path} is of another run: {what}.", "name another file, or repeat that run's settings.")
+
+
+def _cannot_write(path: Path, e: OSError) -> GgufloopError:
+    return GgufloopError(f"cannot write {path}: {e.strerror or e}.", "name another file, or free some space.")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
