@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Visit, launched
 from fake_server import FakeServer
@@ -14,6 +15,7 @@ from playwright.sync_api import Browser
 
 from ggufloop.loop import DECODES, KV_POLICIES, SOLVERS, LoopSpec
 from ggufloop.registry import rule_of_thumb
+from ggufloop.stats import mean_interval, t_quantile
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +149,37 @@ def test_the_page_offers_what_the_library_has(modules: Visit) -> None:
     assert options("decode") == [re.split(r"[: ]", policy)[0] for policy in DECODES]
     windows = modules.run("loop.js", "a.map(m.autoWindow)", list(range(3, 130)))
     assert windows == [list(rule_of_thumb(n)) for n in range(3, 130)]
+
+
+# results
+
+
+def test_a_sweeps_journal_is_summed_up(modules: Visit) -> None:
+    """Means and intervals are those of the paired differences, each item once, however it was cut into slices."""
+    draw = np.random.default_rng(3)
+    plain = draw.normal(-3, 0.5, 40)
+    looped = plain + draw.normal(0.02, 0.1, 40)
+    slices = [
+        {"measure": "t", "loop": "plain", "items": list(range(25)), "scores": list(plain[:25]), "seconds": 2.0},
+        {"measure": "t", "loop": "12:16 k=3", "items": [30, 3, 4], "scores": list(looped[[30, 3, 4]]), "seconds": 1.0},
+        {"measure": "t", "loop": "plain", "items": list(range(25, 40)), "scores": list(plain[25:]), "seconds": 1.0},
+        {"measure": "t", "loop": "12:16 k=3", "items": [3, 10], "scores": list(looped[[3, 10]]), "seconds": 0.5},
+        {"measure": "u", "loop": "12:16 k=3", "items": [0], "scores": [1.0], "seconds": 0.5},
+        {"measure": "t", "loop": "10:14 k=3", "items": [7], "scores": [plain[7] + 0.5]},
+    ]
+    others = [{"schema_version": 1}, {"measure": "t", "loop": "x", "items": [1], "scores": []}, {"items": [1, 2]}, 3]
+    got = modules.run("journals.js", "m.splitJournal(a)", others + slices)
+    assert got == {"slices": slices, "others": others}
+    first, second, third, fourth = modules.run("journals.js", "m.sumUp(a)", slices)
+    assert (first["loop"], first["n"], first["gain"], first["seconds"]) == ("plain", 40, None, 3.0)
+    assert first["score"] == pytest.approx(plain.mean())
+    items = [30, 3, 4, 10]
+    gain = mean_interval(looped[items] - plain[items])
+    assert (second["loop"], second["n"]) == ("12:16 k=3", 4)
+    assert [second[name] for name in ("score", "gain", "low", "high")] == pytest.approx(
+        [looped[items].mean(), gain.mean, gain.low, gain.high], rel=1e-5
+    )
+    assert (third["measure"], third["gain"], third["low"]) == ("u", None, None)  # nothing to compare with
+    quantiles = modules.run("journals.js", "a.map(m.t95)", list(range(1, 60)))
+    assert quantiles == pytest.approx([t_quantile(0.975, df) for df in range(1, 60)], rel=1e-3)
+    assert (fourth["gain"], fourth["low"]) == (pytest.approx(0.5), None)  # one item has no interval

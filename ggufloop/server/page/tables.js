@@ -1,6 +1,7 @@
 // Results as something to look at: JSON and JSONL as tables, Markdown as headings, paragraphs, lists and tables.
 
 import { el } from "./dom.js";
+import { splitJournal, sumUp } from "./journals.js";
 
 const MOST_ROWS = 500;
 const KINDS = ["record", "kind", "type"]; // fields that say what a line of a JSONL file is
@@ -125,7 +126,20 @@ export function jsonlView(text) {
       if (i < lines.length - 1) throw new Error(`Line ${i + 1} is not JSON.`);
     }
   });
-  return records.length ? recordTables(records) : [el("p", { class: "hint" }, "Nothing in it yet.")];
+  if (!records.length) return [el("p", { class: "hint" }, "Nothing in it yet.")];
+  const { slices, others } = splitJournal(records);
+  return [...(slices.length ? journalView(slices) : []), ...recordTables(others)];
+}
+
+function journalView(slices) {
+  const rows = sumUp(slices);
+  return [
+    el("p", {}, "A sweep's scores so far: the gain of each loop over plain, paired, on the items both were scored on; "
+      + "above 0 is better. The best of many is too good to be quoted: what holds on held-out items is the verdict that ",
+      el("code", {}, "ggufloop sweep"), " prints."),
+    table(["measure", "loop", "items", "score", "gain", "95 % low", "95 % high", "seconds"],
+      rows.map((r) => [r.measure, r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
+  ];
 }
 
 /** Markdown, the part of it that reports use. Every text becomes a text node: markup in it stays visible. */
