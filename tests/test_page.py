@@ -185,6 +185,15 @@ def test_a_reload_keeps_conversation_and_settings(visit: Visit, server: FakeServ
     assert page.is_visible("#empty")
 
 
+def test_another_tab_shows_the_same_conversation(visit: Visit) -> None:
+    other = visit.context.new_page()
+    other.goto(visit.url)
+    other.wait_for_selector("#model[data-state=ready]")
+    visit.ask("sky")
+    other.wait_for_selector(".answer.looped[data-state=done]")
+    assert other.locator(".text").all_text_contents() == list(SCRIPTS["sky"])
+
+
 def test_an_answer_cut_off_by_a_reload_is_kept_as_far_as_it_came(visit: Visit) -> None:
     visit.send("slow")
     visit.until("document.querySelectorAll('.text')[1].textContent.includes('word3')")
@@ -271,7 +280,7 @@ def test_a_wrong_setting_is_said_in_one_line_and_nothing_is_sent(visit: Visit, s
     page.fill("#k", "3")
     page.click("#sampling-panel summary")
     page.fill("#seed", "-1")
-    assert page.text_content("#sampling-summary") == "Seed is a whole number from 0 to 4294967294, or empty."
+    assert page.text_content("#sampling-summary") == "Seed is a whole number from 0 to 4294967294."
     page.focus("#prompt")
     page.keyboard.press("Enter")
     assert str(page.text_content("#alert-text")).startswith("Seed is")
@@ -340,6 +349,7 @@ def test_the_page_holds_nothing_inline_and_names_no_other_host(visit: Visit) -> 
             name
         )
         assert text.count("\n") <= 600, name
+        assert max(map(len, text.splitlines())) <= 120 or name == "icon.svg", name
     page = assets.read_asset("")
     assert page is not None
     markup = page.content.decode()
@@ -438,7 +448,7 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     page.click("text=broken.json")
     page.wait_for_selector("#result pre")
     assert page.text_content("#result pre") == "{not json"
-    assert page.text_content("#result .error") == "This file is not JSON; here it is as it is written."
+    assert page.text_content("#result .error") == "This file is not JSON. Here it is as it is written."
     page.reload()
     page.wait_for_selector("#result pre")  # the address says what is shown
     assert page.evaluate("window.hit") is None

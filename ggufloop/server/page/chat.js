@@ -4,11 +4,13 @@ import { $, alertLine, announce, download, el } from "./dom.js";
 import { ApiError, oneLine, streamChat } from "./api.js";
 import { compare } from "./diff.js";
 import {
-  VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed, toJson,
-  toMarkdown,
+  CONVERSATION, VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed,
+  toJson, toMarkdown,
 } from "./store.js";
 
 const NAMES = { plain: "Plain", looped: "Looped" };
+const OTHER = { plain: "Answer without the loop too", looped: "Answer looped too" };
+const STATES = { waiting: "waiting", streaming: "writing", stopped: "stopped", error: "failed" };
 const FINAL = ["done", "stopped"];
 const GONE = [0, 404, 503]; // no answer, another model, loading: it may be another server by now
 const LIVE_PAIRS = 1_000_000; // a comparison while text still arrives may not take longer than a frame or two
@@ -31,7 +33,8 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
   function keep() {
     clearTimeout(keepTimer);
     keepTimer = 0;
-    if (!saveConversation(turns)) alertLine("The browser does not keep this conversation: its storage is full or forbidden.");
+    if (saveConversation(turns)) return;
+    alertLine("The browser does not keep this conversation: its storage is full or forbidden.");
   }
 
   function keepSoon() {
@@ -45,7 +48,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
   }
 
   function createTurn(turn, index) {
-    const view = { answers: {} };
+    const view = { answers: {}, compared: "", diff: null };
     for (const v of VARIANTS) {
       const text = el("p", { class: "text" });
       const kept = el("input", {
@@ -57,14 +60,13 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
       });
       const part = {
         spec: el("span", { class: "spec" }), state: el("span", { class: "state" }), text,
-        figures: el("footer", { class: "figures" }), kept: el("label", { class: "kept", hidden: true }, kept, "go on from this"),
-        add: el("button", { type: "button", class: "add", hidden: true, onclick: () => run(turn, [v]) },
-          `Answer ${v === "plain" ? "without the loop" : "looped"} too`),
+        figures: el("footer", { class: "figures" }),
+        kept: el("label", { class: "kept", hidden: true }, kept, "go on from this"),
+        add: el("button", { type: "button", class: "add", hidden: true, onclick: () => run(turn, [v]) }),
       };
       part.section = el("section", { class: `answer ${v}`, "aria-label": `${NAMES[v]} answer` },
         el("header", {}, el("h3", {}, NAMES[v]), part.spec, part.state, part.kept),
-        text, part.add,
-        part.figures);
+        text, part.add, part.figures);
       view.answers[v] = part;
     }
     view.differ = el("span", { class: "differ" });
@@ -88,9 +90,15 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     const { plain, looped } = turn.answers;
     const open = VARIANTS.map((v) => isOpen(turn.answers[v]));
     const both = settings.view === "both" && plain?.text && looped?.text;
-    const diff = both ? compare(plain.text, looped.text, open, open.includes(true) ? LIVE_PAIRS : undefined) : null;
+    const state = both ? JSON.stringify([plain.text, looped.text, open]) : "";
+    if (state !== view.compared) {
+      view.compared = state;
+      view.diff = both ? compare(plain.text, looped.text, open, open.includes(true) ? LIVE_PAIRS : undefined) : null;
+    }
+    const diff = view.diff;
     VARIANTS.forEach((v, i) => drawAnswer(turn, v, diff && (i ? diff.right : diff.left)));
-    view.differ.textContent = both && VARIANTS.every((v) => FINAL.includes(turn.answers[v].state)) ? [differing(diff), ratio(plain, looped)].join(" ") : "";
+    const finished = both && FINAL.includes(plain.state) && FINAL.includes(looped.state);
+    view.differ.textContent = finished ? `${differing(diff)} ${ratio(plain, looped)}` : "";
     const last = turn === turns[turns.length - 1];
     view.actions.hidden = !last || running !== null;
   }
@@ -102,17 +110,17 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     part.section.dataset.state = state;
     part.section.setAttribute("aria-busy", String(isOpen(answer)));
     part.spec.textContent = answer?.loop ?? "";
-    part.state.textContent = { waiting: "waiting", streaming: "writing", stopped: "stopped", error: "failed" }[state] ?? "";
-    if (state === "error" && !answer.text) part.text.replaceChildren(el("span", { class: "error" }, answer.error));
-    else if (marked) part.text.replaceChildren(...marked.map(({ text, differs }) => (differs ? el("mark", {}, text) : text)));
-    else part.text.textContent = answer?.text ?? "";
+    part.state.textContent = STATES[state] ?? "";
+    const runs = marked ?? [{ text: answer?.text ?? "", differs: false }];
+    part.text.replaceChildren(...runs.map(({ text, differs }) => (differs ? el("mark", {}, text) : text)));
+    if (state === "error") part.text.append(answer.text ? " " : "", el("span", { class: "error" }, answer.error));
     part.text.hidden = state === "missing";
-    if (state === "error" && answer.text) part.text.append(" ", el("span", { class: "error" }, answer.error));
-    part.figures.textContent = answer && !isOpen(answer) ? (state === "error" ? "" : figures(answer)) : progress(answer);
-    part.kept.hidden = !VARIANTS.every((each) => turn.answers[each]?.text) || isOpen(answer) || settings.view !== "both";
+    part.figures.textContent = FINAL.includes(state) ? figures(answer) : progress(answer);
+    const choice = settings.view === "both" && VARIANTS.every((each) => turn.answers[each]?.text);
+    part.kept.hidden = !choice || isOpen(answer);
     part.kept.firstChild.checked = turn.kept === v;
     part.add.hidden = state !== "missing" && state !== "error";
-    part.add.textContent = state === "error" ? "Try again" : part.add.textContent;
+    part.add.textContent = state === "error" ? "Try again" : OTHER[v];
     part.add.disabled = running !== null;
   }
 
@@ -165,15 +173,21 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     running = { abort, turn };
     if (document.activeElement?.closest(".turn")) focusPrompt(); // what was pressed is about to go
     turn.temperature = sampling.temperature;
-    const { temperature, max_tokens } = sampling;
-    const body = { messages: messagesFor(turns, turns.indexOf(turn), settings.system), temperature, max_tokens, seed: turn.seed };
-    if (model()) body.model = model();
+    const body = {
+      messages: messagesFor(turns, turns.indexOf(turn), settings.system),
+      temperature: sampling.temperature, max_tokens: sampling.max_tokens, seed: turn.seed,
+      ...(model() ? { model: model() } : {}),
+    };
     for (const v of variants) turn.answers[v] = newAnswer(v === "looped" ? loop : null);
     if (!variants.includes(turn.kept) && !turn.answers[turn.kept]) turn.kept = variants[variants.length - 1];
     drawAll();
     $("scroll").scrollTop = $("scroll").scrollHeight;
     announce(variants.length > 1 ? "Both answers are being written." : "The answer is being written.");
-    await Promise.all(variants.map((v) => write(turn, v, { ...body, loop: v === "looped" ? loop : null }, abort.signal, variants.length > 1)));
+    const together = variants.length > 1;
+    await Promise.all(variants.map((v) => {
+      const asked = { ...body, loop: v === "looped" ? loop : null };
+      return write(turn, v, asked, abort.signal, together);
+    }));
     running = null;
     keep();
     following(drawAll);
@@ -229,8 +243,10 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
   function send(text) {
     if (running || !text.trim()) return;
     const seed = controls.sampling().seed;
-    turns.push({ user: text, seed: seed === null ? drawSeed() : (seed + turns.length) % (2 ** 32 - 1),
-      temperature: null, kept: settings.view === "plain" ? "plain" : "looped", answers: {} });
+    turns.push({
+      user: text, seed: seed === null ? drawSeed() : (seed + turns.length) % (2 ** 32 - 1), temperature: null,
+      kept: settings.view === "plain" ? "plain" : "looped", answers: {},
+    });
     $("prompt").value = "";
     fit();
     run(turns[turns.length - 1], shown());
@@ -291,8 +307,9 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     return { model: model() ?? "", system: settings.system, exported: new Date().toISOString().slice(0, 19) + "Z" };
   }
   const fileName = (suffix) => `conversation-${new Date().toISOString().slice(0, 10)}.${suffix}`;
-  $("export-json").addEventListener("click", () => download(fileName("json"), "application/json", toJson(turns, about())));
-  $("export-md").addEventListener("click", () => download(fileName("md"), "text/markdown", toMarkdown(turns, about())));
+  for (const [suffix, type, render] of [["json", "application/json", toJson], ["md", "text/markdown", toMarkdown]]) {
+    $(`export-${suffix}`).addEventListener("click", () => download(fileName(suffix), type, render(turns, about())));
+  }
 
   // Clearing asks once more, in place.
   let asked = 0;
@@ -305,11 +322,8 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     }
     unask();
     running?.abort.abort();
-    turns.length = 0;
-    views.clear();
-    $("log").replaceChildren();
+    replaceTurns([]);
     keep();
-    drawAll();
     announce("The conversation is cleared.");
     $("prompt").focus();
   });
@@ -318,6 +332,18 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     asked = 0;
     $("clear").textContent = "Clear";
   }
+
+  function replaceTurns(list) {
+    turns.splice(0, turns.length, ...list);
+    views.clear();
+    $("log").replaceChildren();
+    drawAll();
+  }
+
+  // Another tab of this browser keeps the same conversation: what it adds is taken over.
+  addEventListener("storage", (event) => {
+    if (event.key === CONVERSATION && !running) replaceTurns(loadConversation());
+  });
 
   // A page that goes takes its requests along, and the browser reports them as failed; they were stopped by that.
   addEventListener("beforeunload", () => {
@@ -370,7 +396,8 @@ function differing(diff) {
 function spoken(turn, variants) {
   const states = variants.map((v) => {
     const { state, error } = turn.answers[v];
-    return `${NAMES[v]} answer ${{ done: "finished", stopped: "stopped" }[state] ?? `failed: ${error.replace(/\.$/, "")}`}`;
+    const ended = state === "done" ? "finished" : state === "error" ? `failed: ${error.replace(/\.$/, "")}` : state;
+    return `${NAMES[v]} answer ${ended}`;
   });
   return `${states.join(". ")}.`;
 }

@@ -104,7 +104,8 @@ export function createControls(settings) {
     if (runs === 1) return ["K 1 is the plain model"];
     const layers = model.layers + (runs - 1) * (model.window[1] - model.window[0]);
     const most = loop.kv === "frozen" || "attention" in loop ? "at most " : "";
-    return [el("strong", {}, `${(layers / model.layers).toFixed(2)}\u00d7`), ` the layers: ${most}${layers} for ${model.layers}`];
+    const times = `${(layers / model.layers).toFixed(2)}\u00d7`;
+    return [el("strong", {}, times), ` the layers: ${most}${layers} for ${model.layers}`];
   }
 
   function showSampling() {
@@ -118,16 +119,19 @@ export function createControls(settings) {
     } catch (e) {
       wrong = e.message;
     }
-    $("sampling-summary").textContent = wrong || `${temperature}, ${seed}, ${settings.maxTokens ?? served.maxTokens} tokens at most${system}`;
+    const most = `${settings.maxTokens ?? served.maxTokens} tokens at most`;
+    $("sampling-summary").textContent = wrong || `${temperature}, ${seed}, ${most}${system}`;
   }
 
   function check() {
     for (const id of Object.values(FIELDS)) $(id).setAttribute("aria-invalid", "false");
+    const { temperature, seed, maxTokens } = settings; // null: not set here
+    const isWhole = (value, least, end) => Number.isInteger(value) && value >= least && value < end;
+    const warm = temperature === null || (temperature >= 0 && temperature <= 5);
     const rules = [
-      ["temperature", settings.temperature === null || (settings.temperature >= 0 && settings.temperature <= 5), "Temperature is a number from 0 to 5."],
-      ["seed", settings.seed === null || (Number.isInteger(settings.seed) && settings.seed >= 0 && settings.seed < 2 ** 32 - 1),
-        "Seed is a whole number from 0 to 4294967294, or empty."],
-      ["maxTokens", settings.maxTokens === null || (Number.isInteger(settings.maxTokens) && settings.maxTokens >= 1), "Most tokens is a whole number of 1 or more."],
+      ["temperature", warm, "Temperature is a number from 0 to 5."],
+      ["seed", seed === null || isWhole(seed, 0, 2 ** 32 - 1), "Seed is a whole number from 0 to 4294967294."],
+      ["maxTokens", maxTokens === null || isWhole(maxTokens, 1, 2 ** 31), "Most tokens is a whole number above 0."],
     ];
     for (const [name, fine, rule] of rules) {
       if (fine) continue;

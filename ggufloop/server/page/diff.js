@@ -1,8 +1,9 @@
 // Which words of two texts differ: a longest common subsequence of their words. No DOM.
 
 // A word, or one sign. Scripts that write without spaces are compared character by character.
-const TOKEN =
-  /\s+|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]\p{M}*|(?:(?![\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}])[\p{L}\p{N}\p{M}_])+(?:['\u2019](?:(?![\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}])[\p{L}\p{N}\p{M}_])+)*|[^]/gu;
+const UNSPACED = "[\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Thai}]";
+const LETTERS = `(?:(?!${UNSPACED})[\\p{L}\\p{N}\\p{M}_])+`;
+const TOKEN = new RegExp(`\\s+|${UNSPACED}\\p{M}*|${LETTERS}(?:['\u2019]${LETTERS})*|[^]`, "gu");
 const SPACE = /^\s/u;
 const WORD = /[\p{L}\p{N}]/u;
 
@@ -63,7 +64,7 @@ export function align(a, b, most = MOST_PAIRS) {
   const keep = [a, b].map((words) => words.map((_, i) => i < start || i >= words.length - end));
   // lengths[i * (m + 1) + j]: of the longest common subsequence of a[start + i ...] and b[start + j ...]
   const width = m + 1;
-  const lengths = new Uint32Array((n + 1) * width);
+  const lengths = new Uint16Array((n + 1) * width); // the shorter side has sqrt(MOST_PAIRS) words at most
   for (let i = n - 1; i >= 0; i--) {
     for (let j = m - 1; j >= 0; j--) {
       const at = i * width + j;

@@ -16,7 +16,9 @@ export const DECODES = {
 export const MOST_EVALUATIONS = 64;
 
 const OWN = ["window", "k", "solver", "kv", "decode"];
-const ORDER = ["k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt"];
+const ORDER = [
+  "k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt",
+];
 const FURTHER = ["mode", "damping", "beta", "mu", "passes", "routing", "attention", "sinks", "halt"];
 
 /** Four layers, or a third of the model, centred at 0.48 of the depth: `--window auto` without a published window. */

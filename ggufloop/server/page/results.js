@@ -4,6 +4,9 @@ import { $, announce, download, el } from "./dom.js";
 import { getJson, hasKey, request } from "./api.js";
 import { jsonView, jsonlView, markdownView } from "./tables.js";
 
+const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
+const EMPTY = "Tables (.jsonl, .json, .md), figures (.png) and reports (.html) written to this folder appear here.";
+const SEALED = "A report of its own; it is opened without scripts and cannot reach this page.";
 const LABELS = { jsonl: "table", json: "table", md: "report", png: "figure", html: "page" };
 
 /** The address of a result; its folders stay folders. */
@@ -23,8 +26,8 @@ export function createResults({ onLocked }) {
       results = listing.results;
       $("folder").textContent = listing.folder ?? "Results";
       drawList();
-      if (!listing.folder) note("No results folder", "Start the server with --results DIR to see the sweeps and comparisons in a folder here.");
-      else if (!results.length) note("Nothing here yet", "Tables (.jsonl, .json, .md), figures (.png) and reports (.html) written to this folder appear here.");
+      if (!listing.folder) note("No results folder", NO_FOLDER);
+      else if (!results.length) note("Nothing here yet", EMPTY);
       else if (!results.some(({ name }) => name === current)) {
         if (current) note("Gone", `${current} is not in the folder any more.`);
         else note("Choose a result", `${results.length} ${results.length === 1 ? "file" : "files"}, the newest first.`);
@@ -39,8 +42,10 @@ export function createResults({ onLocked }) {
   function drawList() {
     $("files").replaceChildren(...results.map(({ name, kind, size, modified }) => {
       const cut = name.lastIndexOf("/") + 1;
-      return el("li", {}, el("a", { href: `#results/${encodeURIComponent(name)}`, "aria-current": name === current ? "true" : null },
-        el("span", { class: "file-name" }, cut ? el("span", { class: "file-folder" }, name.slice(0, cut)) : null, name.slice(cut)),
+      const chosen = name === current ? "true" : null;
+      return el("li", {}, el("a", { href: `#results/${encodeURIComponent(name)}`, "aria-current": chosen },
+        el("span", { class: "file-name" },
+          cut ? el("span", { class: "file-folder" }, name.slice(0, cut)) : null, name.slice(cut)),
         el("span", { class: "file-facts" }, `${LABELS[kind]}, ${bytes(size)}, ${when(modified)}`)));
     }));
   }
@@ -48,7 +53,8 @@ export function createResults({ onLocked }) {
   function note(title, text, error = false) {
     release();
     if (error) announce(text, true);
-    $("result").replaceChildren(el("div", { class: "empty" }, el("h2", {}, title), el("p", { class: error ? "error" : null }, text)));
+    const line = el("p", { class: error ? "error" : null }, text);
+    $("result").replaceChildren(el("div", { class: "empty" }, el("h2", {}, title), line));
   }
 
   function release() {
@@ -85,9 +91,9 @@ export function createResults({ onLocked }) {
 
   async function view({ name, kind }) {
     if (kind === "html") {
-      const text = "A report of its own; it is opened without scripts and cannot reach this page.";
-      const link = hasKey() ? null : el("p", {}, el("a", { href: address(name), target: "_blank", rel: "noopener noreferrer" }, "Open the report"));
-      return [el("p", {}, text), link ?? el("p", { class: "hint" }, "Download it: a link cannot carry the API key.")];
+      if (hasKey()) return [el("p", {}, "A report of its own. Download it: a link cannot carry the API key.")];
+      const link = el("a", { href: address(name), target: "_blank", rel: "noopener noreferrer" }, "Open the report");
+      return [el("p", {}, SEALED), el("p", {}, link)];
     }
     const response = await request(address(name), { cache: "no-store" });
     if (kind === "png") {
@@ -100,8 +106,9 @@ export function createResults({ onLocked }) {
     try {
       return { jsonl: jsonlView, json: jsonView, md: markdownView }[kind](text);
     } catch (e) {
-      const told = e instanceof SyntaxError ? "This file is not JSON; here it is as it is written." : `${e.message} Here it is as it is written.`;
-      return [el("p", { class: "error" }, told), el("pre", {}, text.slice(0, 200_000))];
+      const told = e instanceof SyntaxError ? "This file is not JSON." : e.message;
+      const line = el("p", { class: "error" }, `${told} Here it is as it is written.`);
+      return [line, el("pre", {}, text.slice(0, 200_000))];
     }
   }
 

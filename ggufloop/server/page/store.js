@@ -3,7 +3,7 @@
 import { spell } from "./loop.js";
 
 const SETTINGS = "ggufloop.settings";
-const CONVERSATION = "ggufloop.conversation";
+export const CONVERSATION = "ggufloop.conversation";
 const VERSION = 1;
 
 export const VARIANTS = ["plain", "looped"];

@@ -23,8 +23,10 @@ export function table(columns, rows, caption = null) {
   let order = { column: -1, down: false };
 
   function draw(list) {
-    body.replaceChildren(...list.slice(0, MOST_ROWS).map((row) => el("tr", {}, ...columns.map((_, i) => el("td",
-      { class: numeric[i] ? "number" : String(row[i]).length > 48 ? "long" : null, title: typeof row[i] === "number" ? String(row[i]) : null }, shown(row[i]))))));
+    body.replaceChildren(...list.slice(0, MOST_ROWS).map((row) => el("tr", {}, ...row.map((value, i) => el("td", {
+      class: numeric[i] ? "number" : String(value).length > 48 ? "long" : null,
+      title: typeof value === "number" ? String(value) : null, // with every digit
+    }, shown(value))))));
   }
 
   function sort(column) {
@@ -42,10 +44,11 @@ export function table(columns, rows, caption = null) {
   }
 
   draw(rows);
-  const more = rows.length > MOST_ROWS ? el("p", { class: "hint" }, `${MOST_ROWS} of ${rows.length} rows shown.`) : null;
+  const cut = rows.length > MOST_ROWS ? `${MOST_ROWS} of ${rows.length} rows shown.` : "";
   return el("div", {},
     el("div", { class: "sheet", tabindex: 0, role: "region", "aria-label": caption ?? "Table" },
-      el("table", {}, caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)), more);
+      el("table", {}, caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)),
+    cut ? el("p", { class: "hint" }, cut) : null);
 }
 
 function shown(value) {
@@ -79,7 +82,7 @@ export function flatten(record, prefix = "", out = {}) {
 export function recordTables(records) {
   const groups = [];
   for (const record of records) {
-    const flat = isObject(record) ? flatten(record) : { value: Array.isArray(record) ? flatten({ value: record }).value : record };
+    const flat = flatten(isObject(record) ? record : { value: record });
     const kindField = KINDS.find((name) => typeof flat[name] === "string");
     const kind = kindField ? flat[kindField] : null;
     let group = groups.find((g) => (kind !== null ? g.kind === kind : g.kind === null && alike(g.columns, flat)));
@@ -89,7 +92,7 @@ export function recordTables(records) {
   }
   return groups.map(({ kind, columns, records: list }) => {
     const names = [...columns];
-    if (list.length === 1 && names.length > 3) return table(["field", "value"], names.map((name) => [name, list[0][name] ?? null]), kind);
+    if (list.length === 1 && names.length > 3) return table(["field", "value"], Object.entries(list[0]), kind);
     return table(names, list.map((flat) => names.map((name) => flat[name] ?? null)), kind);
   });
 }
@@ -135,12 +138,14 @@ function journalView(slices) {
   const rows = sumUp(slices);
   return [
     el("p", {}, "A sweep's scores so far: the gain of each loop over plain, paired, on the items both were scored on; "
-      + "above 0 is better. The best of many is too good to be quoted: what holds on held-out items is the verdict that ",
-      el("code", {}, "ggufloop sweep"), " prints."),
+      + "above 0 is better. The best of many is too good to be quoted: the verdict that ",
+      el("code", {}, "ggufloop sweep"), " prints is told by held-out items."),
     table(["measure", "loop", "items", "score", "gain", "95 % low", "95 % high", "seconds"],
       rows.map((r) => [r.measure, r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
   ];
 }
+
+const OTHER_BLOCK = /^(#{1,6}\s|```|\s*[-*]\s|\|)/;
 
 /** Markdown, the part of it that reports use. Every text becomes a text node: markup in it stays visible. */
 export function markdownView(text) {
@@ -162,7 +167,7 @@ export function markdownView(text) {
       const [block, next] = take(lines, i, (each) => /^ {4}/.test(each));
       out.push(el("pre", {}, block.map((each) => each.slice(4)).join("\n")));
       i = next;
-    } else if (line.trim().startsWith("|") && /^[\s|:-]+$/.test(lines[i + 1] ?? "") && (lines[i + 1] ?? "").includes("-")) {
+    } else if (line.trim().startsWith("|") && /^[\s|:-]*-[\s|:-]*$/.test(lines[i + 1] ?? "")) {
       const [block, next] = take(lines, i, (each) => each.trim().startsWith("|"));
       const [head, , ...rows] = block.map(cells);
       out.push(table(head, rows));
@@ -177,7 +182,7 @@ export function markdownView(text) {
       out.push(el("ul", {}, ...items.map((item) => el("li", {}, ...inline(item)))));
       i = next;
     } else {
-      const [block, next] = take(lines, i, (each, j) => each.trim() && (j === i || !/^(#{1,6}\s|```|\s*[-*]\s|\|)/.test(each)));
+      const [block, next] = take(lines, i, (each, j) => j === i || (each.trim() && !OTHER_BLOCK.test(each)));
       out.push(el("p", {}, ...inline(block.map((each) => each.trim()).join(" "))));
       i = next;
     }
