@@ -395,7 +395,8 @@ def test_a_server_that_loads_and_one_that_wants_a_key(browser: Browser) -> None:
         assert page.evaluate("document.activeElement.id") == "key"
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
-        page.wait_for_selector("#key-form:not([hidden])")
+        visit.until("document.getElementById('key-label').textContent.startsWith('The server does not take that key')")
+        visit.until("document.activeElement.id === 'key'")
         page.keyboard.type("secret")
         page.keyboard.press("Enter")
         page.wait_for_selector("#model[data-state=ready]")

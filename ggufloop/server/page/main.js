@@ -72,6 +72,8 @@ function useModel(props) {
 
 function askForKey() {
   $("key-button").hidden = false;
+  const refused = "The server does not take that key; give another";
+  $("key-label").textContent = hasKey() ? refused : "This server wants an API key";
   openKey(true);
 }
 
