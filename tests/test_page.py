@@ -104,7 +104,10 @@ def test_stop_ends_both_answers_and_frees_the_server(visit: Visit, server: FakeS
         assert visit.text("plain").startswith("word0 word1 word2 word3")
         assert "stopped" in page.locator(".figures").last.text_content()
         left += 2
-        page.wait_for_timeout(100)
+        for _ in range(500):  # it notices at its next word
+            if server.left == left:
+                break
+            page.wait_for_timeout(10)
         assert server.left == left
     visit.ask("same")  # and it goes on, from what was written of the stopped answer
     assert visit.text("looped") == "Four."
