@@ -29,7 +29,12 @@ OLDEST = (3, 10)
 FAILED = 3  # as ggufloop's own exit code for a broken installation; pytest uses 1 and 2
 
 # Extras and libraries by command; a command that is not listed is treated like ggufloop.
-EXTRAS = {"ggufloop": {"chat"}, "pytest": {"chat", "dev", "eval", "lab", "reference"}, "ruff": {"dev"}, "mypy": {"dev"}}
+EXTRAS = {
+    "ggufloop": {"chat"},
+    "pytest": {"chat", "dev", "eval", "lab", "reference", "serve"},
+    "ruff": {"dev"},
+    "mypy": {"dev"},
+}
 LIBRARIES = {"ggufloop": [[]], "pytest": [[], ["--stock"]], "ruff": [], "mypy": []}
 # Commands of ggufloop that run no model, or that build the library themselves.
 NO_LIBRARY = {"", "build", "doctor", "version", "pull", "list", "inspect", "completion"}
@@ -103,6 +108,8 @@ def prepare(venv, argv):
     subcommand = next((word for word in argv[1:] if not word.startswith("-")), "")
     if argv[0] == "ggufloop" and subcommand == "eval":
         extras = extras | {"eval"}
+    if argv[0] == "ggufloop" and subcommand == "serve":
+        extras = extras | {"serve"}
     if argv[0] == "ggufloop" and (subcommand in NO_LIBRARY or {"-h", "--help"} & set(argv)):
         libraries = []
     if os.environ.get("GGUFLOOP_LIB_DIR"):  # the user brings the library

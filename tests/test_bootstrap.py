@@ -147,7 +147,7 @@ def test_each_command_gets_what_it_needs_and_no_more(checkout: Checkout) -> None
         checkout.run("ggufloop", *words)
     assert [e for e in checkout.events() if e != "build --backend"] == ["venv", "pip [chat]"]
     assert checkout.run("pytest", "-k", "x").stdout.splitlines() == [f"pytest of {checkout.venv}", "<-k>", "<x>"]
-    assert checkout.events() == ["pip [chat,dev,eval,lab,reference]", "build ", "build --stock"]
+    assert checkout.events() == ["pip [chat,dev,eval,lab,reference,serve]", "build ", "build --stock"]
     checkout.run("ggufloop", "run")
     assert checkout.events() == [], "what pytest needs includes what ggufloop needs"
     checkout.run("pytest", GGUFLOOP_LIB_DIR="/mine", GGUFLOOP_BACKEND="vulkan")
@@ -160,6 +160,12 @@ def test_what_plots_need_is_installed_for_plots_only(checkout: Checkout) -> None
     for words in (["--plot", "a.png"], ["--plot=a.png"]):
         checkout.run("ggufloop", "trace", "m", "-p", "x", *words)
     assert checkout.events() == ["pip [chat,lab]", "build "]
+
+
+def test_what_a_server_needs_is_installed_for_serve_only(checkout: Checkout) -> None:
+    checkout.run("ggufloop", "run", "serve")
+    checkout.run("ggufloop", "serve", "m")
+    assert checkout.events() == ["venv", "pip [chat]", "build ", "pip [chat,serve]"]
 
 
 def test_what_tasks_need_is_installed_for_eval_only(checkout: Checkout) -> None:
