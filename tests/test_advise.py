@@ -578,9 +578,8 @@ def test_what_cannot_be_told_says_how_much_would_tell(run: Run, tmp_path: Path) 
 
 def test_bad_input(run: Run, tmp_path: Path) -> None:
     good = saved(built(small(Quant(3.02))), tmp_path / "a.jsonl")
-    empty, torn = tmp_path / "empty.jsonl", tmp_path / "torn.jsonl"
-    study.create(empty, built(small(Quant(3.02))).header)
-    torn.write_text("{}\n")
+    study.create(empty := tmp_path / "empty.jsonl", built(small(Quant(3.02))).header)
+    (torn := tmp_path / "torn.jsonl").write_text("{}\n")
     cases: list[tuple[tuple[object, ...], int, str]] = [
         ((), 2, "0 studies are given.\n  name one, or two of models of different size.\n"),
         ((good, good), 2, "small.gguf has 100000000 weights, small.gguf 100000000.\n"
@@ -598,5 +597,4 @@ def test_bad_input(run: Run, tmp_path: Path) -> None:
     ]  # fmt: skip
     for args, code, message in cases:
         found = run(*args)
-        assert found[:2] == (code, ""), args
-        assert found[2].startswith(f"error: {message}"), found[2]
+        assert (*found[:2], found[2].startswith(f"error: {message}")) == (code, "", True), (args, found[2])

@@ -18,12 +18,12 @@ from ggufloop.cli.context import batch_options, check_context, check_loops, engi
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
+    loop_suggestion,
     loops_from_flags,
     model_from_flags,
     model_options,
     number_ranges,
     split_list,
-    window_suggestion,
 )
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
@@ -77,7 +77,7 @@ def _loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
     refused: list[UsageError] = []
     asked = loops_from_flags(
         window or _grid(start, width, n_layer),
-        window_suggestion(path),
+        loop_suggestion(path),
         refused,
         **{name: flags.pop(name) for name in LOOP_FLAGS},
     )
