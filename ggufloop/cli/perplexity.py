@@ -20,7 +20,7 @@ from ggufloop import corpus
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, batch_options, check_context, open_from_flags, reopened
 from ggufloop.cli.options import LOOP_FLAGS, loop_options, model_from_flags, model_options, split_list
-from ggufloop.cli.progress import download_progress
+from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.perplexity import (
@@ -200,17 +200,6 @@ def _contexts(text: str) -> list[int]:
     return list(dict.fromkeys(int(word) for word in words))
 
 
-def _source(text: str | None, dataset: str | None, offline: bool) -> corpus.Text:
-    if (text is None) == (dataset is None):
-        what = "no text is given." if text is None else "the text is given twice."
-        raise UsageError(what, f"give --text FILE, --text {' or --text '.join(corpus.NAMED)}, or --hf-dataset.")
-    if text is not None:
-        return corpus.local(text)
-    assert dataset is not None
-    with download_progress() as progress:
-        return corpus.hub_text(dataset, offline, progress)
-
-
 def _check_memory(path: Path, flags: dict[str, Any]) -> None:
     """Raise GgufloopError if the K/V cache cannot fit: Linux hands out memory it has not, and ends the process."""
     from ggufloop import backend
@@ -335,10 +324,7 @@ def _tokens(asked: _Asked, opened: Opened, base_name: str, base: Base | None) ->
 
 @click.command(name="perplexity")
 @model_options
-@click.option("--text", "-f", "--file", "text", metavar="FILE|pydoc|sdist-docs",
-              help="The text: a UTF-8 file, Python's own help, or llama.cpp's documentation.")  # fmt: skip
-@click.option("--hf-dataset", "dataset", metavar="wikitext|USER/REPO:FILE",
-              help="Score a text file of a Hugging Face data set; ARCHIVE.zip:MEMBER reads a zip's.")  # fmt: skip
+@text_options
 @click.option("-c", "--ctx-size", "ctx_size", metavar="N,...", default=str(CONTEXT), show_default=True,
               help="Tokens of a chunk; half of them are scored. 0: the model's. Several give a row each.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Score the first N chunks (default: all).")
@@ -391,7 +377,9 @@ def command(
                 f"{kl_base} brings its own text and -c {stored.n_ctx}.", "leave out --text, --hf-dataset and -c."
             )
         contexts = [stored.n_ctx]
-    source = _source(text, dataset, flags["offline"]) if stored is None else corpus.Text(f"that of {kl_base}", "")
+    source = (
+        text_from_flags(text, dataset, flags["offline"]) if stored is None else corpus.Text(f"that of {kl_base}", "")
+    )
     path = model_from_flags(*(flags[name] for name in ("model", "model_path", "hf", "offline")))
     if len(contexts) > 1 and 0 in contexts:
         contexts = list(dict.fromkeys(c or describe(path).n_ctx_train for c in contexts))
