@@ -141,7 +141,7 @@ def _within_budget(llm: Any, loops: list[LoopSpec], measures: list[Measure], sec
 
 
 class _Progress:
-    """One line on a terminal, else one per stage."""
+    """One line on a terminal, else one per stage and tenth of the work."""
 
     def __init__(self) -> None:
         self._said = ""
@@ -151,9 +151,9 @@ class _Progress:
         if sys.stderr.isatty():
             line = f"{p.measure}: {100 * min(p.done / p.total, 1):.0f} %{left} | {p.stage} {p.loop}"
             click.echo(f"\r{line:<78.78}", nl=False, err=True)
-        elif (said := f"{p.measure}: {p.stage}") != self._said:
+        elif (said := f"{p.measure}: {p.stage} {10 * p.done // p.total}") != self._said:
             self._said = said
-            click.echo(f"{said}, {100 * min(p.done / p.total, 1):.0f} % done{left}", err=True)
+            click.echo(f"{p.measure}: {p.stage}, {100 * min(p.done / p.total, 1):.0f} % done{left}", err=True)
 
     def close(self) -> None:
         if sys.stderr.isatty():
