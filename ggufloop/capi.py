@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ggufloop.errors import BackendError
+from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
 
 ABI = 2
@@ -102,3 +102,11 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
             raise BackendError(f"the llama.cpp library in use has no {name}.", "run: ggufloop build")
         function.restype, function.argtypes = restype, argtypes
     return lib
+
+
+def install(lib: ctypes.CDLL, ctx: Any, loop: LoopSpec | None, architecture: str) -> None:
+    """Give a context the plan of `loop`, None for the plain model. Raises GgufloopError; then it has no plan."""
+    code = lib.llama_loop_set(ctx, params(loop) if loop is not None and loop.is_loop else None)
+    if code != 0:
+        reason = ERRORS.get(code, f"error {code}").format(kv=loop.kv if loop else "-")
+        raise GgufloopError(f"cannot loop {architecture} with {loop}: {reason}.", "run: ggufloop inspect MODEL")

@@ -1,4 +1,4 @@
-"""`LoopedLlama`: llama_cpp.Llama with a window of its layers looped. The only module that imports llama_cpp.
+"""`LoopedLlama`: llama_cpp.Llama with a window of its layers looped. It and quantiser.py import llama_cpp.
 
     llm = LoopedLlama("m.gguf", n_ctx=4096, loop=LoopSpec((14, 20), k=3))    # every llama_cpp.Llama keyword works
     llm.create_chat_completion(messages=[...])                               # streaming, grammar, tools: inherited
@@ -36,7 +36,7 @@ from ggufloop.settings import check_settings
 
 ACTIVE = backend.activate()
 
-import llama_cpp  # noqa: E402  # the library it loads is chosen by activate()
+import llama_cpp as llama_cpp  # noqa: E402  # the library it loads is chosen by activate(); re-exported
 from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL  # noqa: E402
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
@@ -212,7 +212,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         if loop == self._loop:
             return
         if loop is not None:
-            self._check(loop)
+            self.check(loop)
         if _lib is None:
             raise BackendError("the stock llama.cpp has no loops.", "run without --stock.")
         if keep_cache:
@@ -244,7 +244,8 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         super().reset()
         self._epoch += 1
 
-    def _check(self, loop: LoopSpec) -> None:
+    def check(self, loop: LoopSpec) -> None:
+        """Raise UsageError unless this model, as it was opened, can run `loop`."""
         arch = self.metadata.get("general.architecture", "unknown")
         check_loop(arch, loop, self.n_layer(), read_header(Path(self.model_path)).metadata)
         if self.context_params.embeddings:
@@ -277,11 +278,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
     def _install(self, loop: LoopSpec | None) -> None:
         """Give the context the plan of `loop`. Raises GgufloopError; then the context has no plan."""
         assert _lib is not None
-        code = _lib.llama_loop_set(self.ctx, capi.params(loop) if loop is not None and loop.is_loop else None)
-        if code != 0:
-            arch = self.metadata.get("general.architecture", "unknown")
-            reason = capi.ERRORS.get(code, f"error {code}").format(kv=loop.kv if loop else "-")
-            raise GgufloopError(f"cannot loop {arch} with {loop}: {reason}.", "run: ggufloop inspect MODEL")
+        capi.install(_lib, self.ctx, loop, self.metadata.get("general.architecture", "unknown"))
 
     def skipped_evaluations(self) -> int:
         """Evaluations of the window (in layer mode, of a layer) that halt saved since the loop was set."""

@@ -198,7 +198,8 @@ def evaluate(
         tasks=tasks.loaded if docs is None else [tasks.leaves[task] for task in docs],
         task_manager=tasks.manager,  # or it reads all of its own again
         limit=limit,
-        samples=None if docs is None else {task: list(numbers) for task, numbers in docs.items()},
+        # Ascending: lm-eval asks in the order of the task, and names what it asked in the order of this list.
+        samples=None if docs is None else {task: sorted(numbers) for task, numbers in docs.items()},
         apply_chat_template=chat,
         bootstrap_iters=1000 if docs is None else 0,
         random_seed=SEED,

@@ -98,7 +98,7 @@ class Totals:
         )
 
 
-class _Text:
+class Text:
     """Whole characters out of bytes, up to the first stop string; what may be the start of one is held back."""
 
     def __init__(self, stop: tuple[str, ...], emit: Emit, strip: bool) -> None:
@@ -166,7 +166,7 @@ def complete(
         )
     room = n_ctx - len(prompt)
     limit = room if sampling.n == -1 else min(sampling.n, room)
-    text = _Text(stop, emit, strip)
+    text = Text(stop, emit, strip)
     tokens: list[int] = []
     finish = "stop"
     model.set_seed(sampling.seed)

@@ -168,7 +168,9 @@ def fit_loss(snr_db: ArrayLike, loss: ArrayLike, bits: ArrayLike | None = None, 
         return _straight(r**eta, y)[2]
 
     grid = np.geomspace(*_ETA, 200)
-    i = int(np.argmin([off(eta) for eta in grid]))
+    z, dy = r ** grid[:, None], y - y.mean()
+    z -= z.mean(axis=1, keepdims=True)
+    i = int(((z @ dy) ** 2 / (z**2).sum(axis=1)).argmax())  # what a straight line in r^eta explains
     eta = _least(off, float(grid[max(i - 1, 0)]), float(grid[min(i + 1, len(grid) - 1)]))
     l0, slope, residual = _straight(r**eta, y)
     flat = float(((y - y.mean()) ** 2).sum())
@@ -301,7 +303,7 @@ def _least(f: Callable[[float], float], low: float, high: float) -> float:
     golden = (math.sqrt(5) - 1) / 2
     a, b = high - golden * (high - low), low + golden * (high - low)
     fa, fb = f(a), f(b)
-    for _ in range(80):
+    for _ in range(50):
         if fa < fb:
             high, b, fb = b, a, fa
             a = high - golden * (high - low)

@@ -6,6 +6,7 @@
     result = perplexity(llm, tokens, n_ctx=512, base=Other(other))    # against another model of the same tokenizer
     stored = Stored.open(path)                                        # against a --kl-divergence-base file
     result = perplexity(llm, stored.tokens, stored.n_ctx, base=stored)
+    result = perplexity(llm, tokens, n_ctx=512, save=file)            # and write such a file
 
 The protocol: the tokens are cut into chunks of n_ctx; each is evaluated on an empty cache, its first token replaced by
 BOS where the model's tokenizer adds one, and the tokens after its middle are scored. One chunk is evaluated at a time
@@ -20,7 +21,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,20 +113,12 @@ class Stored:
             n_ctx, n_vocab, n_chunk = struct.unpack("<Iii", head[len(MAGIC) :]) if len(head) == 20 else (0, 0, 0)
             tokens = np.frombuffer(f.read(4 * n_ctx * n_chunk), dtype="<i4")
         stored = cls(path, n_ctx, n_vocab, tokens.tolist(), 20 + 4 * n_ctx * n_chunk)
-        whole = stored.offset + 2 * n_chunk * stored._scored * stored._width
+        whole = stored_bytes(n_ctx, n_vocab, n_chunk)
         if n_ctx < LEAST_CONTEXT or n_chunk < 1 or path.stat().st_size < whole:
             raise GgufloopError(
                 f"{path} is cut short: {path.stat().st_size} bytes of {whole}.", "write it again, with its -c and -f."
             )
         return stored
-
-    @property
-    def _scored(self) -> int:
-        return self.n_ctx - 1 - self.n_ctx // 2
-
-    @property
-    def _width(self) -> int:
-        return 2 * ((self.n_vocab + 1) // 2) + 4  # 16-bit numbers of one distribution, its scale and lowest in front
 
     def check(self, model: Model) -> None:
         """Raise GgufloopError unless the model has as many tokens."""
@@ -133,13 +126,45 @@ class Stored:
 
     def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll:
         """Read the chunk's distributions."""
-        size = self._scored * self._width
-        data = np.fromfile(self.path, dtype="<u2", count=size, offset=self.offset + 2 * size * i)
-        rows = data.reshape(self._scored, self._width)
+        scored, width = len(packed.scale), _width(self.n_vocab)
+        data = np.fromfile(self.path, dtype="<u2", count=scored * width, offset=self.offset + 2 * scored * width * i)
+        rows = data.reshape(scored, width)
         numbers = rows[:, :4].copy().view("<f4")
         packed.scale[:], packed.lowest[:] = numbers[:, 0], numbers[:, 1]
         packed.steps[:] = rows[:, 4 : 4 + self.n_vocab]
         return packed.nll(np.asarray(tokens[first + 1 :], dtype=np.intp)).astype(np.float64)
+
+
+class _Save:
+    """Writes the file that `Stored` reads, chunk after chunk, byte for byte as llama-perplexity does."""
+
+    def __init__(self, file: BinaryIO, tokens: Sequence[int], n_ctx: int, n_vocab: int, n_chunk: int) -> None:
+        self._file = file
+        self._packed = Packed.empty(n_ctx - 1 - n_ctx // 2, n_vocab)
+        file.write(MAGIC + struct.pack("<Iii", n_ctx, n_vocab, n_chunk))
+        file.write(np.asarray(tokens[: n_ctx * n_chunk], dtype="<i4").tobytes())
+
+    def put(self, part: slice, rows: Logits) -> None:
+        """Keep these distributions of the chunk."""
+        self._packed.put(part, rows, Normalisers.as_in_c(rows))
+
+    def write(self) -> None:
+        """The chunk is complete."""
+        scored, n_vocab = self._packed.steps.shape
+        rows = np.zeros((scored, _width(n_vocab)), dtype="<u2")
+        rows[:, :2] = self._packed.scale.astype("<f4").view("<u2").reshape(scored, 2)
+        rows[:, 2:4] = self._packed.lowest.astype("<f4").view("<u2").reshape(scored, 2)
+        rows[:, 4 : 4 + n_vocab] = self._packed.steps
+        self._file.write(rows.data)
+
+
+def stored_bytes(n_ctx: int, n_vocab: int, n_chunk: int) -> int:
+    """Size of the file that `perplexity(..., save=...)` writes of so many chunks."""
+    return len(MAGIC) + 12 + n_chunk * (4 * n_ctx + 2 * (n_ctx - 1 - n_ctx // 2) * _width(n_vocab))
+
+
+def _width(n_vocab: int) -> int:
+    return 2 * ((n_vocab + 1) // 2) + 4  # 16-bit numbers of one distribution, its scale and lowest in front
 
 
 @dataclass(frozen=True)
@@ -222,10 +247,12 @@ def perplexity(
     chunks: int | None = None,
     base: Base | None = None,
     report: Report = lambda done, total, ppl: None,
+    save: BinaryIO | None = None,
 ) -> Result:
     """Score the text under the loop in force, and against `base` if there is one.
 
     chunks: how many to score, from the start; all if None. The model's context must hold n_ctx tokens.
+    save: an open file to write the distributions under the loop in force to, for `Stored`.
     Raises UsageError for a chunk that is too small, GgufloopError for a text shorter than one chunk or another
     vocabulary.
     """
@@ -236,12 +263,15 @@ def perplexity(
     nll, base_nll, n_bytes = np.empty((n_chunk, scored)), np.empty((n_chunk, scored)), 0
     record = Record.empty(n_chunk * scored if base else 0)
     packed = Packed.empty(scored if base else 0, llm.n_vocab())
+    saved = None if save is None else _Save(save, tokens, n_ctx, llm.n_vocab(), n_chunk)
     for i in range(n_chunk):
         chunk = chunk_at(llm, tokens, n_ctx, i)
         n_bytes += len(llm.detokenize(chunk[first + 1 :]))
         if base is not None:
             base_nll[i] = base.chunk(i, chunk, first, packed)
-        _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed)
+        _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed, saved)
+        if saved is not None:
+            saved.write()
         report(i + 1, n_chunk, math.exp(nll[: i + 1].mean()))
     against = None
     if base is not None:
@@ -256,9 +286,16 @@ def perplexity(
 
 
 def _score_chunk(
-    llm: Model, chunk: list[int], first: int, nll: Nll, start: int, record: Record | None, packed: Packed
+    llm: Model,
+    chunk: list[int],
+    first: int,
+    nll: Nll,
+    start: int,
+    record: Record | None,
+    packed: Packed,
+    saved: _Save | None,
 ) -> None:
-    """Fill the chunk's nll, and its part of the record from `start`."""
+    """Fill the chunk's nll, its part of the record from `start`, and what is to be saved of it."""
 
     def take(part: slice, rows: Logits, targets: Targets) -> None:
         norms = Normalisers.of(rows)
@@ -266,6 +303,8 @@ def _score_chunk(
         if record is not None:
             place = slice(start + part.start, start + part.stop)
             record.put(place, rows, norms, targets, packed.part(part))
+        if saved is not None:
+            saved.put(part, rows)
 
     each_target(llm, chunk, first, take)
 

@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ggufloop.errors import GgufloopError
 Send = Callable[[dict[str, Any]], None]
 
 _BATCH = 128  # tokens whose logits are held at once: with a large vocabulary a megabyte each
+_F32 = 0  # ggml_type
 _STRING_OVERRIDE = 3  # LLAMA_KV_OVERRIDE_TYPE_STR
 
 
@@ -61,7 +62,7 @@ def quantise(low: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Tensor(ctypes.Structure):
-    """`struct ggml_tensor` of the pinned llama.cpp; `_check_layout` holds it against the library's own accessors."""
+    """`struct ggml_tensor` of the pinned llama.cpp; `_Ggml.check` holds it against the library's own accessors."""
 
 
 _Tensor._fields_ = [
@@ -97,8 +98,21 @@ class _Ggml:
         )
         self._nbytes = library.ggml_nbytes
         self._nbytes.restype, self._nbytes.argtypes = ctypes.c_size_t, [pointer]
-        self._op = library.ggml_op_desc
-        self._op.restype, self._op.argtypes = ctypes.c_char_p, [pointer]
+        self._op, self._name, self._elements = (
+            getattr(library, f"ggml_{name}") for name in ("op_desc", "get_name", "nelements")
+        )
+        for function, result in (
+            (self._op, ctypes.c_char_p),
+            (self._name, ctypes.c_char_p),
+            (self._elements, ctypes.c_int64),
+        ):
+            function.restype, function.argtypes = result, [pointer]
+
+    def check(self, tensor: Any) -> None:
+        """Raise GgufloopError unless a tensor's fields are where this module has them; its name is among the last."""
+        t = tensor.contents
+        if t.name != self._name(tensor) or int(np.prod(t.ne)) != self._elements(tensor):
+            raise GgufloopError("the tensors of this llama.cpp are laid out otherwise.", "run: ggufloop build")
 
     def op(self, tensor: Any) -> str:
         """'MUL_MAT' and the like."""
@@ -135,7 +149,8 @@ class Collector:
                 return not ask
             name = self._weight(t.contents.src[0])
             if ask:
-                return name is not None
+                self._ggml.check(t)
+                return name is not None and t.contents.src[1].contents.type == _F32
             if name is not None:
                 (self._experts if op == "MUL_MAT_ID" else self._matrix)(t.contents, name)
         except Exception as e:
@@ -239,7 +254,7 @@ def _tokenize(llama_cpp: Any, vocab: Any, text: str) -> list[int]:
     return list(out[: max(n, 0)])
 
 
-def main(stdin: Sequence[str] | Any = sys.stdin) -> None:
+def main() -> None:
     """Do the jobs that come in, one line each, until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
@@ -261,7 +276,7 @@ def main(stdin: Sequence[str] | Any = sys.stdin) -> None:
     except GgufloopError as e:
         send({"error": [type(e).__name__, e.message, e.hint]})
         return
-    for line in stdin:
+    for line in sys.stdin:
         job = json.loads(line)
         try:
             done = quantise(low, job) if job["kind"] == "quantise" else collect(low, job, send)

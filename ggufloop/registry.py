@@ -303,8 +303,11 @@ def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
     with lock(own.with_name(f".{own.name}.lock")), atomic_path(own) as partial:
         text = own.read_text(encoding="utf-8") if own.is_file() else ""
         partial.write_text(_with_entry(text, name, lines), encoding="utf-8")
-        saved = tomllib.loads(partial.read_text(encoding="utf-8")).get(name, {})
-        if saved.get("loop") != str(loop):
+        try:
+            saved = tomllib.loads(partial.read_text(encoding="utf-8"))[name]["loop"]
+        except (ValueError, KeyError):
+            saved = None
+        if saved != str(loop):
             raise GgufloopError(f"{own} has entry {name} in a form this program cannot change.",
                                 f"write into it: {lines[-2]}")  # fmt: skip
     return own

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypedDict
 
 import jinja2
@@ -92,10 +92,14 @@ class ChatTemplate:
 
         return cls(source, bos=text(model.token_bos()), eos=text(model.token_eos()))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt that asks for the next answer. Raises GgufloopError if the template refuses the messages."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The prompt that asks for the next answer.
+
+        tools: functions the model may call, in OpenAI's form. Raises GgufloopError if the template refuses
+        the messages.
+        """
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, tools=None)
+            return self._template.render(messages=messages, add_generation_prompt=True, tools=tools)
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:
             raise GgufloopError(f"the model's chat template refuses this conversation: {e}.", _WITHOUT) from e
 

@@ -69,7 +69,10 @@ class Worker:
         words = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()
         how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
         last = f": {words[-1]}" if words else ""
-        return GgufloopError(f"llama.cpp ended its process ({how}){last}", "run with -v to see its log up to there.")
+        hint = "run with -v to see its log up to there."
+        if how == "SIGKILL":
+            hint = "the system may have run out of memory."
+        return GgufloopError(f"llama.cpp ended its process ({how}){last}", hint)
 
     def close(self) -> None:
         """End the process, whatever it does."""

@@ -28,9 +28,17 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
 FAILED = 3  # as ggufloop's own exit code for a broken installation; pytest uses 1 and 2
 
-# Extras and libraries by command; a command that is not listed is treated like ggufloop.
-EXTRAS = {"ggufloop": {"chat"}, "pytest": {"chat", "dev", "eval", "lab", "reference"}, "ruff": {"dev"}, "mypy": {"dev"}}
-LIBRARIES = {"ggufloop": [[]], "pytest": [[], ["--stock"]], "ruff": [], "mypy": []}
+# Extras and libraries by command; a command that is not listed is treated like ggufloop, whose own commands and
+# options add to them.
+EXTRAS = {
+    "ggufloop": {"chat"},
+    "pytest": {"chat", "dev", "eval", "lab", "reference", "serve"},
+    "ruff": {"dev"},
+    "mypy": {"dev"},
+}
+OF_SUBCOMMAND = {"eval": {"eval"}, "serve": {"serve"}, "compare": {"lab"}, "shannon": {"lab"}}
+OF_OPTION = {"--plot": {"lab"}, "--tasks": {"eval"}}
+LIBRARIES = {"ggufloop": [[]], "pytest": [[], ["--stock", "--with-tools"]], "ruff": [], "mypy": []}
 # Commands of ggufloop that run no model, or that build the library themselves.
 NO_LIBRARY = {"", "build", "doctor", "version", "pull", "list", "inspect", "completion"}
 
@@ -97,12 +105,11 @@ def terminated(signum, frame):
 def prepare(venv, argv):
     """Bring .venv and the libraries to what the command needs. Raises Failed."""
     extras = EXTRAS.get(argv[0], EXTRAS["ggufloop"])
-    if argv[0] == "ggufloop" and any(word.split("=")[0] == "--plot" for word in argv):
-        extras = extras | {"lab"}
     libraries = LIBRARIES.get(argv[0], LIBRARIES["ggufloop"])
     subcommand = next((word for word in argv[1:] if not word.startswith("-")), "")
-    if argv[0] == "ggufloop" and subcommand == "eval":
-        extras = extras | {"eval"}
+    if argv[0] == "ggufloop":
+        options = [OF_OPTION.get(word.split("=")[0], set()) for word in argv]
+        extras = extras.union(OF_SUBCOMMAND.get(subcommand, set()), *options)
     if argv[0] == "ggufloop" and (subcommand in NO_LIBRARY or {"-h", "--help"} & set(argv)):
         libraries = []
     if os.environ.get("GGUFLOOP_LIB_DIR"):  # the user brings the library

@@ -45,7 +45,7 @@ for name in ("ggufloop", "pytest"):
 PROGRAM = """#!/bin/sh
 name=$(basename "$0")
 if [ "$name $1" = "ggufloop build" ]; then
-    echo "build $2" >> "$FAKE_EVENTS"
+    echo "build $2${3:+ $3}" >> "$FAKE_EVENTS"
     [ "$FAKE_BUILD" ] && { echo "error: no compiler" >&2; exit 3; }
     mkdir -p "$GGUFLOOP_CACHE/lib$2" && touch "$GGUFLOOP_CACHE/lib$2/manifest.json" && echo "$GGUFLOOP_CACHE/lib$2"
     exit
@@ -145,13 +145,15 @@ def test_second_call_does_nothing_and_takes_no_time(checkout: Checkout) -> None:
 def test_each_command_gets_what_it_needs_and_no_more(checkout: Checkout) -> None:
     for words in (["version"], ["build", "--backend", "cuda"], ["-v", "doctor"], ["run", "--help"], []):
         checkout.run("ggufloop", *words)
-    assert [e for e in checkout.events() if e != "build --backend"] == ["venv", "pip [chat]"]
+    assert [e for e in checkout.events() if e != "build --backend cuda"] == ["venv", "pip [chat]"]
     assert checkout.run("pytest", "-k", "x").stdout.splitlines() == [f"pytest of {checkout.venv}", "<-k>", "<x>"]
-    assert checkout.events() == ["pip [chat,dev,eval,lab,reference]", "build ", "build --stock"]
+    assert checkout.events() == ["pip [chat,dev,eval,lab,reference,serve]", "build ", "build --stock --with-tools"]
     checkout.run("ggufloop", "run")
     assert checkout.events() == [], "what pytest needs includes what ggufloop needs"
     checkout.run("pytest", GGUFLOOP_LIB_DIR="/mine", GGUFLOOP_BACKEND="vulkan")
-    assert checkout.events() == ["build --stock"], "another backend, and a library of one's own instead of the patched"
+    assert checkout.events() == ["build --stock --with-tools"], (
+        "another backend, and a library of one's own instead of the patched"
+    )
 
 
 def test_what_plots_need_is_installed_for_plots_only(checkout: Checkout) -> None:
@@ -162,11 +164,26 @@ def test_what_plots_need_is_installed_for_plots_only(checkout: Checkout) -> None
     assert checkout.events() == ["pip [chat,lab]", "build "]
 
 
-def test_what_tasks_need_is_installed_for_eval_only(checkout: Checkout) -> None:
-    checkout.run("ggufloop", "run", "eval", "--tasks", "eval")
+def test_what_a_server_needs_is_installed_for_serve_only(checkout: Checkout) -> None:
+    checkout.run("ggufloop", "run", "serve")
+    checkout.run("ggufloop", "serve", "m")
+    assert checkout.events() == ["venv", "pip [chat]", "build ", "pip [chat,serve]", "build "]
+
+
+def test_what_tasks_need_is_installed_for_tasks_only(checkout: Checkout) -> None:
+    checkout.run("ggufloop", "run", "eval", "--task", "tasks")
     assert checkout.events() == ["venv", "pip [chat]", "build "]
     checkout.run("ggufloop", "-v", "eval", "m")
     assert checkout.events() == ["pip [chat,eval]", "build "]
+    checkout.run("ggufloop", "sweep", "m", "--tasks", "brackets")
+    assert checkout.events() == []
+
+
+def test_what_reports_need_is_installed_for_compare_and_shannon(checkout: Checkout) -> None:
+    checkout.run("ggufloop", "compare", "m")
+    assert checkout.events() == ["venv", "pip [chat,lab]", "build "]
+    checkout.run("ggufloop", "shannon", "fit", "pythia")
+    assert checkout.events() == []
 
 
 def test_changes_are_noticed(checkout: Checkout) -> None:

@@ -18,12 +18,12 @@ def test_records_are_there_again(tmp_path: Path) -> None:
     with Journal.open(path, HEADER) as journal:
         assert journal.records == []
         journal.add({"x": 1})
-        journal.add({"x": "ü"})
+        journal.add({"x": "\u00fc"})
     with Journal.open(path, HEADER) as journal:
-        assert journal.records == [{"x": 1}, {"x": "ü"}]
+        assert journal.records == [{"x": 1}, {"x": "\u00fc"}]
         journal.add({"x": 3})
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
-        HEADER, {"x": 1}, {"x": "ü"}, {"x": 3}]  # fmt: skip
+        HEADER, {"x": 1}, {"x": "\u00fc"}, {"x": 3}]  # fmt: skip
     assert Journal.header(path) == HEADER
     assert Journal.header(tmp_path / "none") is None
 

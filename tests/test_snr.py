@@ -231,9 +231,13 @@ def test_matplotlib_is_asked_for(small: tuple[Path, Path], monkeypatch: pytest.M
 
 @pytest.mark.model
 def test_the_estimate_on_a_real_model(smollm2: Path, tmp_path: Path) -> None:
-    """Real weights are no sample of a distribution: SmolLM2 in Q4_0, by layer within 1.2 dB of the truth."""
+    """Real weights are no sample of a distribution: SmolLM2 in Q5_0, by layer within 1.2 dB of the truth.
+
+    What is outside the layers is Q8_0 in the source and stays so, without noise.
+    """
     made = quantize(smollm2, tmp_path / "q.gguf", "Q5_0", threads=1)
     assert made.requantised
     measured, estimated = by_layer(tensor_snr(made.path, smollm2)), by_layer(tensor_snr(made.path))
-    for a, b in zip(measured, estimated, strict=True):
+    assert measured[-1].noise == 0
+    for a, b in zip(measured[:-1], estimated[:-1], strict=True):
         assert abs(a.snr_db - b.snr_db) < 1.2, (a, b)

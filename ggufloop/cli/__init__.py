@@ -19,6 +19,7 @@ from ggufloop.errors import GgufloopError, nearest
 COMMANDS = {
     "run": "Answer one prompt, or chat, with a model's window looped.",
     "chat": "Chat with a model.",
+    "serve": "Serve a model behind OpenAI's API, and a page.",
     "trace": "How a loop converges on a text, pass by pass and layer by layer.",
     "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
@@ -26,7 +27,9 @@ COMMANDS = {
     "quantize": "Quantise a model with llama.cpp's own quantiser.",
     "snr": "How far quantised weights are from their originals, layer by layer.",
     "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
+    "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
     "bench": "Measure speed: llama-bench's table, with loops.",
+    "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
     "inspect": "What a model file holds, and whether and where it can loop.",
     "pull": "Download a model.",
     "list": "The models known by name, and which are downloaded.",

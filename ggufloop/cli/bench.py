@@ -25,11 +25,11 @@ from ggufloop.cli.context import check_context, check_loops, context_options, en
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
+    loop_suggestion,
     loops_from_flags,
     model_from_flags,
     model_options,
     whole_numbers,
-    window_suggestion,
 )
 from ggufloop.digest import file_sha256
 from ggufloop.errors import BackendError, UsageError, nearest
@@ -342,7 +342,7 @@ def command(
         _check_context_holds(works, flags["ctx_size"])
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loops = loops_from_flags(
-        flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
     variants = _variants(loops, stock, compare, repetitions, bool(flags["rpc_servers"]))
     path = find()

@@ -16,7 +16,7 @@ import click
 from ggufloop.chat import Conversation
 from ggufloop.cli import lines, terminal
 from ggufloop.cli.context import Opened, context_options, open_from_flags, sampling_from_flags, sampling_options
-from ggufloop.cli.options import DEFAULT_K, loop_options, model_options
+from ggufloop.cli.options import DEFAULT_K, Suggest, loop_options, model_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.generate import Answer, Emit, Stopped, first_difference
 from ggufloop.loop import LoopSpec
@@ -42,10 +42,10 @@ COMMANDS = {
 class Repl:
     """Reads messages and commands until the input ends; `failed` tells whether any of them did not work.
 
-    suggest: the window `/loop auto` means.
+    suggest: the window, or loop, that `/loop auto` means.
     """
 
-    def __init__(self, chat: Conversation, n_layer: int, suggest: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, chat: Conversation, n_layer: int, suggest: Suggest) -> None:
         self.chat = chat
         self.n_layer = n_layer
         self.suggest = suggest
@@ -189,7 +189,12 @@ class Repl:
         """'14:20 3 kv=each' or 'auto' in the words of LoopSpec.parse."""
         window, *words = rest.split()
         if window == "auto":
-            window = "{}:{}".format(*self.suggest())
+            found = self.suggest()
+            if isinstance(found, LoopSpec):
+                if not words:
+                    return found
+                found = found.window
+            window = "{}:{}".format(*found)
         if words and "=" not in words[0]:
             words[0] = f"k={words[0]}"
         if not any(word.lower().startswith("k=") for word in words):

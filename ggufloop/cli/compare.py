@@ -22,7 +22,7 @@ from ggufloop.cache import atomic_path, lock
 from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, engine_settings
 from ggufloop.cli.options import LOOP_FLAGS, loop_list_options, loops_from_flags, model_from_flags, split_list
-from ggufloop.cli.progress import download_progress
+from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.digest import file_sha256
 from ggufloop.doctor import versions
 from ggufloop.errors import GgufloopError, UsageError, nearest
@@ -98,17 +98,6 @@ class _Place:
     @property
     def models(self) -> Path:
         return self.folder / "models"
-
-
-def _text(text: str | None, dataset: str | None, offline: bool) -> corpus.Text:
-    if (text is None) == (dataset is None):
-        what = "no text is given." if text is None else "the text is given twice."
-        raise UsageError(what, f"give --text FILE, --text {' or --text '.join(corpus.NAMED)}, or --hf-dataset.")
-    if text is not None:
-        return corpus.local(text)
-    assert dataset is not None
-    with download_progress() as progress:
-        return corpus.hub_text(dataset, offline, progress)
 
 
 def _loops(path: Path, plan: _Plan) -> tuple[tuple[int, int], list[LoopSpec | None]]:
@@ -323,10 +312,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
               help="What to quantise to; .gguf files and 'source' (MODEL itself): as they are.")  # fmt: skip
 @click.option("--reference", default="F16", show_default=True, metavar="F32|F16|BF16",
               help="What a model that is quantised already is dequantised to.")  # fmt: skip
-@click.option("--text", "-f", "--file", "text", metavar="FILE|pydoc|sdist-docs",
-              help="The text: a UTF-8 file, Python's own help, or llama.cpp's documentation.")  # fmt: skip
-@click.option("--hf-dataset", "dataset", metavar="wikitext|USER/REPO:FILE",
-              help="A text file of a Hugging Face data set; ARCHIVE.zip:MEMBER reads a zip's.")  # fmt: skip
+@text_options
 @click.option("-c", "--ctx-size", "ctx_size", type=click.IntRange(min=1), metavar="N", default=CONTEXT,
               show_default=True, help="Tokens of a chunk; half of them are scored.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", default=CHUNKS, show_default=True,
@@ -388,7 +374,7 @@ def command(
     for word in words:
         rungs.rung_name(word)
     plan = _Plan(
-        words, chunks, _text(text, dataset, offline), tuple(split_list(tasks, "--tasks")) if tasks else (),
+        words, chunks, text_from_flags(text, dataset, offline), tuple(split_list(tasks, "--tasks")) if tasks else (),
         limit, reference.upper(), out, flags,
     )  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}

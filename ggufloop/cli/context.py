@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +26,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, loop_from_flags, model_from_flags, window_suggestion
+from ggufloop.cli.options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
 from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.errors import UsageError, nearest
 from ggufloop.loop import LoopSpec
@@ -145,7 +145,7 @@ class Opened:
 
     llm: LoopedLlama
     path: Path
-    suggest: Callable[[], tuple[int, int]]
+    suggest: Suggest
 
 
 def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
@@ -158,7 +158,7 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loop = loop_from_flags(
         flags.pop("window", None),
-        lambda: window_suggestion(find())(),
+        lambda: loop_suggestion(find())(),
         **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
@@ -167,7 +167,15 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
         llm = _open(path, loop, flags, verbose)
     if llm.devices:
         terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
-    return Opened(llm, path, window_suggestion(path))
+    return Opened(llm, path, loop_suggestion(path))
+
+
+def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:
+    """The same model and loop in the context these flags of `context_options` say; the old one is closed."""
+    loop = opened.llm.loop
+    opened.llm.close()
+    with terminal.progress(f"loading {opened.path.name} ..."):
+        return replace(opened, llm=_open(opened.path, loop, flags, verbose))
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ import click
 from ggufloop import registry
 from ggufloop.architectures import check_architecture, check_loop, refusal
 from ggufloop.cli.context import DEFAULT_CONTEXT
-from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options
+from ggufloop.cli.options import loop_from_flags, loop_options, loop_suggestion, model_from_flags, model_options
 from ggufloop.errors import UsageError, nearest
 from ggufloop.inspect import KV_PREDICTED, KV_TYPES, ModelInfo, describe, plain_kv_bytes
 from ggufloop.loop import LoopSpec
@@ -95,7 +95,7 @@ def _report(
     if info.architecture in KV_PREDICTED:
         sizes = plain_kv_bytes(info, n_ctx, *types, flash_attn=True)
     suggestion = registry.suggest_window(info)
-    spec = loop_from_flags(window, lambda: suggestion[0], **flags)
+    spec = loop_from_flags(window, loop_suggestion(info.files[0]), **flags)
     looped = None
     if spec is not None:
         check_loop(info.architecture, spec, info.n_layer, read_header(info.files[0]).metadata)

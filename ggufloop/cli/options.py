@@ -7,7 +7,7 @@ model; everything else about a loop is checked here, before any model is loaded.
     @loop_options
     def command(model, model_path, hf, offline, window, **loop):
         path = model_from_flags(model, model_path, hf, offline)
-        spec = loop_from_flags(window, window_suggestion(path), **loop)
+        spec = loop_from_flags(window, loop_suggestion(path), **loop)
 
 A command that runs several loops in turn takes lists of windows, K, modes, solvers, beta and kv instead:
 `loop_list_options` and `loops_from_flags`.
@@ -27,6 +27,8 @@ from ggufloop.errors import UsageError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, SOLVERS, LoopSpec
 
 C = TypeVar("C", bound=Callable[..., Any])
+
+Suggest = Callable[[], "tuple[int, int] | LoopSpec"]
 
 DEFAULT_K = 3
 LOOP_FLAGS = (
@@ -186,12 +188,23 @@ def model_from_flags(model: str | None, model_path: str | None, hf: str | None, 
 
 
 def window_suggestion(path: Path) -> Callable[[], tuple[int, int]]:
-    """What `--window auto` means for this model file, for `loop_from_flags`."""
+    """The window to try first on this model file."""
 
     def suggest() -> tuple[int, int]:
         from ggufloop import registry
 
         return registry.suggest_window(path)[0]
+
+    return suggest
+
+
+def loop_suggestion(path: Path) -> Suggest:
+    """What `--window auto` means for this model file, for `loop_from_flags`: a saved loop, or a window."""
+
+    def suggest() -> tuple[int, int] | LoopSpec:
+        from ggufloop import registry
+
+        return registry.suggest_loop(path) or registry.suggest_window(path)[0]
 
     return suggest
 
@@ -210,17 +223,17 @@ def loop_list_options(command: C) -> C:
     return command
 
 
-def loop_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], **flags: Any) -> LoopSpec | None:
+def loop_from_flags(window: str | None, suggest: Suggest, **flags: Any) -> LoopSpec | None:
     """The LoopSpec the loop flags say, None without --window.
 
-    window: the flag's text; 'auto' calls `suggest()` for the model's window. flags: the other loop flags by name.
-    Raises UsageError.
+    window: the flag's text; 'auto' calls `suggest()` for the model's window, or for its loop, which is taken whole if
+    no other flag is given. flags: the other loop flags by name. Raises UsageError.
     """
     defaults = {"k": None, "mode": "block", "solver": "euler", "damping": None, "beta": 0.0, "mu": None,
                 "passes": None, "kv": None, "decode": "full", "routing": None, "attention": None, "sinks": 0,
                 "halt": None}  # fmt: skip
+    given = [name for name in defaults if flags.get(name, defaults[name]) != defaults[name]]
     if window is None:
-        given = [name for name in defaults if flags.get(name, defaults[name]) != defaults[name]]
         if given:
             names = {"k": "--K", "attention": "--loop-attention", "sinks": "--loop-sinks"}
             flag = names.get(given[0], f"--{given[0]}")
@@ -228,7 +241,12 @@ def loop_from_flags(window: str | None, suggest: Callable[[], tuple[int, int]], 
         return None
     if flags.get("k") is None:
         flags["k"] = DEFAULT_K
-    return LoopSpec(suggest() if window == "auto" else window, **flags)  # type: ignore[arg-type]  # text is accepted
+    if window != "auto":
+        return LoopSpec(window, **flags)  # type: ignore[arg-type]  # text is accepted
+    found = suggest()
+    if not isinstance(found, LoopSpec):
+        return LoopSpec(found, **flags)
+    return LoopSpec(found.window, **flags) if given else found
 
 
 def split_list(text: str, flag: str) -> list[str]:
@@ -273,7 +291,7 @@ def _decimals(text: str, flag: str) -> list[float]:
 
 
 def loops_from_flags(
-    window: str | None, suggest: Callable[[], tuple[int, int]], refused: list[UsageError] | None = None, **flags: Any
+    window: str | None, suggest: Suggest, refused: list[UsageError] | None = None, **flags: Any
 ) -> list[LoopSpec]:
     """Every loop that the flags of `loop_list_options` say: all windows, each with all K, and so on.
 

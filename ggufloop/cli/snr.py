@@ -16,7 +16,7 @@ from ggufloop.digest import files_sha256
 from ggufloop.errors import UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import read_model
-from ggufloop.snr import FORMAT, STEPS, Share, TensorSnr, by_layer, snr_figure, tensor_snr, total, window_share
+from ggufloop.snr import EXACT, FORMAT, STEPS, Share, TensorSnr, by_layer, snr_figure, tensor_snr, total, window_share
 from ggufloop.table import FORMS, Cell, Column, Table
 
 SCHEMA_VERSION = 1
@@ -49,6 +49,13 @@ def _line(name: str, share: Share) -> str:
     return f"{name:<10}{_decibel(share.snr_db)}, {share.bits:.3f} bits per weight, {', '.join(share.types)}\n"
 
 
+def _flattery(reference: Path) -> str:
+    """What to say of a reference that is quantised: types whose grid is like its own reproduce it too well."""
+    types = {t.type for header in read_model(reference) for t in header.tensors} - set(EXACT)
+    kinds = ", ".join(sorted(types))
+    return f" (quantised itself, {kinds}: types with a grid like that come out better than they are)" if types else ""
+
+
 def _text(path: Path, reference: Path | None, tensors: list[TensorSnr], window: tuple[int, int] | None) -> str:
     out = f"{'model':<10}{path.name}\n"
     if reference is None:
@@ -57,7 +64,7 @@ def _text(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
         more = ", and of some types what is usual for them" if {STEPS, FORMAT} <= methods else ""
         out += f"{'reference':<10}none: estimated from {how}{more}\n"
     else:
-        out += f"{'reference':<10}{reference.name}\n"
+        out += f"{'reference':<10}{reference.name}{_flattery(reference)}\n"
     out += _line("all", total(tensors))
     if window is not None:
         out += _line(f"{window[0]}:{window[1]}", window_share(tensors, window))

@@ -18,13 +18,14 @@ from ggufloop.cli.context import batch_options, check_context, check_loops, engi
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
+    loop_suggestion,
     loops_from_flags,
     model_from_flags,
     model_options,
     number_ranges,
     split_list,
-    window_suggestion,
 )
+from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.inspect import layer_count
@@ -77,7 +78,7 @@ def _loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
     refused: list[UsageError] = []
     asked = loops_from_flags(
         window or _grid(start, width, n_layer),
-        window_suggestion(path),
+        loop_suggestion(path),
         refused,
         **{name: flags.pop(name) for name in LOOP_FLAGS},
     )
@@ -103,11 +104,11 @@ def _loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
 # what is measured
 
 
-def _measures(llm: Any, text: str | None, tasks: str | None, chunks: int | None, limit: int | None, n_ctx: int,
+def _measures(llm: Any, text: corpus.Text | None, tasks: str | None, chunks: int | None, limit: int | None, n_ctx: int,
               chat: bool) -> list[Measure]:  # fmt: skip
     measures: list[Measure] = []
     if text is not None:
-        measures.append(TextMeasure(llm, corpus.local(text), n_ctx, chunks))
+        measures.append(TextMeasure(llm, text, n_ctx, chunks))
     with terminal.progress("reading the tasks ..."):
         measures += [TaskMeasure(name, limit, chat) for name in (split_list(tasks, "--tasks") if tasks else [])]
     names = [m.name for m in measures]
@@ -140,7 +141,7 @@ def _within_budget(llm: Any, loops: list[LoopSpec], measures: list[Measure], sec
 
 
 class _Progress:
-    """One line on a terminal, else one per stage."""
+    """One line on a terminal, else one per stage and tenth of the work."""
 
     def __init__(self) -> None:
         self._said = ""
@@ -150,9 +151,9 @@ class _Progress:
         if sys.stderr.isatty():
             line = f"{p.measure}: {100 * min(p.done / p.total, 1):.0f} %{left} | {p.stage} {p.loop}"
             click.echo(f"\r{line:<78.78}", nl=False, err=True)
-        elif (said := f"{p.measure}: {p.stage}") != self._said:
+        elif (said := f"{p.measure}: {p.stage} {10 * p.done // p.total}") != self._said:
             self._said = said
-            click.echo(f"{said}, {100 * min(p.done / p.total, 1):.0f} % done{left}", err=True)
+            click.echo(f"{p.measure}: {p.stage}, {100 * min(p.done / p.total, 1):.0f} % done{left}", err=True)
 
     def close(self) -> None:
         if sys.stderr.isatty():
@@ -236,14 +237,7 @@ def _record(outcome: Outcome, loops: Sequence[LoopSpec]) -> dict[str, Any]:
 @click.option("--start", metavar="N,A:B,...", help="First layers of the windows: 8,10,12 or 8:20:2 (half-open).")
 @click.option("--width", metavar="N,A:B,...", help=f"Their widths (default {WIDTH}); 1:7 is 1 to 6.")
 @loop_list_options
-@click.option(
-    "--text",
-    "-f",
-    "--file",
-    "text",
-    metavar="FILE|pydoc|sdist-docs",
-    help="Measure log-probability on a text: a file, Python's own help, llama.cpp's documentation.",
-)
+@text_options
 @click.option("--tasks", metavar="NAME,...", help="Measure accuracy on tasks of lm-eval, one verdict for each.")
 @click.option("-c", "--ctx-size", "ctx_size", type=click.IntRange(min=4), metavar="N", default=CONTEXT,
               show_default=True, help="Tokens of a chunk of the text; half of them are scored.")  # fmt: skip
@@ -270,6 +264,7 @@ def command(
     ctx: click.Context,
     /,
     text: str | None,
+    dataset: str | None,
     tasks: str | None,
     chunks: int | None,
     limit: int | None,
@@ -297,9 +292,10 @@ def command(
     """
     if form not in FORMS:
         raise UsageError(f"output form {form!r} is not known.", nearest(form, FORMS))
-    if text is None and tasks is None:
+    has_text = text is not None or dataset is not None
+    if not has_text and tasks is None:
         raise UsageError("nothing to measure is given.", "give --text FILE (or pydoc), --tasks NAME, or both.")
-    if save and text is not None and tasks is None:
+    if save and tasks is None:
         terminal.note("a gain in log-probability on one text says little about answers; --tasks measures those.")
     seconds = None if budget is None else _seconds(budget)
     check_context(flags | {"ctx_size": TASK_CONTEXT})
@@ -307,17 +303,18 @@ def command(
         from ggufloop import plots
 
         plots.check_target(plot)
+    source = text_from_flags(text, dataset, flags["offline"]) if has_text else None
     path = model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline")))
     n_ctx = flags["ctx_size"]
     loops = _loops(path, flags)
-    flags["ctx_size"] = max(n_ctx if text else 0, TASK_CONTEXT if tasks else 0)
+    flags["ctx_size"] = max(n_ctx if has_text else 0, TASK_CONTEXT if tasks else 0)
     settings = engine_settings(path, flags)
     library = backend.activate()
     from ggufloop.engine import LoopedLlama
 
     with terminal.progress(f"loading {path.name} ..."):
         llm = LoopedLlama(path, verbose=ctx.obj["verbose"], **settings)
-    measures = _measures(llm, text, tasks, chunks, limit, n_ctx, chat)
+    measures = _measures(llm, source, tasks, chunks, limit, n_ctx, chat)
     journal_path = journal_path or Path(f"sweep-{path.stem}.jsonl")
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -330,7 +327,7 @@ def command(
     }  # fmt: skip
     outcomes: list[Outcome] = []
     with Journal.open(journal_path, header) as journal:
-        planned = next((r["items"] for r in journal.records if r.get("budget") == budget), None)
+        planned = next((r["items"] for r in journal.records if "budget" in r and r["budget"] == budget), None)
         if seconds is not None and planned is None:
             _within_budget(llm, loops, measures, seconds, not no_racing)
             journal.add({"budget": budget, "items": [m.n for m in measures]})
@@ -379,7 +376,7 @@ def _draw(plot: Path, path: Path, loops: list[LoopSpec], outcomes: list[Outcome]
     from ggufloop.heatmap import heat_map
 
     for outcome in outcomes:
-        target = plot if len(outcomes) == 1 else plot.with_stem(f"{plot.stem}-{outcome.measure.name}")
+        target = plot if len(outcomes) == 1 else plot.with_stem(f"{plot.stem}-{Path(outcome.measure.name).stem}")
         plots.save(heat_map(outcome, loops, path.name), target)
         terminal.note(f"drew {target}.")
 

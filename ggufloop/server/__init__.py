@@ -1,0 +1,1 @@
+"""The server behind `ggufloop serve`: an OpenAI-compatible API, and the page at `/`."""

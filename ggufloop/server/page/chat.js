@@ -1,0 +1,403 @@
+// The conversation: asks the server for a message's answers, both at once, and shows them with what differs marked.
+
+import { $, alertLine, announce, download, el } from "./dom.js";
+import { ApiError, oneLine, streamChat } from "./api.js";
+import { compare } from "./diff.js";
+import {
+  CONVERSATION, VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed,
+  toJson, toMarkdown,
+} from "./store.js";
+
+const NAMES = { plain: "Plain", looped: "Looped" };
+const OTHER = { plain: "Answer without the loop too", looped: "Answer looped too" };
+const STATES = { waiting: "waiting", streaming: "writing", stopped: "stopped", error: "failed" };
+const FINAL = ["done", "stopped"];
+const GONE = [0, 404, 503]; // no answer, another model, loading: it may be another server by now
+const LIVE_PAIRS = 1_000_000; // a comparison while text still arrives may not take longer than a frame or two
+const DRAW_EVERY = 90; // ms
+const KEEP_EVERY = 1000; // ms
+
+/**
+ * Wire the chat up. controls: as `createControls` gives them; model(): its name; onLocked(): the server wants a key;
+ * onLost(): it may be gone.
+ */
+export function createChat({ settings, controls, model, onLocked, onLost }) {
+  const turns = loadConversation();
+  const views = new Map(); // turn -> its elements
+  let running = null; // { abort, turn } while answers are written
+  let keepTimer = 0;
+  let leaving = false;
+
+  // keeping
+
+  function keep() {
+    clearTimeout(keepTimer);
+    keepTimer = 0;
+    if (saveConversation(turns)) return;
+    alertLine("The browser does not keep this conversation: its storage is full or forbidden.");
+  }
+
+  function keepSoon() {
+    keepTimer ||= setTimeout(keep, KEEP_EVERY);
+  }
+
+  // drawing
+
+  function shown() {
+    return settings.view === "both" ? VARIANTS : [settings.view];
+  }
+
+  function createTurn(turn, index) {
+    const view = { answers: {}, compared: "", diff: null };
+    for (const v of VARIANTS) {
+      const text = el("p", { class: "text" });
+      const kept = el("input", {
+        type: "radio", name: `kept-${index}`, checked: turn.kept === v,
+        onchange: () => {
+          turn.kept = v;
+          keep();
+        },
+      });
+      const part = {
+        spec: el("span", { class: "spec" }), state: el("span", { class: "state" }), text,
+        figures: el("footer", { class: "figures" }),
+        kept: el("label", { class: "kept", hidden: true }, kept, "go on from this"),
+        add: el("button", { type: "button", class: "add", hidden: true, onclick: () => run(turn, [v]) }),
+      };
+      part.section = el("section", { class: `answer ${v}`, "aria-label": `${NAMES[v]} answer` },
+        el("header", {}, el("h3", {}, NAMES[v]), part.spec, part.state, part.kept),
+        text, part.add, part.figures);
+      view.answers[v] = part;
+    }
+    view.differ = el("span", { class: "differ" });
+    view.actions = el("span", { class: "actions", hidden: true },
+      el("button", { type: "button", class: "quiet", onclick: () => run(turn, shown()) }, "Again, same seed"),
+      el("button", { type: "button", class: "quiet", onclick: () => {
+        turn.seed = drawSeed();
+        run(turn, shown());
+      } }, "Again, new seed"));
+    view.article = el("article", { class: "turn", "aria-label": `Message ${index + 1}` },
+      el("h2", { class: "user" }, turn.user),
+      el("div", { class: "answers" }, view.answers.plain.section, view.answers.looped.section),
+      el("footer", { class: "turn-foot" }, view.differ, view.actions));
+    $("log").append(view.article);
+    views.set(turn, view);
+    return view;
+  }
+
+  function drawTurn(turn) {
+    const view = views.get(turn);
+    const { plain, looped } = turn.answers;
+    const open = VARIANTS.map((v) => isOpen(turn.answers[v]));
+    const both = settings.view === "both" && plain?.text && looped?.text;
+    const state = both ? JSON.stringify([plain.text, looped.text, open]) : "";
+    if (state !== view.compared) {
+      view.compared = state;
+      view.diff = both ? compare(plain.text, looped.text, open, open.includes(true) ? LIVE_PAIRS : undefined) : null;
+    }
+    const diff = view.diff;
+    VARIANTS.forEach((v, i) => drawAnswer(turn, v, diff && (i ? diff.right : diff.left)));
+    const finished = both && FINAL.includes(plain.state) && FINAL.includes(looped.state);
+    view.differ.textContent = finished ? `${differing(diff)} ${ratio(plain, looped)}` : "";
+    const last = turn === turns[turns.length - 1];
+    view.actions.hidden = !last || running !== null;
+  }
+
+  function drawAnswer(turn, v, marked) {
+    const part = views.get(turn).answers[v];
+    const answer = turn.answers[v];
+    const state = answer?.state ?? "missing";
+    part.section.dataset.state = state;
+    part.section.setAttribute("aria-busy", String(isOpen(answer)));
+    part.spec.textContent = answer?.loop ?? "";
+    part.state.textContent = STATES[state] ?? "";
+    const runs = marked ?? [{ text: answer?.text ?? "", differs: false }];
+    part.text.replaceChildren(...runs.map(({ text, differs }) => (differs ? el("mark", {}, text) : text)));
+    if (state === "error") part.text.append(answer.text ? " " : "", el("span", { class: "error" }, answer.error));
+    part.text.hidden = state === "missing";
+    part.figures.textContent = FINAL.includes(state) ? figures(answer) : progress(answer);
+    const choice = settings.view === "both" && VARIANTS.every((each) => turn.answers[each]?.text);
+    part.kept.hidden = !choice || isOpen(answer);
+    part.kept.firstChild.checked = turn.kept === v;
+    part.add.hidden = state !== "missing" && state !== "error";
+    part.add.textContent = state === "error" ? "Try again" : OTHER[v];
+    part.add.disabled = running !== null;
+  }
+
+  function drawAll() {
+    $("log").dataset.view = settings.view;
+    $("empty").hidden = turns.length > 0;
+    for (const id of ["export-json", "export-md", "clear"]) $(id).disabled = turns.length === 0;
+    turns.forEach((turn, i) => {
+      if (!views.has(turn)) createTurn(turn, i);
+      drawTurn(turn);
+    });
+    $("send").hidden = running !== null;
+    $("stop").hidden = running === null;
+  }
+
+  /** Draw a turn at most every DRAW_EVERY ms, and follow the text if the reader is at the end. */
+  const drawSoon = (() => {
+    const due = new Map();
+    return (turn) => {
+      if (due.has(turn)) return;
+      due.set(turn, setTimeout(() => {
+        due.delete(turn);
+        following(() => views.has(turn) && drawTurn(turn));
+      }, DRAW_EVERY));
+    };
+  })();
+
+  function following(draw) {
+    const box = $("scroll");
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    draw();
+    if (atEnd) box.scrollTop = box.scrollHeight;
+  }
+
+  // asking
+
+  async function run(turn, variants) {
+    if (running) return;
+    let loop;
+    let sampling;
+    try {
+      sampling = controls.sampling();
+      loop = variants.includes("looped") ? controls.loop() : null;
+    } catch (e) {
+      alertLine(e.message);
+      return;
+    }
+    alertLine("");
+    const abort = new AbortController();
+    running = { abort, turn };
+    if (document.activeElement?.closest(".turn")) focusPrompt(); // what was pressed is about to go
+    turn.temperature = sampling.temperature;
+    const body = {
+      messages: messagesFor(turns, turns.indexOf(turn), settings.system),
+      temperature: sampling.temperature, max_tokens: sampling.max_tokens, seed: turn.seed,
+      ...(model() ? { model: model() } : {}),
+    };
+    for (const v of variants) turn.answers[v] = newAnswer(v === "looped" ? loop : null);
+    if (!variants.includes(turn.kept) && !turn.answers[turn.kept]) turn.kept = variants[variants.length - 1];
+    drawAll();
+    $("scroll").scrollTop = $("scroll").scrollHeight;
+    announce(variants.length > 1 ? "Both answers are being written." : "The answer is being written.");
+    const together = variants.length > 1;
+    await Promise.all(variants.map((v) => {
+      const asked = { ...body, loop: v === "looped" ? loop : null };
+      return write(turn, v, asked, abort.signal, together);
+    }));
+    running = null;
+    keep();
+    following(drawAll);
+    announce(spoken(turn, variants));
+  }
+
+  async function write(turn, v, body, signal, together) {
+    const answer = turn.answers[v];
+    const began = performance.now();
+    let first = 0;
+    let last = 0;
+    let pieces = 0;
+    answer.together = together;
+    try {
+      const { finish, usage, timings } = await streamChat(body, {
+        signal,
+        onText: (text) => {
+          last = performance.now();
+          first ||= last;
+          answer.firstSeconds ??= (first - began) / 1000;
+          answer.state = "streaming";
+          answer.text += text;
+          answer.tokens = ++pieces; // a piece is a token nearly always; the usage corrects it
+          answer.rate = rateOf(pieces, last - first);
+          drawSoon(turn);
+          keepSoon();
+        },
+      });
+      answer.finish = finish;
+      answer.tokens = usage?.completion_tokens ?? timings?.predicted_n ?? pieces;
+      answer.rate = timings?.predicted_per_second ?? rateOf(answer.tokens, last - first);
+      if (usage?.loop?.text && v === "looped") answer.loop = usage.loop.text;
+      answer.state = "done";
+    } catch (e) {
+      answer.state = e.name === "AbortError" || (leaving && e.status === 0) ? "stopped" : "error";
+      if (answer.state === "error") {
+        answer.error = oneLine(e.message);
+        if (!(e instanceof ApiError)) console.error(e);
+        if (e.status === 401) onLocked();
+        else if (GONE.includes(e.status)) onLost();
+      }
+    }
+    answer.seconds = (performance.now() - began) / 1000;
+    drawSoon(turn);
+    keepSoon();
+  }
+
+  function stop() {
+    running?.abort.abort();
+    focusPrompt();
+  }
+
+  function send(text) {
+    if (running || !text.trim()) return;
+    const seed = controls.sampling().seed;
+    turns.push({
+      user: text, seed: seed === null ? drawSeed() : (seed + turns.length) % (2 ** 32 - 1), temperature: null,
+      kept: settings.view === "plain" ? "plain" : "looped", answers: {},
+    });
+    $("prompt").value = "";
+    fit();
+    run(turns[turns.length - 1], shown());
+    if (!running) { // refused before it was asked: nothing is said, nothing is lost
+      turns.pop();
+      $("prompt").value = text;
+      fit();
+    }
+  }
+
+  function submit() {
+    try {
+      send($("prompt").value);
+    } catch (e) {
+      alertLine(e.message);
+    }
+  }
+
+  // the composer
+
+  /** On a touch screen this would open the keyboard over the answers. */
+  function focusPrompt() {
+    if (matchMedia("(hover: hover)").matches) $("prompt").focus();
+  }
+
+  function fit() {
+    const prompt = $("prompt");
+    prompt.style.height = "auto";
+    prompt.style.height = `${prompt.scrollHeight + 2}px`;
+  }
+
+  $("prompt").addEventListener("input", fit);
+  $("prompt").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    submit();
+  });
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  $("stop").addEventListener("click", stop);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && running) stop();
+  });
+  for (const radio of document.querySelectorAll("input[name=view]")) {
+    radio.checked = radio.value === settings.view;
+    radio.addEventListener("change", () => {
+      settings.view = radio.value;
+      saveSettings(settings);
+      drawAll();
+    });
+  }
+
+  // files
+
+  function about() {
+    return { model: model() ?? "", system: settings.system, exported: new Date().toISOString().slice(0, 19) + "Z" };
+  }
+  const fileName = (suffix) => `conversation-${new Date().toISOString().slice(0, 10)}.${suffix}`;
+  for (const [suffix, type, render] of [["json", "application/json", toJson], ["md", "text/markdown", toMarkdown]]) {
+    $(`export-${suffix}`).addEventListener("click", () => download(fileName(suffix), type, render(turns, about())));
+  }
+
+  // Clearing asks once more, in place.
+  let asked = 0;
+  $("clear").addEventListener("click", () => {
+    if (!asked) {
+      $("clear").textContent = "Clear all?";
+      announce("Press again to clear the conversation.");
+      asked = setTimeout(unask, 4000);
+      return;
+    }
+    unask();
+    running?.abort.abort();
+    replaceTurns([]);
+    keep();
+    announce("The conversation is cleared.");
+    $("prompt").focus();
+  });
+  function unask() {
+    clearTimeout(asked);
+    asked = 0;
+    $("clear").textContent = "Clear";
+  }
+
+  function replaceTurns(list) {
+    turns.splice(0, turns.length, ...list);
+    views.clear();
+    $("log").replaceChildren();
+    drawAll();
+  }
+
+  // Another tab of this browser keeps the same conversation: what it adds is taken over.
+  addEventListener("storage", (event) => {
+    if (event.key === CONVERSATION && !running) replaceTurns(loadConversation());
+  });
+
+  // A page that goes takes its requests along, and the browser reports them as failed; they were stopped by that.
+  addEventListener("beforeunload", () => {
+    leaving = true;
+    setTimeout(() => (leaving = false), 2000); // it can stay after all
+  });
+  addEventListener("pagehide", () => {
+    if (turns.length || keepTimer) saveConversation(turns);
+  });
+
+  function measure() {
+    const box = $("scroll"); // its gutter, so that its text ends where the composer does
+    document.documentElement.style.setProperty("--scrollbar", `${box.offsetWidth - box.clientWidth}px`);
+  }
+  addEventListener("resize", measure);
+  measure();
+  drawAll();
+  $("scroll").scrollTop = $("scroll").scrollHeight;
+  return { send, redraw: drawAll };
+}
+
+const isOpen = (answer) => answer?.state === "waiting" || answer?.state === "streaming";
+
+const rateOf = (tokens, ms) => (tokens > 1 && ms > 0 ? ((tokens - 1) * 1000) / ms : null);
+
+function drawSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0] % (2 ** 32 - 1);
+}
+
+function progress(answer) {
+  if (!answer || answer.state === "waiting") return "";
+  return answer.rate === null ? "" : `${speed(answer.rate)}, ${answer.tokens} tokens`;
+}
+
+/** How fast the looped answer came against the plain one, where both were written in the same way. */
+function ratio(plain, looped) {
+  if (!plain?.rate || !looped?.rate || isOpen(plain) || isOpen(looped) || plain.together !== looped.together) return "";
+  const how = looped.together ? ", side by side" : "";
+  return `Looped at ${(looped.rate / plain.rate).toFixed(2)}\u00d7 the plain speed${how}.`;
+}
+
+function differing(diff) {
+  if (!diff) return "Too long to compare word by word.";
+  if (diff.same) return "The same words.";
+  const [plain, looped] = diff.differ;
+  if (plain + looped === 0) return "The same words, other signs.";
+  return `Words the other answer lacks: ${plain} of ${diff.words[0]} plain, ${looped} of ${diff.words[1]} looped.`;
+}
+
+function spoken(turn, variants) {
+  const states = variants.map((v) => {
+    const { state, error } = turn.answers[v];
+    const ended = state === "done" ? "finished" : state === "error" ? `failed: ${error.replace(/\.$/, "")}` : state;
+    return `${NAMES[v]} answer ${ended}`;
+  });
+  return `${states.join(". ")}.`;
+}

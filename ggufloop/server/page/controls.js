@@ -1,0 +1,188 @@
+// The controls above the conversation: the loop and how tokens are drawn. Keeps them in the browser.
+
+import { $, el } from "./dom.js";
+import {
+  DECODES, KV_POLICIES, MOST_EVALUATIONS, SOLVERS, autoWindow, clampWindow, evaluations, fromText, spell, toLoop,
+} from "./loop.js";
+import { saveSettings } from "./store.js";
+import { createStrip } from "./strip.js";
+
+const UNSET = { temperature: 0.8, maxTokens: 512 }; // what the server draws with if it does not say
+const FIELDS = { temperature: "temperature", seed: "seed", maxTokens: "max-tokens" };
+
+/**
+ * Wire the controls to `settings`, which they change. -> { setModel({ ... }), loop(), sampling() };
+ * the last two give what a request carries, or throw an Error of one line and show the control that is wrong.
+ */
+export function createControls(settings) {
+  let model = null;
+  let served = UNSET;
+  const strip = createStrip((window) => {
+    settings.windows[model.name] = window;
+    refresh();
+  });
+
+  for (const [id, names] of [["solver", Object.keys(SOLVERS)], ["kv", KV_POLICIES], ["decode", Object.keys(DECODES)]]) {
+    $(id).append(...names.map((name) => el("option", { value: name }, name)));
+    if (!names.includes(settings[id])) settings[id] = names[0];
+    $(id).value = settings[id];
+    $(id).addEventListener("change", () => {
+      settings[id] = $(id).value;
+      refresh();
+    });
+  }
+  bind("k", () => settings.k, (text) => (settings.k = number(text)));
+  bind("further", () => settings.further, (text) => (settings.further = text));
+  bind("decode-value", null, (text) => (settings.decodeValue[settings.decode] = number(text)));
+  for (const [name, id] of Object.entries(FIELDS)) {
+    bind(id, () => settings[name] ?? "", (text) => (settings[name] = text === "" ? null : number(text)));
+  }
+  bind("system", () => settings.system, (text) => (settings.system = text));
+
+  for (const name of ["loop", "sampling"]) {
+    const panel = $(`${name}-panel`);
+    const roomy = matchMedia("(min-width: 700px) and (min-height: 700px)").matches;
+    panel.open = settings.panels[name] ?? (name === "loop" && roomy);
+    panel.querySelector("summary").addEventListener("click", () => {
+      settings.panels[name] = !panel.open; // it opens after this
+      saveSettings(settings);
+    });
+    $(name).addEventListener("submit", (event) => event.preventDefault());
+  }
+
+  function bind(id, read, write) {
+    if (read) $(id).value = read();
+    $(id).addEventListener("input", () => {
+      write($(id).value.trim());
+      refresh();
+    });
+  }
+
+  function current() {
+    return { ...settings, window: model.window };
+  }
+
+  function refresh() {
+    if (model) model.window = clampWindow(settings.windows[model.name] ?? model.window, model.layers);
+    const rule = DECODES[settings.decode];
+    $("decode-value-field").hidden = !rule;
+    if (rule) {
+      $("decode-value-name").textContent = rule.name;
+      if (document.activeElement !== $("decode-value")) $("decode-value").value = settings.decodeValue[settings.decode];
+    }
+    $("kv").disabled = settings.solver === "repeat"; // layer duplication has a slot per pass by definition
+    if (settings.solver === "repeat") $("kv").value = "each";
+    else $("kv").value = settings.kv;
+    $("k").max = Math.floor(MOST_EVALUATIONS / SOLVERS[settings.solver]);
+    showLoop();
+    showSampling();
+    saveSettings(settings);
+  }
+
+  function showLoop() {
+    if (!model) return;
+    let loop = null;
+    let wrong = "";
+    try {
+      loop = toLoop(current());
+    } catch (e) {
+      wrong = e.message;
+    }
+    $("loop-error").hidden = !wrong;
+    $("loop-error").textContent = wrong;
+    $("further").setAttribute("aria-invalid", String(Boolean(wrong) && !wrong.startsWith("K ")));
+    $("k").setAttribute("aria-invalid", String(wrong.startsWith("K ")));
+    $("loop-summary").textContent = loop ? spell(loop) : "not yet a loop";
+    const runs = loop ? (evaluations(loop) ?? loop.k * SOLVERS[loop.solver]) : 1;
+    strip.set(model.layers, model.window, runs);
+    $("cost").replaceChildren(...(loop ? cost(loop) : []));
+  }
+
+  function cost(loop) {
+    const runs = evaluations(loop);
+    if (runs === null) return [];
+    if (runs === 1) return ["K 1 is the plain model"];
+    const layers = model.layers + (runs - 1) * (model.window[1] - model.window[0]);
+    const most = loop.kv === "frozen" || "attention" in loop ? "at most " : "";
+    const times = `${(layers / model.layers).toFixed(2)}\u00d7`;
+    return [el("strong", {}, times), ` the layers: ${most}${layers} for ${model.layers}`];
+  }
+
+  function showSampling() {
+    const seed = settings.seed === null ? "seed drawn" : `seed ${settings.seed}`;
+    const degree = settings.temperature ?? served.temperature;
+    const temperature = degree === 0 ? "greedy" : `temperature ${degree}`;
+    const system = settings.system.trim() ? ", system prompt" : "";
+    let wrong = "";
+    try {
+      check();
+    } catch (e) {
+      wrong = e.message;
+    }
+    const most = `${settings.maxTokens ?? served.maxTokens} tokens at most`;
+    $("sampling-summary").textContent = wrong || `${temperature}, ${seed}, ${most}${system}`;
+  }
+
+  function check() {
+    for (const id of Object.values(FIELDS)) $(id).setAttribute("aria-invalid", "false");
+    const { temperature, seed, maxTokens } = settings; // null: not set here
+    const isWhole = (value, least, end) => Number.isInteger(value) && value >= least && value < end;
+    const warm = temperature === null || (temperature >= 0 && temperature <= 5);
+    const rules = [
+      ["temperature", warm, "Temperature is a number from 0 to 5."],
+      ["seed", seed === null || isWhole(seed, 0, 2 ** 32 - 1), "Seed is a whole number from 0 to 4294967294."],
+      ["maxTokens", maxTokens === null || isWhole(maxTokens, 1, 2 ** 31), "Most tokens is a whole number above 0."],
+    ];
+    for (const [name, fine, rule] of rules) {
+      if (fine) continue;
+      $(FIELDS[name]).setAttribute("aria-invalid", "true");
+      throw new Error(rule);
+    }
+  }
+
+  refresh();
+  return {
+    /** started: the loop the server runs by default, as text, or null; it holds until the user chooses another. */
+    setModel({ name, layers, started, suggested, sampling }) {
+      const { temp, n } = sampling ?? {};
+      served = { temperature: temp ?? UNSET.temperature, maxTokens: n > 0 ? n : UNSET.maxTokens };
+      $("temperature").placeholder = served.temperature;
+      $("max-tokens").placeholder = served.maxTokens;
+      const loop = started ? fromText(started) : null;
+      const window = loop?.window ?? suggested?.split(":").map(Number) ?? autoWindow(layers);
+      model = { name, layers, window: clampWindow(window, layers) };
+      if (loop && !settings.windows[name]) {
+        const { window: _, decodeValue, ...rest } = loop;
+        Object.assign(settings, rest);
+        Object.assign(settings.decodeValue, decodeValue);
+        for (const id of ["k", "solver", "further", "decode"]) $(id).value = settings[id];
+      }
+      refresh();
+    },
+    /** The loop the looped answer is asked for. */
+    loop() {
+      if (!model) throw new Error("The model is not loaded yet.");
+      try {
+        return toLoop(current());
+      } catch (e) {
+        $("loop-panel").open = true;
+        throw e;
+      }
+    },
+    /** { temperature, max_tokens }, and the seed set or null. */
+    sampling() {
+      try {
+        check();
+      } catch (e) {
+        $("sampling-panel").open = true;
+        throw e;
+      }
+      const { temperature, maxTokens, seed } = settings;
+      return { temperature: temperature ?? served.temperature, max_tokens: maxTokens ?? served.maxTokens, seed };
+    },
+  };
+}
+
+function number(text) {
+  return text === "" ? NaN : Number(text);
+}

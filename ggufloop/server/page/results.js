@@ -1,0 +1,140 @@
+// The second tab: what sweeps and comparisons left in the server's results folder.
+
+import { $, announce, download, el } from "./dom.js";
+import { getJson, hasKey, request } from "./api.js";
+import { jsonView, jsonlView, markdownView } from "./tables.js";
+
+const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
+const EMPTY = "Tables (.jsonl, .json, .md), figures (.png) and reports (.html) written to this folder appear here.";
+const SEALED = "A report of its own; it is opened without scripts and cannot reach this page.";
+const LABELS = { jsonl: "table", json: "table", md: "report", png: "figure", html: "page" };
+
+/** The address of a result; its folders stay folders. */
+const address = (name) => `results/${name.split("/").map(encodeURIComponent).join("/")}`;
+
+/** Wire the tab up. onLocked(): the server wants a key. -> { show(name), refresh() } */
+export function createResults({ onLocked }) {
+  let results = [];
+  let current = "";
+  let picture = ""; // the object URL in use
+  let asked = 0;
+
+  async function refresh() {
+    $("files").setAttribute("aria-busy", "true");
+    try {
+      const listing = await getJson("results");
+      results = listing.results;
+      $("folder").textContent = listing.folder ?? "Results";
+      drawList();
+      if (!listing.folder) note("No results folder", NO_FOLDER);
+      else if (!results.length) note("Nothing here yet", EMPTY);
+      else if (!results.some(({ name }) => name === current)) {
+        if (current) note("Gone", `${current} is not in the folder any more.`);
+        else note("Choose a result", `${results.length} ${results.length === 1 ? "file" : "files"}, the newest first.`);
+      }
+    } catch (e) {
+      if (e.status === 401) onLocked();
+      note("The results cannot be listed", e.message, true);
+    }
+    $("files").removeAttribute("aria-busy");
+  }
+
+  function drawList() {
+    $("files").replaceChildren(...results.map(({ name, kind, size, modified }) => {
+      const cut = name.lastIndexOf("/") + 1;
+      const chosen = name === current ? "true" : null;
+      return el("li", {}, el("a", { href: `#results/${encodeURIComponent(name)}`, "aria-current": chosen },
+        el("span", { class: "file-name" },
+          cut ? el("span", { class: "file-folder" }, name.slice(0, cut)) : null, name.slice(cut)),
+        el("span", { class: "file-facts" }, `${LABELS[kind]}, ${bytes(size)}, ${when(modified)}`)));
+    }));
+  }
+
+  function note(title, text, error = false) {
+    release();
+    if (error) announce(text, true);
+    const line = el("p", { class: error ? "error" : null }, text);
+    $("result").replaceChildren(el("div", { class: "empty" }, el("h2", {}, title), line));
+  }
+
+  function release() {
+    if (picture) URL.revokeObjectURL(picture);
+    picture = "";
+  }
+
+  async function show(name) {
+    current = name;
+    drawList();
+    const result = results.find((each) => each.name === name);
+    if (!result) {
+      if (name) note("Not there", `${name} is not in the folder.`, true);
+      return;
+    }
+    const mine = ++asked;
+    note(name, "Reading");
+    let content;
+    try {
+      content = await view(result);
+    } catch (e) {
+      if (e.status === 401) onLocked();
+      if (mine === asked) note(name, e.message, true);
+      return;
+    }
+    if (mine !== asked) return; // another was chosen meanwhile
+    $("result").replaceChildren(
+      el("header", {}, el("h2", {}, name),
+        el("button", { type: "button", class: "quiet", onclick: () => fetchFile(result) }, "Download")),
+      el("div", { class: "content" }, ...content));
+    $("result").scrollTop = 0;
+    announce(`${name} is shown.`);
+  }
+
+  async function view({ name, kind }) {
+    if (kind === "html") {
+      if (hasKey()) return [el("p", {}, "A report of its own. Download it: a link cannot carry the API key.")];
+      const link = el("a", { href: address(name), target: "_blank", rel: "noopener noreferrer" }, "Open the report");
+      return [el("p", {}, SEALED), el("p", {}, link)];
+    }
+    const response = await request(address(name), { cache: "no-store" });
+    if (kind === "png") {
+      const blob = await response.blob();
+      release();
+      picture = URL.createObjectURL(blob);
+      return [el("img", { src: picture, alt: `Figure ${name}` })];
+    }
+    const text = await response.text();
+    try {
+      return { jsonl: jsonlView, json: jsonView, md: markdownView }[kind](text);
+    } catch (e) {
+      const told = e instanceof SyntaxError ? "This file is not JSON." : e.message;
+      const line = el("p", { class: "error" }, `${told} Here it is as it is written.`);
+      return [line, el("pre", {}, text.slice(0, 200_000))];
+    }
+  }
+
+  async function fetchFile({ name }) {
+    try {
+      download(name.split("/").pop(), "application/octet-stream", await (await request(address(name))).blob());
+    } catch (e) {
+      note(name, e.message, true);
+    }
+  }
+
+  $("refresh").addEventListener("click", async () => {
+    await refresh();
+    if (results.some(({ name }) => name === current)) show(current);
+  });
+
+  return { refresh, show };
+}
+
+function bytes(n) {
+  if (n < 1000) return `${n} B`;
+  return n < 1e6 ? `${(n / 1e3).toFixed(n < 1e4 ? 1 : 0)} kB` : `${(n / 1e6).toFixed(1)} MB`;
+}
+
+function when(seconds) {
+  const date = new Date(seconds * 1000);
+  const day = date.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric" });
+  return `${day} ${date.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" })}`;
+}
