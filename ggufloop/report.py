@@ -139,11 +139,18 @@ def _notes(study: Study, types: set[str]) -> list[str]:
 
 
 def _few(found: list[Row]) -> list[str]:
-    """Chunks that are too few for what the table calls an interval."""
+    """Chunks that are too few for what the table calls an interval, or for any verdict after Holm's correction."""
     least = min(row.chunks for row in found)
-    if least >= _ENOUGH:
-        return []
-    return [f"{least} chunks are too few: their intervals cover {100 * (1 - 2.0 ** (1 - least)):.0f} % at most."]
+    loops = len({row.loop for row in found if row.verdict is not None})
+    out = []
+    if least < _ENOUGH:
+        out.append(f"{least} chunks are too few: their intervals cover {100 * (1 - 2.0 ** (1 - least)):.0f} % at most.")
+    if loops * 2.0 ** (1 - least) > gains.LEVEL:
+        out.append(
+            f"{least} chunks cannot tell {loops} loops from plain, whatever they do: their p is 2^{1 - least} at least, "
+            f"times {loops} by Holm. Add chunks."
+        )
+    return out
 
 
 def _verdicts(found: list[Row]) -> list[str]:

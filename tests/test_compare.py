@@ -256,6 +256,10 @@ def test_the_command(run: Run) -> None:
     assert [line.split("|")[5].strip() for line in lines[4:10]] == 2 * [PLAIN, "2:5 k=2", "2:5 k=2 solver=naive"]
     assert "reference: F32, the model itself." in lines
     assert "2 chunks of 64 tokens of text.txt, their second halves scored; " in out
+    assert "2 chunks are too few: their intervals cover 50 % at most.\n" in out
+    assert (
+        "2 chunks cannot tell 2 loops from plain, whatever they do: their p is 2^-1 at least, times 2 by Holm." in out
+    )
     assert "looping, 4 cells, corrected by Holm over the loops of each file: 0 helps, 4 no difference shown" in out
     folder = Path("studies/llama")
     assert out.endswith(f"\nreport: {folder / 'report.html'}\n")
