@@ -56,7 +56,7 @@ def _shown(row: Row, tasks: list[str]) -> list[Cell]:
         row.file.window_snr if math.isfinite(row.file.window_snr) else None,
         row.loop,
         row.chunks,
-        f"{row.ppl:.4g} +/- {row.error:.2g}",
+        f"{row.ppl:.2f} +/- {row.error:.2f}",
         "" if verdict is None else _interval(verdict.change, "+.4f"),
         "" if row.kld is None else _interval(row.kld, ".4f"),
         "" if row.amplification is None else _interval(row.amplification, ".2f"),
