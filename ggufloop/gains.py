@@ -58,6 +58,17 @@ def lost(study: Study, type_: str) -> PairedEstimate:
     return paired_bootstrap(quantised.values("nll"), reference.values("nll"), seed=SEED)
 
 
+def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
+    """What looping changes in this file beyond what it does to the reference, NLL per chunk; 0: bits do not matter to it.
+
+    Raises UsageError for fewer than 2 chunks.
+    """
+    reference = study.types[0]
+    cells = study.paired((type_, loop), (type_, PLAIN), (reference, loop), (reference, PLAIN))
+    looped, plain, ref_looped, ref_plain = (cell.values("nll") for cell in cells)
+    return paired_bootstrap(looped - plain, ref_looped - ref_plain, seed=SEED)
+
+
 def kld(study: Study, type_: str, loop: str = PLAIN) -> Estimate:
     """KLD to the reference under the same loop, mean over chunks. Raises UsageError for fewer than 2 chunks."""
     return mean_interval(study.cell(type_, loop).values("kl"))

@@ -1,7 +1,7 @@
 """Prints the tables of docs/results-quantisation.md from studies that `ggufloop compare` wrote.
 
     python scripts/results_quantisation.py studies/*/study.jsonl
-    python scripts/results_quantisation.py --figures docs studies/*/study.jsonl    # and copies the figures' PNGs there
+    python scripts/results_quantisation.py --figures docs studies/*/study.jsonl    # and draws the figures there, small
 
 A file that has the same weights as an earlier one is left out: it would count as a second measurement of nothing new.
 """
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 from pathlib import Path
 
-from ggufloop import gains, report, study, study_plots
+from ggufloop import gains, plots, report, study, study_plots
 from ggufloop.stats import Estimate
 from ggufloop.study import PLAIN, Study
 
@@ -79,6 +78,15 @@ def changes(s: Study, types: list[str]) -> str:
     return table(["NLL change", *(name for _, name in loops)], rows)
 
 
+def interactions(s: Study, types: list[str]) -> str:
+    """Uncorrected; in bold where the interval leaves out 0."""
+    rows = []
+    for t in types[1:]:
+        found = [gains.interaction(s, t, loop) for loop, _ in loops_of(s)]
+        rows.append([t, *(f"**{interval(e, '+.3f')}**" if e.low * e.high > 0 else interval(e, "+.3f") for e in found)])
+    return table([f"more than {types[0]}", *(name for _, name in loops_of(s))], rows)
+
+
 def costs(s: Study, types: list[str]) -> str:
     """Median seconds of a looped chunk over those of the same chunk plain, the reference's and all files' together."""
     import numpy as np
@@ -91,6 +99,15 @@ def costs(s: Study, types: list[str]) -> str:
     return "Median time over plain, all files, in this run: " + ", ".join(parts) + ".\n"
 
 
+def draw(s: Study, folder: Path) -> None:
+    """The two figures over SNR, named by the model up to its quantisation."""
+    model = s.header.model.removesuffix(".gguf").lower()
+    for name, figure in study_plots.figures(s).items():
+        if name != study_plots.SIZE:
+            with plots.style():
+                figure.savefig(folder / f"{name}-{model}.png", dpi=85)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path, metavar="study.jsonl")
@@ -101,14 +118,15 @@ def main() -> None:
         measured = {row.file.type for row in gains.rows(s) if row.loop == PLAIN}
         types = [t for t in s.types if t in measured and s.same_weights(t) is None]
         print(f"## {s.header.model}\n")
-        print("\n".join(f"* {line}" for line in report.summary(s)), "\n")
+        print("\n".join(f"* {line}" for line in report.summary(s) if line != report.DIRECTION), "\n", sep="")
         print(ladder(s, types))
         if loops_of(s):
             print(amplification(s, types))
             print(changes(s, types))
+            print(interactions(s, types))
             print(costs(s, types))
-        for figure in path.parent.glob("*.png") if arguments.figures else ():
-            shutil.copy(figure, arguments.figures / f"{path.parent.name}-{figure.name}")
+        if arguments.figures is not None:
+            draw(s, arguments.figures)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ def test_what_a_study_says(tmp_path: Path) -> None:
     assert found[LOOPS[0]].change.mean == pytest.approx(-0.1)
     assert found[LOOPS[0]].p == pytest.approx(2 * found[LOOPS[0]].change.p)  # of two loops
     assert gains.lost(s, "Q4_0").mean == 0
+    assert gains.interaction(s, "Q4_0", LOOPS[1]).mean == 0  # both files change alike
     assert gains.kld(s, "Q4_0").mean == pytest.approx(numbers(1)["kl"].mean())
     assert gains.tokens_per_second(s, s.cell("F32")) == 64 / np.median(numbers(1)["seconds"])
 
