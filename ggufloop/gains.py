@@ -59,7 +59,7 @@ def lost(study: Study, type_: str) -> PairedEstimate:
 
 
 def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
-    """What looping changes in this file beyond what it does to the reference, NLL per chunk; 0: bits do not matter to it.
+    """What looping changes in this file beyond what it does to the reference, NLL per chunk; 0: bits do not matter.
 
     Raises UsageError for fewer than 2 chunks.
     """
