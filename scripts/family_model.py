@@ -84,7 +84,7 @@ class Plan:
 
     n_ctx: int = 256
     n_batch: int = 4
-    rate: float = 3e-3
+    rate: float = 2e-3
     warmup: int = 10
     decay: float = 0.2
     weight_decay: float = 0.1
