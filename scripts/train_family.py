@@ -85,7 +85,9 @@ class Study:
     merges: int = 255
     chunks: int = 40
     seed: int = SEED
-    sizes: tuple[tuple[str, int, int], ...] = tuple((name, *size) for name, size in SIZES.items())
+    sizes: tuple[tuple[str, int, int], ...] = field(
+        default_factory=lambda: tuple((name, *size) for name, size in SIZES.items())
+    )
 
     def steps(self, i: int) -> int:
         """Budget i in steps."""
@@ -390,14 +392,15 @@ def main(
     torch.set_num_threads(threads)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     study = Study(Plan(rate=rate), first, ratio, budgets, chunks=chunks, seed=seed)
-    click.echo(estimate(study).render("md"), err=True)
     if only_plan:
+        click.echo(estimate(study).render("md"), nl=False)
         return
     folder = folder or cache_dir() / "family"
     rows: list[list[str | int | float | None]] = []
     try:
         with lock(folder / "family.lock"):
             open_study(folder, study, threads)
+            click.echo(estimate(study).render("md"), err=True)
             data = prepare(folder, study)
             try:
                 for cell in Run(folder, study, data, threads, deadline).rows():

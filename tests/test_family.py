@@ -6,14 +6,18 @@ differ, and here the two are compared token by token.
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -54,14 +58,19 @@ def run(folder: Path, data: train_family.Data) -> train_family.Run:
 
 
 @pytest.fixture(scope="module")
-def whole(data: train_family.Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[object]]]:
+def whole(data: train_family.Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The study done in one go: its folder, and the rows of its larger budget by column."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
-    return folder, [row for rows in run(folder, data).rows() for row in rows]
+    first, last = STUDY.cells()
+    study = run(folder, data)
+    study.model(*first)
+    names = [column.name for column in train_family.COLUMNS]
+    return folder, [dict(zip(names, row, strict=True)) for row in study.cell(*last)]
 
 
 def test_interrupted_anywhere_it_ends_in_the_same_weights(
-    whole: tuple[Path, list[list[object]]], data: train_family.Data, tmp_path: Path
+    whole: tuple[Path, list[dict[str, Any]]], data: train_family.Data, tmp_path: Path
 ) -> None:
     """A crash at each step: what was not saved is computed again, on the trunk and on the way down."""
     steps = 0
@@ -94,7 +103,7 @@ def test_interrupted_anywhere_it_ends_in_the_same_weights(
 
 
 def test_llama_cpp_computes_what_torch_computes(
-    whole: tuple[Path, list[list[object]]], data: train_family.Data
+    whole: tuple[Path, list[dict[str, Any]]], data: train_family.Data
 ) -> None:
     """Token by token, on trained weights: rotation, grouped heads, tied output and the order of tensors."""
     name, shape, steps = STUDY.cells()[-1]
@@ -111,25 +120,45 @@ def test_llama_cpp_computes_what_torch_computes(
     llm.close()
 
 
-def test_rows_say_what_was_measured(whole: tuple[Path, list[list[object]]]) -> None:
-    names = [column.name for column in train_family.COLUMNS]
-    rows = [dict(zip(names, row, strict=True)) for row in whole[1]]
-    assert [(row["type"], row["tokens"]) for row in rows] == [
-        (kind, tokens) for tokens in (5 * 64, 20 * 64) for kind in train_family.BITS
-    ]
-    plain, later = (row for row in rows if row["type"] == "F32")
+def test_rows_say_what_was_measured(whole: tuple[Path, list[dict[str, Any]]]) -> None:
+    plain, *quantised = rows = whole[1]
+    assert {row["type"]: row["bits_per_weight"] for row in rows} == {
+        "F32": 32, "Q8_0": 8.5, "Q4_K": 4.5, "Q3_K": 3.4375, "Q2_K": 2.625,
+    }  # fmt: skip
     assert plain["loss"] == pytest.approx(plain["torch_loss"], abs=1e-5)
-    assert later["loss"] < plain["loss"] < np.log(287)  # it learns
+    assert plain["loss"] < np.log(287) - 1  # it learns
     for row in rows:
-        assert row["n_tokens"] == 4 * 31
-        assert row["N"] == row["n_params"] / 1e9
+        assert (row["tokens"], row["n_tokens"]) == (20 * 64, 4 * 31)
+        assert (row["N"], row["D"]) == (row["n_params"] / 1e9, row["tokens"] / 1e9)
         assert row["n_params"] - row["n_non_embedding"] == 287 * 256
-        base = plain if row["tokens"] == plain["tokens"] else later
-        if row["type"] != "F32":
-            assert row["loss"] - base["loss"] == pytest.approx(row["change"], abs=1e-9)
-            assert 0 < row["change_se"] < row["loss_se"]  # paired
-    bits = {row["type"]: row["bits_per_weight"] for row in rows}
-    assert bits == {"F32": 32, "Q8_0": 8.5, "Q4_K": 4.5, "Q3_K": 3.4375, "Q2_K": 2.625}
+    for row in quantised:
+        assert row["loss"] - plain["loss"] == pytest.approx(row["change"], abs=1e-9)
+        assert 0 < row["change_se"] < row["loss_se"]  # paired
+
+
+def test_command_writes_table_and_provenance_and_goes_on(
+    documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_family, "SIZES", {"1x256": (1, 0)})
+    monkeypatch.setattr(train_family, "BITS", {"F32": 32})
+    monkeypatch.setattr(train_family, "collect", lambda: documents)
+    out = tmp_path / "out" / "family.csv"
+    words = ["--folder", str(tmp_path / "f"), "--budgets", "1", "--chunks", "2", "-o", str(out), "--first"]
+    done = CliRunner().invoke(train_family.main, [*words, "5"])
+    assert (done.exit_code, done.stdout) == (0, "")
+    (row,) = csv.DictReader(out.read_text().splitlines())
+    assert (row["size"], row["type"], row["tokens"], row["n_tokens"]) == ("1x256", "F32", "5120", "510")
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert found["text"]["train"]["bytes"].keys() == {"pydoc"}
+    assert found["study"]["first"] == 5
+    before = out.read_bytes()
+    (tmp_path / "f" / "1x256" / "5.gguf").unlink()  # what was measured is not computed again
+    assert CliRunner().invoke(train_family.main, [*words, "5"]).exit_code == 0
+    assert out.read_bytes() == before
+    refused = CliRunner().invoke(train_family.main, [*words, "6"])
+    assert refused.exit_code == 1
+    assert "holds another study: first 5 not 6." in refused.output
+    assert len(refused.output.splitlines()) == 2
 
 
 def test_each_budget_decays_to_nothing_and_the_trunk_does_not() -> None:
