@@ -10,7 +10,7 @@ A model trained with one schedule is at its best only at the schedule's end, so 
 make small budgets look worse than they are. Here one run per shape keeps its rate, and each budget branches off at 80 %
 and decays over the last 20 % (Haegele et al., arXiv 2405.18392), which costs a quarter more than one run, not eight.
 
-Step s of every shape and branch trains on the same tokens of the stream, each token once. Weights carry their GGUF
+Step s of every shape and branch trains on the same windows of the stream, each once. Weights carry their GGUF
 names. Saved states continue bit for bit.
 """
 
@@ -84,7 +84,7 @@ class Plan:
 
     n_ctx: int = 256
     n_batch: int = 4
-    rate: float = 2e-3
+    rate: float = 1e-3
     warmup: int = 10
     decay: float = 0.2
     weight_decay: float = 0.1
@@ -100,7 +100,7 @@ class Plan:
 
 
 def initial(shape: Shape, seed: int) -> Weights:
-    """Random weights: what writes into the residual stream is smaller, the deeper the model."""
+    """Random weights; what writes into the residual stream starts at 0, so that every layer starts as the identity."""
     rng = torch.Generator().manual_seed(seed)
     weights = {}
     for name, size in shape.tensors().items():
@@ -108,9 +108,9 @@ def initial(shape: Shape, seed: int) -> Weights:
             weights[name] = torch.ones(size)
             continue
         std = 0.02 if name == "token_embd.weight" else 0.6 * size[1] ** -0.5
-        if name.endswith(("attn_output.weight", "ffn_down.weight")):
-            std /= (2 * shape.n_layer) ** 0.5
         weights[name] = std * torch.randn(size, generator=rng)
+        if name.endswith(("attn_output.weight", "ffn_down.weight")):
+            weights[name].zero_()
     return {name: value.requires_grad_() for name, value in weights.items()}
 
 
@@ -148,7 +148,7 @@ def logits(shape: Shape, weights: Mapping[str, torch.Tensor], ids: torch.Tensor)
 
 
 def nll(shape: Shape, weights: Mapping[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood in nats of ids[:, 1:], one number per token; ids: (batch, n_ctx + 1)."""
+    """Negative log-likelihood in nats of ids[:, 1:], one number per token; ids: (batch, n_ctx)."""
     rows = logits(shape, weights, ids[:, :-1])
     return F.cross_entropy(rows.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
 
@@ -221,9 +221,8 @@ class Trainer:
         """Train up to step number `steps`; done(self, loss) after each, the loss in nats per token before it."""
         plan = self.plan
         while self.step < steps:
-            start = self.step * plan.step_tokens
-            part = torch.from_numpy(stream[start : start + plan.step_tokens + 1].astype(np.int64))
-            windows = part.unfold(0, plan.n_ctx + 1, plan.n_ctx)  # each window's last token begins the next one
+            part = stream[self.step * plan.step_tokens : (self.step + 1) * plan.step_tokens]
+            windows = torch.from_numpy(part.astype(np.int64)).view(plan.n_batch, plan.n_ctx)
             loss = nll(self.shape, self.weights, windows).mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)

@@ -6,7 +6,7 @@
 
 Sources: the help of Python's topics and llama.cpp's markdown (ggufloop.corpus), the docstrings of Python's standard
 library (PSF licence) and WordNet's definitions (WordNet licence). Documents are cut into pieces of a few thousand
-characters and the pieces shuffled, so that every batch is the same mixture.
+characters and the pieces shuffled.
 """
 
 from __future__ import annotations

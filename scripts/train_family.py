@@ -32,14 +32,15 @@ from family_model import Plan, Shape, Trainer, export, initial, nll
 from family_text import END, Document, collect, learn_merges, split
 from gguf import GGUFReader
 
+from ggufloop.backend import LLAMA_CPP_COMMIT
 from ggufloop.cache import atomic_path, cache_dir, lock
-from ggufloop.engine import ACTIVE, LoopedLlama
+from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.quantize import quantize
 from ggufloop.score import score
 from ggufloop.table import Column, Table
 
-SIZES = {"1x256": (1, 6), "2x256": (2, 4), "4x256": (4, 2), "8x256": (8, 0)}
+SIZES = {"1x256": (1, 7), "2x256": (2, 4), "4x256": (4, 2), "8x256": (8, 0)}
 """Layers of each size, and how many budgets it has beyond those of all sizes."""
 
 BITS = {"F32": 32, "Q8_0": 8, "Q4_K": 4, "Q3_K": 3, "Q2_K": 2}
@@ -79,8 +80,8 @@ class Study:
     """What makes two runs the same study. `first` and `ratio` give the budgets: first, first * ratio, ... in steps."""
 
     plan: Plan = field(default_factory=Plan)
-    first: int = 24
-    ratio: float = 1.5
+    first: int = 40
+    ratio: float = 1.4
     budgets: int = 8
     merges: int = 255
     chunks: int = 40
@@ -130,7 +131,7 @@ def prepare(folder: Path, study: Study, documents: Sequence[Document] | None = N
         shape = study.shape(1)
         export(empty, shape, initial(shape, 0), merges)
         llm = open_model(empty, study, 1)  # llama.cpp's tokenizer is the one that counts
-        streams = [tokenized(llm, pieces) for pieces in (train, held_out)]
+        streams = [shuffled(tokenized(llm, pieces), study) for pieces in (train, held_out)]
         llm.close()
         empty.unlink()
         parts = zip(("train", "held_out"), (train, held_out), streams, strict=True)
@@ -148,6 +149,14 @@ def tokenized(llm: LoopedLlama, pieces: Sequence[Document]) -> np.ndarray:
     end = llm.tokenize(END.encode(), add_bos=False, special=True)
     stream = [llm.tokenize(piece.text.encode(), add_bos=False, special=False) + end for piece in pieces]
     return np.concatenate([np.array(tokens, dtype=np.uint16) for tokens in stream])
+
+
+def shuffled(stream: np.ndarray, study: Study) -> np.ndarray:
+    """Windows of a stream in random order, the last incomplete one dropped: neighbours are of one document, and a batch
+    of them is a bad sample of the text."""
+    n = len(stream) // study.plan.n_ctx
+    windows = stream[: n * study.plan.n_ctx].reshape(n, -1)
+    return np.random.default_rng(study.seed).permutation(windows).ravel()
 
 
 def described(pieces: Sequence[Document], stream: np.ndarray) -> dict[str, Any]:
@@ -195,7 +204,7 @@ class Run:
                 f"{len(data.held_out)} held-out tokens are no {study.chunks} chunks of {n}.", "give fewer --chunks."
             )
         longest = max(steps for _, _, steps in study.cells()) * study.plan.step_tokens
-        if len(data.train) <= longest:
+        if len(data.train) < longest:
             raise GgufloopError(
                 f"the text has {len(data.train)} tokens and the largest budget is {longest}; no token is shown twice.",
                 "give fewer --budgets, or a smaller --first.",
@@ -294,7 +303,7 @@ class Run:
 def seconds_per_step(shape: Shape, plan: Plan) -> float:
     """How long a training step takes here; the median of five."""
     trainer = Trainer.fresh(shape, plan, 0)
-    stream = np.random.default_rng(0).integers(0, shape.n_vocab, 7 * plan.step_tokens + 1)
+    stream = np.random.default_rng(0).integers(0, shape.n_vocab, 7 * plan.step_tokens)
     times = [time.perf_counter()]
     trainer.advance(stream, 7, lambda trainer, loss: times.append(time.perf_counter()))
     return float(np.median(np.diff(times)[2:]))
@@ -334,15 +343,22 @@ def open_study(folder: Path, study: Study, threads: int) -> None:
         partial.write_text(json.dumps(asked, indent=1))
 
 
-def provenance(study: Study, data: Data, threads: int, command: Sequence[str], rows: int) -> dict[str, Any]:
-    """What the CSV came from."""
-    packages = {name: version(name) for name in ("torch", "numpy", "gguf")}
+def provenance(study: Study, data: Data, threads: int, rows: int) -> dict[str, Any]:
+    """What the CSV came from. The command is what it takes to make it again, wherever its files are kept."""
+    options = {
+        "first": study.first, "ratio": study.ratio, "budgets": study.budgets, "rate": study.plan.rate,
+        "chunks": study.chunks, "seed": study.seed, "threads": threads,
+    }  # fmt: skip
     return {
-        "command": " ".join(command),
-        "written": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": "scripts/train_family.py " + " ".join(f"--{name} {value}" for name, value in options.items()),
+        "written": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
         "rows": rows,
-        "versions": {"python": python_version(), "llama.cpp backend": ACTIVE.directory.name, **packages},
-        "threads": threads,
+        "models": f"{rows // len(BITS)} of {len(study.cells())}",
+        "versions": {
+            "python": python_version(),
+            "llama.cpp": LLAMA_CPP_COMMIT,
+            **{name: version(name) for name in ("torch", "numpy", "gguf")},
+        },
         "study": asdict(study),
         "text": data.provenance,
     }
@@ -414,7 +430,7 @@ def main(
         if output is None:
             click.echo(text, nl=False)
         elif rows:
-            found = provenance(study, data, threads, ["scripts/train_family.py", *sys.argv[1:]], len(rows))
+            found = provenance(study, data, threads, len(rows))
             for path, content in ((output, text), (output.with_suffix(".json"), json.dumps(found, indent=1) + "\n")):
                 with atomic_path(path) as partial:
                     partial.write_text(content)
