@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +40,7 @@ from ggufloop.quantize import quantize
 from ggufloop.score import score
 from ggufloop.table import Column, Table
 
-SIZES = {"1x256": (1, 7), "2x256": (2, 4), "4x256": (4, 2), "8x256": (8, 0)}
+SIZES = {"1x256": (1, 7), "2x256": (2, 4), "4x256": (4, 2), "8x256": (8, 1)}
 """Layers of each size, and how many budgets it has beyond those of all sizes."""
 
 BITS = {"F32": 32, "Q8_0": 8, "Q4_K": 4, "Q3_K": 3, "Q2_K": 2}
@@ -251,9 +251,13 @@ class Run:
     def tell(self, trainer: Trainer, loss: float) -> None:
         """Called after each step; a test interrupts here."""
 
+    def kept(self, name: str, shape: Shape, steps: int) -> Path:
+        """Where the rows of a cell are kept once it is measured."""
+        return self.folder / name / f"{steps}.json"
+
     def cell(self, name: str, shape: Shape, steps: int) -> list[list[str | int | float | None]]:
         """Rows of the table for one model, one per type; measured once and kept."""
-        kept = self.folder / name / f"{steps}.json"
+        kept = self.kept(name, shape, steps)
         if kept.exists():
             return json.loads(kept.read_text())
         path = self.model(name, shape, steps)
@@ -294,11 +298,6 @@ class Run:
             partial.write_text(json.dumps(rows))
         return rows
 
-    def rows(self) -> Iterator[list[list[str | int | float | None]]]:
-        """The rows of each cell, trained and measured where they are not there yet. Raises OutOfTime."""
-        for cell in self.study.cells():
-            yield self.cell(*cell)
-
 
 def seconds_per_step(shape: Shape, plan: Plan) -> float:
     """How long a training step takes here; the median of five."""
@@ -329,18 +328,24 @@ def estimate(study: Study) -> Table:
     return Table(tuple(Column(name, forms.get(name, "")) for name in columns), rows)
 
 
-def open_study(folder: Path, study: Study, threads: int) -> None:
-    """Refuse a folder that holds another study: its states and losses would be mixed with this one's."""
+def open_study(folder: Path, study: Study, threads: int) -> bool:
+    """Refuse a folder that holds another study: its states and losses would be mixed with this one's.
+
+    More budgets, of all sizes or of one, continue the same study. Returns whether the folder is new.
+    """
     path = folder / "study.json"
     asked = json.loads(json.dumps(asdict(study) | {"threads": threads}))
-    if path.exists():
-        kept = json.loads(path.read_text())
-        differs = [key for key in asked if kept.get(key) != asked[key]]
-        if differs:
-            what = ", ".join(f"{key} {kept.get(key)} not {asked[key]}" for key in differs)
-            raise GgufloopError(f"{folder} holds another study: {what}.", "give another --folder, or the same options.")
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(asked, indent=1))
+    asked["sizes"] = {name: n_layer for name, n_layer, _ in study.sizes}
+    del asked["budgets"]
+    if new := not path.exists():
+        with atomic_path(path) as partial:
+            partial.write_text(json.dumps(asked, indent=1))
+    kept = json.loads(path.read_text())
+    differs = [key for key in asked if kept.get(key) != asked[key]]
+    if differs:
+        what = ", ".join(f"{key} {kept.get(key)} not {asked[key]}" for key in differs)
+        raise GgufloopError(f"{folder} holds another study: {what}.", "give another --folder, or the same options.")
+    return new
 
 
 def provenance(study: Study, data: Data, threads: int, rows: int) -> dict[str, Any]:
@@ -415,14 +420,19 @@ def main(
     rows: list[list[str | int | float | None]] = []
     try:
         with lock(folder / "family.lock"):
-            open_study(folder, study, threads)
-            click.echo(estimate(study).render("md"), err=True)
+            if open_study(folder, study, threads):
+                click.echo(estimate(study).render("md"), err=True)
             data = prepare(folder, study)
             try:
-                for cell in Run(folder, study, data, threads, deadline).rows():
-                    rows += cell
-                    name, tokens, losses = cell[0][0], cell[0][13], [f"{row[1]} {row[5]:.4f}" for row in cell]
-                    click.echo(f"{time.strftime('%H:%M:%S')} {name} {tokens} tokens: {', '.join(losses)}", err=True)
+                run = Run(folder, study, data, threads, deadline)
+                for cell in study.cells():
+                    new = not run.kept(*cell).exists()
+                    rows += (measured := run.cell(*cell))
+                    if new:
+                        losses = ", ".join(f"{row[1]} {row[5]:.4f}" for row in measured)
+                        click.echo(
+                            f"{time.strftime('%H:%M:%S')} {cell[0]} {measured[0][13]} tokens: {losses}", err=True
+                        )
             except (OutOfTime, KeyboardInterrupt):
                 done, total = len(rows) // len(BITS), len(study.cells())
                 click.echo(f"stopped with {done} of {total} models measured; run it again to go on.", err=True)

@@ -194,8 +194,8 @@ def test_merges_are_the_most_frequent_pairs() -> None:
 
 
 def test_another_study_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    train_family.open_study(tmp_path, STUDY, 1)
-    train_family.open_study(tmp_path, STUDY, 1)
+    assert train_family.open_study(tmp_path, STUDY, 1)
+    assert not train_family.open_study(tmp_path, replace(STUDY, budgets=3), 1)  # more of the same
     with pytest.raises(GgufloopError, match="seed 20260523 not 4"):
         train_family.open_study(tmp_path, replace(STUDY, seed=4), 1)
 
