@@ -419,7 +419,7 @@ def main(
     folder = folder or cache_dir() / "family"
     rows: list[list[str | int | float | None]] = []
     try:
-        with lock(folder / "family.lock"):
+        with lock(folder / "family.lock", lambda: click.echo(f"waiting for another run in {folder} ...", err=True)):
             if open_study(folder, study, threads):
                 click.echo(estimate(study).render("md"), err=True)
             data = prepare(folder, study)

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 import family_model  # noqa: E402
+import family_tables  # noqa: E402
 import family_text  # noqa: E402
 import train_family  # noqa: E402
 from family_text import Document  # noqa: E402
@@ -211,3 +212,15 @@ def test_stopped_by_the_clock_it_goes_on(data: train_family.Data, tmp_path: Path
     with pytest.raises(train_family.OutOfTime):
         train_family.Run(tmp_path, STUDY, data, deadline=0.0).model(*STUDY.cells()[0])
     assert family_model.Trainer.load(tmp_path / "tiny" / "trunk.pt").step == 1
+
+
+def test_growth_covers_the_exponent_it_was_made_with() -> None:
+    """Where the smallest changes drown in their errors, as in the study."""
+    rng = np.random.default_rng(5)
+    tokens = 4e4 * 1.4 ** np.arange(10)
+    true = 0.05 * (tokens / tokens[-1]) ** 0.8
+    errors = np.full(10, 0.004)
+    found = [family_tables.growth(tokens, true + errors * rng.standard_normal(10), errors) for _ in range(200)]
+    assert np.mean([e.low <= 0.8 <= e.high for e in found]) == pytest.approx(0.95, abs=0.05)
+    assert np.mean([e.mean for e in found]) == pytest.approx(0.8, abs=0.03)
+    assert family_tables.growth(tokens, true, errors).mean == pytest.approx(0.8, abs=2.5e-3)
