@@ -22,6 +22,7 @@ from ggufloop.stats import Estimate
 from ggufloop.study import Study
 from ggufloop.table import Cell, Column, Table
 
+_ENOUGH = 6  # chunks from which on 95 % can be had
 DIRECTION = (
     "KLD is llama-perplexity's, of a model from the reference under the same loop: "
     "the sum over the vocabulary of p_ref (ln p_ref - ln p_model)."
@@ -113,23 +114,36 @@ def summary(study: Study) -> list[str]:
         f"reference: {study.types[0]}, {source}"
         + (". What its quantisation lost before is in none of these numbers." if "dequantised" in source else "."),
         f"{n} of {h.n_ctx} tokens of {h.text}, their second halves scored; changes paired by chunk, intervals 95 %.",
+        *_few(found),
         *_verdicts(found),
         *_line(study),
         DIRECTION,
         f"t/s: prompt tokens per second of the median chunk in this run, -t {h.settings.get('threads', '?')}.",
     ]
-    return [*out, *_notes(study)]
+    return [*out, *_notes(study, {row.file.type for row in found})]
 
 
-def _notes(study: Study) -> list[str]:
+def _notes(study: Study, types: set[str]) -> list[str]:
     """What is worth knowing of the files."""
     notes = []
     for f in study.files[1:]:
-        same = study.same_weights(f.type) if f.type in study.types else None
+        if f.type not in types:
+            continue
+        same = study.same_weights(f.type)
         said = [f.note] * bool(f.note) + [f"the same weights as {same}, so no file of its own"] * bool(same)
+        if f.snr >= gains.MOST_SNR:
+            said.append("its weights are the reference's, so its KLD is what kernels' rounding of activations does")
         if said:
             notes.append(f"{f.type}: {'; '.join(said)}.")
     return notes
+
+
+def _few(found: list[Row]) -> list[str]:
+    """Chunks that are too few for what the table calls an interval."""
+    least = min(row.chunks for row in found)
+    if least >= _ENOUGH:
+        return []
+    return [f"{least} chunks are too few: their intervals cover {100 * (1 - 2.0 ** (1 - least)):.0f} % at most."]
 
 
 def _verdicts(found: list[Row]) -> list[str]:

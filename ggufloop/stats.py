@@ -125,7 +125,8 @@ def ratio_of_means(
     """mean(a) / mean(b) of paired items with its bootstrap interval, expanded as in `paired_bootstrap`.
 
     Items are resampled whole, so what a and b share on an item cancels in the ratio. Equal a and b give 1 exactly.
-    Raises UsageError for fewer than 2 items, unequal lengths, or a mean of b that is not above 0.
+    `level` of the result is what the interval can cover, at most 1 - 2^(1-n): so often n items are not all on one side
+    of the truth. Raises UsageError for fewer than 2 items, unequal lengths, or a mean of b that is not above 0.
     """
     x, y = _pairs(a, b, 2)
     _check_share(level, "level")
@@ -141,7 +142,7 @@ def ratio_of_means(
     ratios = np.concatenate(parts)
     tail = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * t_quantile((1 + level) / 2, n - 1))
     low, high = (float(v) for v in np.quantile(ratios, (tail, 1 - tail), method="nearest"))
-    return Estimate(float(x.sum() / y.sum()), low, high, n, level)
+    return Estimate(float(x.sum() / y.sum()), low, high, n, min(level, 1 - 2.0 ** (1 - n)))
 
 
 def mcnemar_exact(b: int, c: int) -> float:

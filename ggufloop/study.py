@@ -314,9 +314,13 @@ def _differences(a: Header, b: Header, names: Iterable[str]) -> list[str]:
         if isinstance(x, dict):
             found += [f"{k} {x.get(k)} and {y.get(k)}" for k in sorted({*x, *y}) if x.get(k) != y.get(k)]
         elif x != y:
-            short = [v[:12] + "..." if name.endswith("sha256") else v for v in (x, y)]
+            short = [v[:12] + "..." if name.endswith("sha256") else _words(v) for v in (x, y)]
             found.append(f"{name} {short[0]} and {short[1]}")
     return found
+
+
+def _words(value: object) -> str:
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _refuse(differences: list[str], what: str, hint: str) -> None:

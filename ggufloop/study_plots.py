@@ -7,7 +7,6 @@ Needs matplotlib (plots.py). Loops that differ in K alone make one panel.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 SIZE, AMPLIFICATION, NOISE = "ppl-size", "amplification-snr", "kld-snr"
 PAD = 34  # points between axes and title, where the files are named
-_MOST_SNR = 90.0  # beyond, weights differ by rounding alone
 
 
 def families(study: Study) -> dict[str, list[tuple[int, str]]]:
@@ -40,12 +38,14 @@ def families(study: Study) -> dict[str, list[tuple[int, str]]]:
 
 
 def figures(study: Study) -> dict[str, Figure]:
-    """By name; without loops there is no figure of amplification, without noisy files none over SNR."""
+    """By name, of cells of two chunks at least; without loops there is no figure of amplification, without noisy files
+    none over SNR."""
     found = {}
+    whole = [t for t in study.types if (t, PLAIN) in study.cells and len(study.cell(t).chunks) > 1]
     with style():
-        if any(f.type in study.types[1:] for f in study.files):
+        if len(whole) > 1 and whole[0] == study.types[0]:
             found[SIZE] = _size(study)
-        noisy = [f.type for f in study.files[1:] if f.type in study.types and f.window_snr < _MOST_SNR]
+        noisy = [t for t in whole[1:] if study.file(t).window_snr < gains.MOST_SNR]
         if noisy:
             if families(study):
                 found[AMPLIFICATION] = _amplification(study, noisy)
@@ -64,23 +64,24 @@ def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look:
     """Points in order of x, with their intervals."""
     points = sorted(zip(x, estimates, strict=True), key=lambda p: p[0])
     means = [e.mean for _, e in points]
-    off = [[e.mean - e.low for _, e in points], [e.high - e.mean for _, e in points]]
+    off = [
+        [max(0.0, d) for d in side]
+        for side in zip(*((e.mean - e.low, e.high - e.mean) for _, e in points), strict=True)
+    ]
     axes.errorbar([p for p, _ in points], means, yerr=off, capsize=2.5, elinewidth=0.9, **look)
 
 
 def _named(axes: Axes, places: Mapping[str, float]) -> None:
-    """Names of files above the axes, where they are; those in one place share a name."""
-    spread = (max(places.values()) - min(places.values())) or 1.0
-    groups: list[tuple[float, list[str]]] = []
+    """Names of files above the axes, at their places or a little to the right where they would touch; call it last."""
+    low, high = axes.get_xlim()
+    at = -1.0
     for name, x in sorted(places.items(), key=lambda item: item[1]):
-        if groups and x - groups[-1][0] < 0.012 * spread:
-            groups[-1][1].append(_short(name))
-        else:
-            groups.append((x, [_short(name)]))
-    for x, names in groups:
         axes.axvline(x, color=GRID, linewidth=0.6, zorder=0)
-        axes.annotate(", ".join(names), (x, 1), xycoords=("data", "axes fraction"), xytext=(-2, 2),
-                      textcoords="offset points", rotation=28, fontsize=7.5)  # fmt: skip
+        at = max((x - low) / (high - low), at + 0.03)
+        axes.annotate(
+            _short(name), (at, 1.015), xycoords="axes fraction", rotation=40, fontsize=7.5, rotation_mode="anchor"
+        )
+    axes.set_xlim(low, high)
 
 
 def _short(name: str) -> str:
@@ -101,26 +102,28 @@ def _size(study: Study) -> Figure:
     """Perplexity over size; the reference is a line, for its size is another order."""
     panels = _panels(study)
     figure, all_axes = new_figure(len(panels), _title(study))
-    reference, *others = study.types
+    keys = [key for key, cell in study.cells.items() if len(cell.chunks) > 1]
+    ppl = {(c.type, c.loop): c.ppl[0] for c in (study.paired(*keys) if keys else ())}  # all on the same chunks
+    reference, *others = [t for t in study.types if (t, PLAIN) in ppl]
     size = {t: study.file(t).nbytes / 2**20 for t in others}
     for axes, (kind, loops) in zip(all_axes, panels.items(), strict=True):
         colours = _colours(len(loops))
         series = [("plain", PLAIN, INK)] + [(f"K={k}", loop, c) for (k, loop), c in zip(loops, colours, strict=True)]
         drawn = []
         for label, loop, colour in series:
-            points = sorted((size[t], study.cell(t, loop).ppl[0], t) for t in others if (t, loop) in study.cells)
+            points = sorted((size[t], ppl[t, loop]) for t in others if (t, loop) in ppl)
             if points:
-                axes.plot(*zip(*[p[:2] for p in points], strict=True), "o-", color=colour, label=label)
-                drawn += [y for _, y, _ in points]
-            if (reference, loop) in study.cells:
-                axes.axhline(study.cell(reference, loop).ppl[0], color=colour, linewidth=0.9, linestyle=":")
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+                drawn += [y for _, y in points]
+            if (reference, loop) in ppl:
+                axes.axhline(ppl[reference, loop], color=colour, linewidth=0.9, linestyle=":")
         if drawn and max(drawn) > 3 * min(drawn):
-            axes.set_yscale("log")
-        _named(axes, size)
+            _log(axes)
         axes.set_title(f"Perplexity, {kind or 'no loops'} (dotted: {reference})", pad=PAD)
         axes.set_ylabel("perplexity")
         axes.set_xlabel("file size (MiB)")
         axes.margins(x=0.06, y=0.18)
+        _named(axes, size)
         axes.legend(loc="best", ncols=2)
     return figure
 
@@ -144,11 +147,11 @@ def _amplification(study: Study, noisy: Sequence[str]) -> Figure:
                 _bars(axes, x, found, color=colour, marker="o", label=f"K={k}")
         if top > 6:
             _log(axes)
-        _named(axes, {t: study.file(t).window_snr for t in noisy})
         axes.set_title(f"Noise amplification A_K, {kind} (bars: 95 % interval over chunks)", pad=PAD)
         axes.set_ylabel("A_K")
         axes.set_xlabel("SNR of the window's weights (dB)")
         axes.margins(x=0.06, y=0.2)
+        _named(axes, {t: study.file(t).window_snr for t in noisy})
         axes.legend(loc="best", ncols=2)
     return figure
 
@@ -167,7 +170,6 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
     snr = [study.file(t).snr for t in usable]
     found = [gains.kld(study, t) for t in usable]
     _bars(axes, snr, found, color=INK, marker="o", linestyle="none", label="plain", zorder=4)
-    _named(axes, dict(zip(usable, snr, strict=True)))
     said = "no line through so few files"
     try:
         line = ladder.fit_kld(*gains.noise(study))
@@ -178,7 +180,7 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
         axes.plot(ends, [line.at(x) for x in ends], color=INK, linewidth=1, linestyle="--", label="fit, plain")
         said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, R2 {line.r2:.3f}, n = {line.n} files"
     for t in study.types[1:]:
-        if study.file(t).snr >= _MOST_SNR and (t, PLAIN) in study.cells:
+        if study.file(t).snr >= gains.MOST_SNR and (t, PLAIN) in study.cells and len(study.cell(t).chunks) > 1:
             label = f"{_short(t)}: the reference's weights"
             axes.axhline(study.cell(t).mean("kl"), color=INK, linewidth=0.9, linestyle=":", label=label)
     markers = iter("sD^v<>" * 4)
@@ -193,18 +195,19 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
     axes.set_ylabel("KLD (nats per token)")
     axes.set_xlabel("SNR of all weights (dB)")
     axes.margins(x=0.06, y=0.15)
+    _named(axes, dict(zip(usable, snr, strict=True)))
     axes.legend(loc="best", ncols=2, fontsize=8)
     return figure
 
 
 def _log(axes: Axes) -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """A logarithmic axis whose ticks, in a short one 2 and 5 as well, are written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter
+
+    def text(value: float, position: int) -> str:
+        low, high = axes.get_ylim()
+        return f"{value:g}" if f"{value:e}"[0] in ("125" if high / low < 300 else "1") else ""
 
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-    low, high = axes.get_ylim()
-    if math.log10(high / low) > 1.2:
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(text))
+    axes.yaxis.set_minor_formatter(FuncFormatter(text))

@@ -56,7 +56,8 @@ def ladder(s: Study, types: list[str]) -> str:
 
 def loops_of(s: Study) -> list[tuple[str, str]]:
     """Loops with what to call them in a table."""
-    return [(loop, f"{kind} K={k}") for kind, found in study_plots.families(s).items() for k, loop in found]
+    named = [(loop, f"{kind} K={k}") for kind, found in study_plots.families(s).items() for k, loop in found]
+    return [(loop, name) for loop, name in named if loop in {row.loop for row in gains.rows(s)}]
 
 
 def amplification(s: Study, types: list[str]) -> str:
@@ -78,13 +79,13 @@ def changes(s: Study, types: list[str]) -> str:
     return table(["NLL change", *(name for _, name in loops)], rows)
 
 
-def costs(s: Study) -> str:
+def costs(s: Study, types: list[str]) -> str:
     """Median seconds of a looped chunk over those of the same chunk plain, the reference's and all files' together."""
     import numpy as np
 
     parts = []
     for loop, name in loops_of(s):
-        pairs = [s.paired((t, loop), (t, PLAIN)) for t in s.types]
+        pairs = [s.paired((t, loop), (t, PLAIN)) for t in types]
         ratios = np.concatenate([a.values("seconds") / b.values("seconds") for a, b in pairs])
         parts.append(f"{name} {np.median(ratios):.2f}")
     return "Median time over plain, all files, in this run: " + ", ".join(parts) + ".\n"
@@ -97,14 +98,15 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in arguments.studies:
         s = study.read(path)
-        types = [t for t in s.types if s.same_weights(t) is None]
+        measured = {row.file.type for row in gains.rows(s) if row.loop == PLAIN}
+        types = [t for t in s.types if t in measured and s.same_weights(t) is None]
         print(f"## {s.header.model}\n")
         print("\n".join(f"* {line}" for line in report.summary(s)), "\n")
         print(ladder(s, types))
         if loops_of(s):
             print(amplification(s, types))
             print(changes(s, types))
-            print(costs(s))
+            print(costs(s, types))
         for figure in path.parent.glob("*.png") if arguments.figures else ():
             shutil.copy(figure, arguments.figures / f"{path.parent.name}-{figure.name}")
 

@@ -239,6 +239,12 @@ def run(
     return call
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a run on a tiny model."""
+    monkeypatch.setattr("ggufloop.study_plots.figures", lambda study: {})
+
+
 ASKED = ("--text", "text.txt", "-c", 64, "--chunks", 2, "--window", "2:5", "--types", "Q4_0", "-t", 1)
 
 
@@ -277,19 +283,21 @@ def test_the_command(run: Run) -> None:
     assert rows[3]["A_K"] is None
 
 
-def test_a_quantised_model_is_compared_with_itself_dequantised(run: Run, ladder: list[Rung]) -> None:
+def test_a_quantised_model_is_compared_with_itself_dequantised(
+    run: Run, ladder: list[Rung], without_figures: None
+) -> None:
     source = next(rung.path for rung in ladder if rung.file.type == "Q8_0")
     asked = ("--text", "text.txt", "-c", 64, "--chunks", 2, "--window", "2:5", "--K", 2, "-t", 1)
     code, out, err = run(*asked, "--types", "source,Q4_0", "--reference", "F32", name=str(source))
     assert code == 0, err
     assert f"reference: F32, {source.name} dequantised. What its quantisation lost before" in out
-    assert f"source: {source.name} as it is." in out
+    assert f"source: {source.name} as it is; its weights are the reference's" in out
     assert [line.split("|")[1].strip() for line in out.splitlines()[4:10]] == ["F32"] * 2 + ["source"] * 2 + [
         "Q4_0"
     ] * 2
 
 
-def test_studies_of_other_texts_are_refused(run: Run) -> None:
+def test_studies_of_other_texts_are_refused(run: Run, without_figures: None) -> None:
     assert run(*ASKED, "--K", 2)[0] == 0
     Path("text.txt").write_text(Path("text.txt").read_text() + "x")
     code, _, err = run(*ASKED, "--K", 2)
@@ -331,7 +339,7 @@ def test_bad_input(run: Run) -> None:
     assert run(*ASKED, name=None)[2].startswith("error: no model is given.")
 
 
-def test_tasks_are_paired(run: Run) -> None:
+def test_tasks_are_paired(run: Run, without_figures: None) -> None:
     pytest.importorskip("lm_eval")
     code, out, err = run(*ASKED, "--K", 2, "--tasks", "brackets", "--limit", 3, "-o", "json")
     assert code == 0, err

@@ -82,10 +82,10 @@ def test_a_study_goes_on_after_a_crash(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     s = written(path)
-    other = dataclasses.replace(HEADER, text_sha256="e" * 64, patch_id="p2", settings={"threads": "2"})
+    other = dataclasses.replace(HEADER, window=(2, 4), text_sha256="e" * 64, patch_id="p2", settings={"threads": "2"})
     said = (
-        "text_sha256 bbbbbbbbbbbb... and eeeeeeeeeeee...; flash_attn True and None; threads 1 and 2; "
-        "patch_id p1 and p2."
+        "window 2:5 and 2:4; text_sha256 bbbbbbbbbbbb... and eeeeeeeeeeee...; flash_attn True and None; "
+        "threads 1 and 2; patch_id p1 and p2."
     )
     with pytest.raises(GgufloopError) as e:
         study.create(path, other)
@@ -158,5 +158,6 @@ def test_the_ratio_of_means_covers() -> None:
         e = stats.ratio_of_means(looped, plain, seed=seed, resamples=1000)
         held += e.low <= 1.5 <= e.high
     assert 0.91 <= held / 400 <= 0.98
+    assert [stats.ratio_of_means(plain[:n], plain[:n]).level for n in (2, 4, 6)] == [0.5, 0.875, 0.95]
     with pytest.raises(UsageError, match="a ratio to 0 is not defined"):
         stats.ratio_of_means([1.0, 2.0], [0.0, 0.0])
