@@ -9,7 +9,6 @@ taken is known before a model is loaded, and /health says that the model is load
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -94,7 +93,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None, handle_signals: bool = True) -> None:
+def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None) -> None:
     """Serve until stopped. on_ready: called with the server's address once it answers.
 
     Raises UsageError and GgufloopError if it cannot be started.
@@ -103,7 +102,7 @@ def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None, ha
     check_address(config.host, config.key)
     listener = listen(config.host, config.port)
     with contextlib.closing(listener):
-        Running(config, listener).run(on_ready, handle_signals)
+        Running(config, listener).run(on_ready)
 
 
 class Running:
@@ -135,16 +134,13 @@ class Running:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def run(self, on_ready: Callable[[str], None], handle_signals: bool) -> None:
-        """Serve until stopped. Raises what went wrong with the model."""
+    def run(self, on_ready: Callable[[str], None] = lambda url: None) -> None:
+        """Serve until stopped; signals count where this is the main thread. Raises what went wrong with the model."""
         self._on_ready = on_ready
         self._server.handle_exit = self._exit  # what a signal does
         self.worker.start()
         try:
-            if handle_signals:
-                self._server.run(sockets=[self._listener])
-            else:
-                asyncio.run(self._server._serve(sockets=[self._listener]))
+            self._server.run(sockets=[self._listener])
         finally:
             self.worker.stop()
             self.worker.join(5.0)
