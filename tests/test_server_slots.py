@@ -23,8 +23,8 @@ CUTS = Cuts(8, 4)
 
 def conversation(prompt: list[int], answer: list[int], looped: bool = True) -> History:
     """What a sequence holds after an answer, all of whose tokens but the last were evaluated."""
-    steps = [Step(0, True), *(Step(len(prompt) + i, looped) for i in range(len(answer)))]
-    return History([*prompt, *answer], steps, len(prompt))
+    steps = [Step(0, True, reads=True), *(Step(len(prompt) + i, looped) for i in range(len(answer)))]
+    return History([*prompt, *answer], steps, len(prompt), "a")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 400))
@@ -40,39 +40,44 @@ def test_cuts_are_those_of_a_text_read_in_batches_and_ubatches(n_batch: int, n_u
 def test_a_conversation_goes_on_where_it_was() -> None:
     history = conversation(list(range(10)), [50, 51, 52])
     said = [*range(10), 50, 51, 52, 60, 61]
-    assert history.reusable(said, CUTS, turns=True, can_rewind=True) == (13, 13)
-    assert history.reusable(said, CUTS, turns=True, can_rewind=False) == (13, 13)
-    assert history.reusable(said, CUTS, turns=False, can_rewind=True) == (8, 0), "only whole cuts of its beginning"
-    assert history.reusable(said, CUTS, turns=False, can_rewind=False) == (0, 0)
+    assert history.reusable(said, CUTS, client="a", can_rewind=True) == (13, 13)
+    assert history.reusable(said, CUTS, client="a", can_rewind=False) == (13, 13)
+    assert history.reusable(said, CUTS, client=None, can_rewind=True) == (8, 0), "only whole cuts of its beginning"
+    assert history.reusable(said, CUTS, client=None, can_rewind=False) == (0, 0)
+    assert history.reusable(said, CUTS, client="b", can_rewind=True) == (8, 0), "it is not this client's"
+    history.ended = False
+    assert history.reusable(said, CUTS, client="a", can_rewind=True) == (8, 0), "its prompt was not read to the end"
 
 
 def test_another_text_starts_only_where_reading_it_anew_is_cut_too() -> None:
     history = conversation(list(range(10)), [50, 51, 52])
-    for turns in (True, False):
-        assert history.reusable([*range(9), 99, 99], CUTS, turns, True) == (8, 0)
-        assert history.reusable([*range(7), 99, 99], CUTS, turns, True) == (4, 0)
-        assert history.reusable([*range(3), 99, 99], CUTS, turns, True) == (0, 0)
+    for client in ("a", "b", None):
+        assert history.reusable([*range(9), 99, 99], CUTS, client, True) == (8, 0)
+        assert history.reusable([*range(7), 99, 99], CUTS, client, True) == (4, 0)
+        assert history.reusable([*range(3), 99, 99], CUTS, client, True) == (0, 0)
+        assert history.reusable([*range(10), 50, 99, 99], CUTS, client, True) == (8, 0), "no answer ended there"
 
 
 def test_a_prompt_told_again_leaves_a_token_to_evaluate() -> None:
     history = conversation(list(range(8)), [50, 51])
-    assert history.reusable(list(range(8)), CUTS, True, True) == (4, 0)
-    assert conversation([1], []).reusable([1], CUTS, True, True) == (0, 0)
+    assert history.reusable(list(range(8)), CUTS, "a", True) == (4, 0)
+    assert conversation([1], []).reusable([1], CUTS, "a", True) == (0, 0)
 
 
 def test_an_answer_written_plain_is_read_again_under_a_loop() -> None:
     history = conversation(list(range(10)), [50, 51, 52], looped=False)
-    assert history.reusable([*range(10), 50, 51, 52, 60], CUTS, True, True) == (10, 10)
+    assert history.reusable([*range(10), 50, 51, 52, 60], CUTS, "a", True) == (10, 10)
+    assert history.reusable([*range(10), 50, 51, 60], CUTS, "a", True) == (8, 0), "that is another conversation"
 
 
 def test_a_second_answer_to_the_same_history_starts_where_the_first_did() -> None:
     history = conversation(list(range(10)), [50, 51, 52])
-    history.steps.append(Step(13, True))  # the next message, and its answer
+    history.steps.append(Step(13, True, reads=True))  # the next message, and its answer
     history.tokens += [60, 61]
     history.steps.append(Step(15, True))
     history.tokens.append(70)
-    assert history.reusable([*range(10), 50, 51, 52, 60, 61], CUTS, True, True) == (13, 13)
-    assert history.reusable([*range(10), 50, 51, 52, 80], CUTS, True, True) == (13, 13)
+    assert history.reusable([*range(10), 50, 51, 52, 60, 61], CUTS, "a", True) == (13, 13)
+    assert history.reusable([*range(10), 50, 51, 52, 80], CUTS, "a", True) == (13, 13)
 
 
 @given(st.data())
@@ -80,12 +85,12 @@ def test_what_is_reused_is_what_both_texts_begin_with(data: st.DataObject) -> No
     tokens = st.lists(st.integers(0, 2), min_size=1, max_size=30)
     prompt, answer, said = data.draw(tokens), data.draw(tokens), data.draw(tokens)
     history = conversation(prompt, answer, data.draw(st.booleans()))
-    for turns in (True, False):
-        n, step = history.reusable(said, CUTS, turns, data.draw(st.booleans()))
+    for client in ("a", None):
+        n, step = history.reusable(said, CUTS, client, data.draw(st.booleans()))
         assert 0 <= step <= n < len(said)
         assert history.tokens[:n] == said[:n]
         assert n == 0 or step in (0, n)
-        if not turns and n:
+        if client is None and n:
             assert CUTS.before(n) == n <= len(prompt)
 
 
@@ -99,7 +104,7 @@ def test_the_store_is_bounded_and_forgets_what_is_longest_unused() -> None:
         store.put(saved([i, 1, 2, 3, 4]))
         assert store.size <= store.capacity
     assert len(store) == 3
-    kept = [store.find(None, [i, 1, 2, 3, 4, 5], CUTS, True, True)[0] for i in range(10)]
+    kept = [store.find(None, [i, 1, 2, 3, 4, 5], CUTS, "a", True)[0] for i in range(10)]
     assert kept == [0] * 7 + [5] * 3
     store.put(saved([9], size=10**6))
     assert len(store) == 3, "what does not fit at all takes nobody's place"
@@ -111,12 +116,12 @@ def test_the_store_keeps_loops_apart_and_a_conversation_once() -> None:
     store.put(saved([1, 2, 3, 4, 5]))
     assert len(store) == 1
     store.put(saved([1, 2, 3, 4, 5, 6], LOOP))
-    assert store.find(None, [1, 2, 3, 4, 5, 6, 7], CUTS, True, True)[0] == 5
-    n, entry = store.find(LOOP, [1, 2, 3, 4, 5, 6, 7], CUTS, True, True)
+    assert store.find(None, [1, 2, 3, 4, 5, 6, 7], CUTS, "a", True)[0] == 5
+    n, entry = store.find(LOOP, [1, 2, 3, 4, 5, 6, 7], CUTS, "a", True)
     assert (n, entry is not None and entry.loop) == (6, LOOP)
     assert entry is not None
     store.take(entry)
-    assert store.find(LOOP, [1, 2, 3, 4, 5, 6, 7], CUTS, True, True) == (0, None)
+    assert store.find(LOOP, [1, 2, 3, 4, 5, 6, 7], CUTS, "a", True) == (0, None)
     assert store.size == sum(s.size for s in [saved([1, 2, 3, 4, 5])])
 
 

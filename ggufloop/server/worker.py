@@ -232,10 +232,11 @@ class Worker:
         assert self.lanes is not None
         assert self.llm is not None
         ask = job.ask
-        found = self.lanes.find_seat(ask.loop, ask.prompt, ask.turns)
+        found = self.lanes.find_seat(ask.loop, ask.prompt, job.client if ask.turns else None)
         if found is None:
             return None
         seat, cached, step = found
+        seat.history.client, seat.history.ended = job.client, False
         try:
             sampler = Sampler(self.llm, ask.draw)
         except GgufloopError:
@@ -319,12 +320,12 @@ class Worker:
         running.timings = Timings(t.prompt_tokens + len(rows), t.prompt_seconds + perf_counter() - begun)
         self.counts["prompt"] += len(rows)
         if not history.steps or history.steps[-1].start != running.step:
-            history.steps.append(Step(running.step, True))
+            history.steps.append(Step(running.step, True, reads=True))
         history.tokens.extend(prompt[start:end])
         if running.step == 0:
             history.read = end
         if end == len(prompt):
-            running.started = True
+            running.started = history.ended = True
             self._draw(running, logits[0])
 
     def _generate(self, group: list[_Running]) -> None:
