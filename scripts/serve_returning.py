@@ -3,9 +3,9 @@
 
     python scripts/serve_returning.py smollm2-135m
 
-The server is a real one, asked through HTTP; the cost is that of the same new tokens in a context of one's own that holds
-the history already. Both are measured in turns. `here`: the conversation is still in its sequence; `kept`: others had
-that since, so it comes back from where it was kept. Medians of the ratios, with their 95 % interval and n.
+The server is a real one, asked through HTTP; the cost is that of the same new tokens in a context of one's own that
+holds the history already. Both are measured in turns. `here`: the conversation is still in its sequence; `kept`: others
+had that since, so it comes back from where it was kept. Medians of the ratios, with their 95 % interval and n.
 """
 
 from __future__ import annotations

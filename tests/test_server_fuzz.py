@@ -1,4 +1,4 @@
-"""Requests made from the served OpenAPI document, right and wrong ones: never a server error, always what it documents."""
+"""Requests made from the served OpenAPI document, right and wrong ones: no server error, and only documented answers."""
 
 from __future__ import annotations
 

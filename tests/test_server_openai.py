@@ -59,10 +59,9 @@ def test_run_the_python_api_and_the_server_say_the_same(temp: float, client: Any
     sampling = Sampling(temp=temp, seed=5, n=16)
     texts = [Conversation(llm, template, sampling).ask(QUESTION).text]
     llm.close()
-    words = "-c 1024 -b 1024 -ub 512 -t 1 --window 12:16 --K 3 -s 5 -n 16 --temp".split()
-    done = subprocess.run(
-        [*CLI, "run", str(smollm2), *words, str(temp), "-p", QUESTION], capture_output=True, text=True, check=True
-    )
+    context = ["-c", "1024", "-b", "1024", "-ub", "512", "-t", "1"]
+    flags = [*context, "--window", "12:16", "--K", "3", "-s", "5", "-n", "16", "--temp", str(temp), "-p", QUESTION]
+    done = subprocess.run([*CLI, "run", str(smollm2), *flags], capture_output=True, text=True, check=True)
     texts.append(done.stdout.removesuffix("\n"))
     for suffix in ("", "@12:16x3"):
         answer = ask(client, model=f"smollm2-135m{suffix}", temperature=temp)
