@@ -50,12 +50,10 @@ def first_token(server: Server, body: dict[str, Any]) -> float:
     return seconds
 
 
-def alone(llm: LoopedLlama, history: list[int], new: list[int]) -> float:
-    """Seconds until the first token after `new`, in a context that holds the history."""
-    llm.reset()
-    llm.eval(history)
+def alone(llm: LoopedLlama, prompt: list[int]) -> float:
+    """Seconds until the first token after a prompt, in a context that holds its history."""
     started = time.perf_counter()
-    next(llm.generate([*history, *new], temp=0.0))
+    next(llm.generate(prompt, temp=0.0))
     return time.perf_counter() - started
 
 
@@ -74,16 +72,17 @@ def measure(path: Path, n_history: int, n_new: int, rounds: int, threads: int) -
             loop = None if plan == "plain" else f"{window} {plan}"
             llm.set_loop(loop)
             waited, cost = [], []
+            history = text(n_history)
+            # a token that is drawn is not evaluated, so what is held is the history
+            server.complete(history, loop=loop, temperature=0, max_tokens=1)
+            alone(llm, history)
             for i in range(rounds):
                 click.echo(f"{plan}, {'kept' if kept else 'here'}, round {i + 1} of {rounds}", err=True)
-                history, new = text(n_history), text(n_new)
-                # one token is drawn and not evaluated, so what is held is the history
-                server.complete(history, loop=loop, temperature=0, max_tokens=1)
                 if kept:
                     server.complete(text(8), loop=loop, temperature=0, max_tokens=1)
-                body = {"prompt": [*history, *new], "loop": loop, "temperature": 0, "max_tokens": 2}
-                waited.append(first_token(server, body))
-                cost.append(alone(llm, history, new))
+                prompt = history + text(n_new)
+                cost.append(alone(llm, prompt))
+                waited.append(first_token(server, {"prompt": prompt, "loop": loop, "temperature": 0, "max_tokens": 2}))
             ratio = ratio_interval(waited, cost)
             yield [plan, "kept" if kept else "here", 1000 * float(np.median(cost)), 1000 * float(np.median(waited)),
                    ratio.mean, ratio.low, ratio.high, ratio.n]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Requests made from the served OpenAPI document, right and wrong ones: no server error, and only documented answers."""
+"""Requests made from the served OpenAPI document, right and wrong: no server error, only documented answers."""
 
 from __future__ import annotations
 
