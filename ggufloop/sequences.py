@@ -13,7 +13,6 @@ from engine.py, which has chosen the library it loads.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import json
 import sys
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ class Sequences:
         It asks some thousand times a token, so the answer is read in C: atoi of a text that `abort` changes, with no
         Python and no lock in between.
         """
-        libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else ctypes.util.find_library("c"))
+        libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
         callback = ctypes.cast(libc.atoi, llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, callback, ctypes.cast(self._abort, ctypes.c_void_p))
 

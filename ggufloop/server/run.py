@@ -93,8 +93,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None) -> None:
+def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None) -> bool:
     """Serve until stopped. on_ready: called with the server's address once it answers.
+
+    Returns whether the engine's thread has ended: llama.cpp may be loading a model, or reading a prompt on a device
+    that cannot be interrupted.
 
     Raises UsageError and GgufloopError if it cannot be started.
     """
@@ -102,7 +105,7 @@ def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None) ->
     check_address(config.host, config.key)
     listener = listen(config.host, config.port)
     with contextlib.closing(listener):
-        Running(config, listener).run(on_ready)
+        return Running(config, listener).run(on_ready)
 
 
 class Running:
@@ -134,8 +137,11 @@ class Running:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def run(self, on_ready: Callable[[str], None] = lambda url: None) -> None:
-        """Serve until stopped; signals count where this is the main thread. Raises what went wrong with the model."""
+    def run(self, on_ready: Callable[[str], None] = lambda url: None) -> bool:
+        """Serve until stopped, by a signal too if this is the main thread; -> whether the engine's thread has ended.
+
+        Raises what went wrong with the model.
+        """
         self._on_ready = on_ready
         self._server.handle_exit = self._exit  # what a signal does
         self.worker.start()
@@ -143,9 +149,10 @@ class Running:
             self._server.run(sockets=[self._listener])
         finally:
             self.worker.stop()
-            self.worker.join(5.0)
+            ended = self.worker.join(1.0)
         if self.worker.error is not None:
             raise self.worker.error
+        return ended
 
     def stop(self, at_once: bool = False) -> None:
         """Refuse new requests, let running ones end or cut them off."""
@@ -165,9 +172,12 @@ class Running:
             self._server.should_exit = True
             return
         config, worker = self._config, self.worker
-        assert worker.llm is not None
-        assert worker.lanes is not None
+        assert worker.engine is not None
         self.service.reader = Reader(
-            worker.llm, self.service.served, config.sampling, worker.lanes.n_ctx, config.limits.prompt_tokens
+            worker.engine.llm,
+            self.service.served,
+            config.sampling,
+            worker.engine.lanes.n_ctx,
+            config.limits.prompt_tokens,
         )
         self._on_ready(self.url)
