@@ -32,7 +32,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from serving import Server
 
 CONTEXT = 2048
-LOOPS = ("plain", "k=3", "k=3 kv=frozen", "k=3 kv=each")
 
 
 def first_token(server: Server, body: dict[str, Any]) -> float:
@@ -57,7 +56,7 @@ def alone(llm: LoopedLlama, prompt: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def measure(path: Path, n_history: int, n_new: int, rounds: int, threads: int) -> Iterator[list[Any]]:
+def measure(path: Path, loops: list[str], n_history: int, n_new: int, rounds: int, threads: int) -> Iterator[list[Any]]:
     """Rows of the table for one model."""
     window = "{}:{}".format(*registry.suggest_window(path)[0])
     engine = {"n_threads": threads, "n_threads_batch": threads, "flash_attn": True, "verbose": False}
@@ -68,7 +67,7 @@ def measure(path: Path, n_history: int, n_new: int, rounds: int, threads: int) -
         return [int(t) for t in rng.integers(100, llm.n_vocab() - 100, n)]
 
     with Server(path, n_ctx=CONTEXT, cuts=(CONTEXT, 512), engine=engine, limits={"parallel": 1}) as server:
-        for plan, kept in itertools.product(LOOPS, (False, True)):
+        for plan, kept in itertools.product(loops, (False, True)):
             loop = None if plan == "plain" else f"{window} {plan}"
             llm.set_loop(loop)
             waited, cost = [], []
@@ -91,17 +90,18 @@ def measure(path: Path, n_history: int, n_new: int, rounds: int, threads: int) -
 
 @click.command()
 @click.argument("model", default="smollm2-135m")
+@click.option("--loops", default="plain,k=3,k=3 kv=frozen,k=3 kv=each", show_default=True, help="Loops, at one window.")
 @click.option("--history", default=1000, show_default=True, help="Tokens of the history.")
 @click.option("--new", "n_new", default=20, show_default=True, help="New tokens.")
 @click.option("-r", "rounds", type=click.IntRange(6), default=9, show_default=True, help="Rounds.")
 @click.option("-t", "threads", type=click.IntRange(1), default=2, show_default=True, help="Threads.")
 @click.option("-o", "form", default="md", show_default=True, help="md, csv, json or jsonl.")
-def main(model: str, history: int, n_new: int, rounds: int, threads: int, form: str) -> None:
+def main(model: str, loops: str, history: int, n_new: int, rounds: int, threads: int, form: str) -> None:
     """Measure MODEL: the first token's time through the server, over the new tokens' own cost."""
     columns = (Column("loop"), Column("conversation"), Column("cost ms", ".1f"), Column("waited ms", ".1f"),
                Column("ratio", ".3f"), Column("low", ".3f"), Column("high", ".3f"), Column("n"))  # fmt: skip
     try:
-        rows = list(measure(registry.resolve(model), history, n_new, rounds, threads))
+        rows = list(measure(registry.resolve(model), loops.split(","), history, n_new, rounds, threads))
     except GgufloopError as e:
         raise click.ClickException(f"{e.message} {e.hint}") from None
     click.echo(Table(columns, rows).render(form), nl=False)

@@ -114,7 +114,7 @@ class Server:
         return self.running.url
 
     @contextlib.contextmanager
-    def connection(self, timeout: float = 60) -> Iterator[http.client.HTTPConnection]:
+    def connection(self, timeout: float = 300) -> Iterator[http.client.HTTPConnection]:
         host, port = self.url.removeprefix("http://").split(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
         try:

@@ -88,7 +88,7 @@ def _post(summary: str, form: dict[str, Any], answer: dict[str, Any], loop: bool
         "responses": responses,
     }
     if loop:
-        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        responses["200"]["content"]["text/event-stream"] = {"schema": {}}
         header = {"name": "X-Ggufloop-Loop", "in": "header", "required": False, "schema": {"type": "string"}}
         operation["parameters"] = [{**header, "description": "as the body's loop, as text; 'off' for none"}]
     return {"post": operation}
