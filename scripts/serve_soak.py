@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -178,8 +179,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--conversations", type=int, default=160)
     parser.add_argument("--parallel", type=int, default=4)
-    parser.add_argument("--cache-ram", type=int, default=64, help="MiB for conversations; a few make many start anew")
+    parser.add_argument("--cache-ram", type=int, default=8, help="MiB for conversations; few make many start anew")
     args = parser.parse_args()
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that goes away
     counts, growth = soak(args.clients, args.seconds, args.conversations, args.parallel, args.cache_ram)
     for line in (counts.wrong + counts.lost)[:10]:
         print(line, file=sys.stderr)

@@ -243,6 +243,18 @@ def test_a_prompt_that_nobody_waits_for_is_given_up_and_read_again_right(model: 
     llm.close()
 
 
+def test_a_long_answer_does_not_hold_up_another_loops(model: Path) -> None:
+    with Server(model, n_ctx=8192, limits={"parallel": 2}) as server, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(server.complete, "Hello", loop=None, max_tokens=8000, logit_bias=ENDS)
+        while not server.running.worker.running():
+            time.sleep(0.01)
+        for loop in ("2:5 k=3", "2:5 k=2 kv=each", None):
+            assert server.complete("Hi", loop=loop, max_tokens=5).status == 200
+        assert not long.done(), "this machine is too fast for this test"
+        server.running.stop(at_once=True)
+        assert long.result().status == 503
+
+
 def test_a_full_server_says_so_and_recovers(model: Path) -> None:
     with Server(model, limits={"parallel": 1, "queue": 1}) as server:
         with ThreadPoolExecutor(8) as pool:

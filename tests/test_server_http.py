@@ -19,6 +19,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
 from ggufloop.sequences import Draw, Sampler
+from ggufloop.server import app
 from ggufloop.server.guard import is_local
 from ggufloop.server.loops import Served, loop_from_json, parse_suffix, suffix
 from ggufloop.server.run import check_address, listen
@@ -439,6 +440,23 @@ def test_garbage_on_the_socket_harms_nobody(server: Server) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
             raw.sendall(garbage)
     assert server.get("/health").status == 200
+
+
+def test_requests_that_end_in_the_middle_are_nobodys_fault(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+    port = int(server.url.rsplit(":", 1)[1])
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+            raw.sendall(head)
+            time.sleep(0.02)
+    monkeypatch.setattr(app, "_BODY_SECONDS", 0.1)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+        raw.sendall(head)
+        assert raw.recv(1000).split()[1] == b"408"
+    assert server.get("/health").status == 200
+    assert [r.message for r in caplog.records if r.levelname == "ERROR"] == []
 
 
 def test_the_document_is_of_this_api(server: Server) -> None:

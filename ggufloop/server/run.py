@@ -125,9 +125,15 @@ class Running:
         served = Served(config.name, config.loop, config.suggested)
         self.service = Service(self.worker, served, config.limits, config.key, config.origins, config.results)
         settings = uvicorn.Config(
-            make_app(self.service), log_level="error", access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=int(config.limits.stop_seconds) + 1, ws="none",
-        )  # fmt: skip
+            make_app(self.service),
+            log_level="error",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=int(config.limits.stop_seconds) + 1,
+        )
         self._server = uvicorn.Server(settings)
         self._stopping = False
 
