@@ -28,6 +28,8 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
 
+_SMALLER = "give a smaller context (-c), or fewer answers at a time (--parallel)."
+
 
 @dataclass(frozen=True)
 class Row:
@@ -54,6 +56,8 @@ class Sequences:
         self._llm = llm
         self.n = n
         padded = (n_ctx + 255) // 256 * 256  # of each sequence
+        if n * padded >= 2**31:
+            raise GgufloopError(f"{n} x {n_ctx} tokens of context are more than llama.cpp can count.", _SMALLER)
         params = type(llm.context_params).from_buffer_copy(llm.context_params)
         params.n_ctx, params.n_seq_max, params.kv_unified = n * padded, n, False
         params.n_batch, params.n_ubatch = max(n_batch, n), max(n_ubatch, n)
@@ -63,7 +67,7 @@ class Sequences:
         except ValueError as e:
             raise GgufloopError(
                 f"llama.cpp cannot make a context of {n} x {n_ctx} tokens: {e}.".replace("..", "."),
-                "give a smaller context (-c) or fewer answers at a time (--parallel).",
+                _SMALLER,
             ) from None
         if self._ctx.memory is None:
             self._ctx.close()

@@ -25,6 +25,7 @@ import numpy as np
 from ggufloop import registry
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
+from ggufloop.server.run import check_installed
 from ggufloop.stats import ratio_interval
 from ggufloop.table import Column, Table
 
@@ -101,6 +102,7 @@ def main(model: str, loops: str, history: int, n_new: int, rounds: int, threads:
     columns = (Column("loop"), Column("conversation"), Column("cost ms", ".1f"), Column("waited ms", ".1f"),
                Column("ratio", ".3f"), Column("low", ".3f"), Column("high", ".3f"), Column("n"))  # fmt: skip
     try:
+        check_installed()
         rows = list(measure(registry.resolve(model), loops.split(","), history, n_new, rounds, threads))
     except GgufloopError as e:
         raise click.ClickException(f"{e.message} {e.hint}") from None

@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufloop.engine import LoopedLlama
+from ggufloop.errors import GgufloopError
 from ggufloop.generate import complete
 from ggufloop.sampling import Sampling
+from ggufloop.server.run import check_installed
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 import tiny
@@ -182,6 +184,10 @@ def main() -> int:
     parser.add_argument("--cache-ram", type=int, default=8, help="MiB for conversations; few make many start anew")
     args = parser.parse_args()
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that goes away
+    try:
+        check_installed()
+    except GgufloopError as e:
+        parser.error(f"{e.message} {e.hint}")
     counts, growth = soak(args.clients, args.seconds, args.conversations, args.parallel, args.cache_ram)
     for line in (counts.wrong + counts.lost)[:10]:
         print(line, file=sys.stderr)

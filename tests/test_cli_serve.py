@@ -104,12 +104,12 @@ def test_flags_become_the_server(
     assert (config.settings.n_ctx, config.settings.n_batch, config.settings.n_ubatch) == (700, 300, 100)
     assert (config.sampling.temp, config.sampling.n, config.sampling.seed) == (0.5, 9, 3)
     assert capsys.readouterr().err == (
-        "note: loading llama ...\n"
         "serving llama, window 2:5, K 6, kv=each, at http://127.0.0.1:1 (the API: http://127.0.0.1:1/v1). "
         "Ctrl-C ends it.\nstopped\n"
     )
     llm = config.open_model()
     assert llm.n_layer() == 7
+    assert capsys.readouterr().err == "note: loading llama ...\n"
     llm.close()
 
 

@@ -10,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import archs
 import numpy as np
 import pytest
 import tiny
+import zoo
 from serving import SMALL, Server, alone
 
 from ggufloop.engine import LoopedLlama
+from ggufloop.errors import GgufloopError
 from ggufloop.generate import complete
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
@@ -240,6 +243,21 @@ def test_a_prompt_that_nobody_waits_for_is_given_up_and_read_again_right(model: 
     assert np.array_equal(sequences.decode(rows[30:]), alone)
     for context in (sequences, own):
         context.close()
+    llm.close()
+
+
+def test_a_model_that_keeps_nothing_between_tokens_is_not_served(tmp_path: Path) -> None:
+    model = zoo.write(tmp_path / "llada.gguf", archs.ROWS["llada"])
+    with Server(model, wait=False) as server:
+        server._thread.join(30)
+        assert isinstance(server.error, GgufloopError)
+        assert server.error.message == "this model keeps no cache between tokens."
+
+
+def test_a_context_nobody_can_have_is_refused(model: Path) -> None:
+    llm = LoopedLlama(model, n_ctx=256, n_batch=64, n_ubatch=64, **SMALL)
+    with pytest.raises(GgufloopError, match=r"2 x 2000000000 tokens of context are more than llama\.cpp can count"):
+        Sequences(llm, 2, 2 * 10**9, 64, 64)
     llm.close()
 
 

@@ -94,8 +94,15 @@ def test_what_is_reused_is_what_both_texts_begin_with(data: st.DataObject) -> No
             assert CUTS.before(n) == n <= len(prompt)
 
 
+def test_a_prompt_that_begins_like_a_short_one_is_no_conversation() -> None:
+    """Unless something was answered, or there is much to read."""
+    for n, reused in ((8, 8), (9, 8), (63, 60), (64, 64), (70, 70)):
+        assert conversation(list(range(n)), []).reusable([*range(n), 99], CUTS, "a", True)[0] == reused
+    assert conversation(list(range(9)), [50]).reusable([*range(9), 50, 99], CUTS, "a", True) == (10, 10)
+
+
 def saved(tokens: list[int], loop: LoopSpec | None = None, size: int = 1000) -> Saved:
-    return Saved(loop, conversation(tokens, []), np.zeros(size, dtype=np.uint8))
+    return Saved(loop, conversation(tokens[:-1], tokens[-1:]), np.zeros(size, dtype=np.uint8))
 
 
 def test_the_store_is_bounded_and_forgets_what_is_longest_unused() -> None:

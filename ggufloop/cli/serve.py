@@ -71,12 +71,14 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
         suggested = window_suggestion(path)()
     except UsageError:
         suggested = None
+    name = model_name(path)
     engine = engine_settings(path, flags)
     settings = Settings(engine["n_ctx"], min(engine["n_batch"], engine["n_ctx"]), engine["n_ubatch"])
 
     def open_model() -> LoopedLlama:
         from ggufloop.engine import LoopedLlama
 
+        terminal.note(f"loading {name} ...")
         # its own context is for nothing but looking at the model: the worker makes those that answer
         llm = LoopedLlama(path, verbose=verbose, **{**engine, "n_ctx": 256, "n_batch": 64, "n_ubatch": 64})
         if llm.devices:
@@ -84,7 +86,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
         return llm
 
     return Config(
-        model_name(path),
+        name,
         open_model,
         settings,
         loop,
@@ -186,7 +188,6 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     from ggufloop.server.run import serve
 
     config = _config(flags, ctx.obj["verbose"])
-    terminal.note(f"loading {config.name} ...")
 
     def ready(url: str) -> None:
         click.echo(

@@ -19,6 +19,8 @@ from typing import Any
 
 from ggufloop.loop import LoopSpec
 
+_LONG = 64  # tokens
+
 
 @dataclass(frozen=True)
 class Cuts:
@@ -72,7 +74,7 @@ class History:
         best = (cuts.before(min(self.read, limit)), 0)
         if client == self.client:
             ends = [step.start for step in self.steps if step.reads and step.start <= limit]
-            if self.ended and common == len(self.tokens) <= limit:
+            if common == len(self.tokens) <= limit and self.goes_on:
                 ends.append(common)
             # what was written without the loop is read again with it
             plain = next((step.start for step in self.steps if not step.looped), len(self.tokens))
@@ -82,6 +84,16 @@ class History:
         if best[0] < len(self.tokens) and not can_rewind:
             return 0, 0
         return best
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what follows is taken for the same conversation.
+
+        Behind an answer. Behind a prompt nothing was written to yet, if it is long: a text that happens to begin like
+        a short one is none, and reading that again costs nothing.
+        """
+        written = bool(self.steps) and not self.steps[-1].reads
+        return self.ended and (written or len(self.tokens) >= _LONG)
 
     def cut(self, length: int) -> None:
         """Forget what comes after `length` tokens."""
