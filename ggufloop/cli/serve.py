@@ -17,6 +17,7 @@ from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_from_flags,
     loop_options,
+    loop_suggestion,
     model_from_flags,
     model_options,
     window_suggestion,
@@ -62,7 +63,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
         check_folder(results)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loop = loop_from_flags(
-        flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
     path = find()
     terminal.note_horizon(loop)
