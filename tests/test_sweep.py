@@ -212,7 +212,10 @@ def test_logits_that_are_no_numbers_rank_last(monkeypatch: pytest.MonkeyPatch, t
     assert measure.score(tiny_llm, [0]) == [UNUSABLE]
 
 
-def test_questions_are_those_of_eval(tiny_llm: Any) -> None:
+def test_questions_are_those_of_eval(
+    tiny_llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository, which lm-eval would have git say
     pytest.importorskip("lm_eval")
     from ggufloop.eval import evaluate, load_tasks
 
@@ -225,6 +228,7 @@ def test_questions_are_those_of_eval(tiny_llm: Any) -> None:
         scores = measure.score(tiny_llm, [7, 2, 11])
     finally:
         tiny_llm.set_loop(None)
+    assert "fatal" not in capfd.readouterr().err
     assert scores == [known[i].right for i in (7, 2, 11)]
     assert {item.right for item in known} == {0.0, 1.0}
 
