@@ -47,7 +47,7 @@ def local(name: str) -> Text:
 
         return Text(name, "\n\n".join(topics[key] for key in sorted(topics)))
     if name == DOCS:
-        return Text(name, _docs())
+        return Text(name, "\n\n".join(markdown()))
     try:
         data = Path(name).expanduser().read_bytes()
     except OSError as e:
@@ -81,7 +81,8 @@ def hub_text(name: str, offline: bool = False, progress: Progress = quiet) -> Te
         ) from e
 
 
-def _docs() -> str:
+def markdown() -> list[str]:
+    """The markdown files of llama.cpp in the pinned source archive, by path. Raises GgufloopError if it is missing."""
     archive = cache_dir() / "sdist" / backend.SDIST
     if not archive.is_file():
         raise GgufloopError(
@@ -94,7 +95,7 @@ def _docs() -> str:
                 file = tar.extractfile(member)
                 assert file is not None
                 texts[member.name] = file.read().decode("utf-8", errors="replace")
-    return "\n\n".join(texts[name] for name in sorted(texts))
+    return [texts[name] for name in sorted(texts)]
 
 
 def _decode(data: bytes, what: str) -> str:

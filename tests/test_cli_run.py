@@ -482,7 +482,7 @@ def test_colour_is_for_terminals_that_want_it(bench: Bench, monkeypatch: pytest.
         (["chat", "x", "-ctk"], "q5", ["q5_0", "q5_1"]),
         (["run", "x", "-fa"], "o", ["on", "off"]),
         (["completion"], "", ["bash", "zsh", "fish"]),
-        ([], "comp", ["completion"]),
+        ([], "compl", ["completion"]),
     ],
 )
 def test_the_shell_completes(args: list[str], incomplete: str, found: list[str]) -> None:

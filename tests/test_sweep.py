@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggufloop import registry
 from ggufloop.cli import main
 from ggufloop.cli.options import number_ranges
-from ggufloop.cli.sweep import _grid, _seconds, rows, verdict
+from ggufloop.cli.sweep import _grid, _save, _seconds, rows, verdict
 from ggufloop.corpus import Text
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.heatmap import heat_map
@@ -211,7 +212,10 @@ def test_logits_that_are_no_numbers_rank_last(monkeypatch: pytest.MonkeyPatch, t
     assert measure.score(tiny_llm, [0]) == [UNUSABLE]
 
 
-def test_questions_are_those_of_eval(tiny_llm: Any) -> None:
+def test_questions_are_those_of_eval(
+    tiny_llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository, which lm-eval would have git say
     pytest.importorskip("lm_eval")
     from ggufloop.eval import evaluate, load_tasks
 
@@ -224,6 +228,7 @@ def test_questions_are_those_of_eval(tiny_llm: Any) -> None:
         scores = measure.score(tiny_llm, [7, 2, 11])
     finally:
         tiny_llm.set_loop(None)
+    assert "fatal" not in capfd.readouterr().err
     assert scores == [known[i].right for i in (7, 2, 11)]
     assert {item.right for item in known} == {0.0, 1.0}
 
@@ -350,6 +355,28 @@ def test_combinations_that_are_no_loop_are_left_out(
     assert "1 of 4 combinations are no loop of this model" in err
     assert sorted(line.split(",")[1] for line in out.splitlines()[1:]) == [
         "2:4 k=2 solver=naive", "2:4 k=2 solver=naive kv=each", "2:4 k=2 solver=repeat"]  # fmt: skip
+
+
+def test_only_what_was_confirmed_is_saved(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "models.toml"
+    monkeypatch.setenv("GGUFLOOP_MODELS", str(own))
+    path, loops = tiny_model("llama"), [LoopSpec((a, a + 1), k=2) for a in range(1, 5)]
+    best = str(loops[1])
+    null, good = (
+        run(FakeMeasure(120, gains), tmp_path / name, loops) for name, gains in (("a", {}), ("b", {best: 0.1}))
+    )
+    bad = run(FakeMeasure(120, {str(loop): -0.1 for loop in loops}), tmp_path / "c", loops)
+    _save(path, loops, [null])
+    assert not own.exists()
+    assert "nothing was confirmed" in capsys.readouterr().err
+    with pytest.raises(GgufloopError, match="helps on fake and harms on fake"):
+        _save(path, loops, [good, bad])
+    assert not own.exists()
+    _save(path, loops, [null, good])
+    assert registry.suggest_loop(path) == loops[1]
+    assert registry.suggest_window(path)[1].startswith("sweep of 20")
 
 
 # the figure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,7 +189,6 @@ def command(
     check_context(flags)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
-    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's own bars; tqdm reads it when it is imported
     from ggufloop.eval import evaluate, load_tasks
 
     with terminal.progress("reading the tasks ..."):

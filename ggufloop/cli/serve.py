@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_from_flags,
     loop_options,
+    loop_suggestion,
     model_from_flags,
     model_options,
     window_suggestion,
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from ggufloop.server.run import Config
 
 
-def _name(path: Path) -> str:
+def model_name(path: Path) -> str:
     """What the API calls a model: its name of `ggufloop list`, else its file's."""
     from ggufloop import registry
 
@@ -59,7 +63,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
         check_folder(results)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loop = loop_from_flags(
-        flags.pop("window"), lambda: window_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
     path = find()
     terminal.note_horizon(loop)
@@ -68,19 +72,34 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
         suggested = window_suggestion(path)()
     except UsageError:
         suggested = None
+    name = model_name(path)
     engine = engine_settings(path, flags)
     settings = Settings(engine["n_ctx"], min(engine["n_batch"], engine["n_ctx"]), engine["n_ubatch"])
 
     def open_model() -> LoopedLlama:
         from ggufloop.engine import LoopedLlama
 
+        terminal.note(f"loading {name} ...")
         # its own context is for nothing but looking at the model: the worker makes those that answer
-        return LoopedLlama(path, verbose=verbose, **{**engine, "n_ctx": 256, "n_batch": 64, "n_ubatch": 64})
+        llm = LoopedLlama(path, verbose=verbose, **{**engine, "n_ctx": 256, "n_batch": 64, "n_ubatch": 64})
+        if llm.devices:
+            terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
+        return llm
 
     return Config(
-        _name(path), open_model, settings, loop, suggested, sampling, limits, host, flags.pop("port"), key, origins,
+        name,
+        open_model,
+        settings,
+        loop,
+        suggested,
+        sampling,
+        limits,
+        host,
+        flags.pop("port"),
+        key,
+        origins,
         results,
-    )  # fmt: skip
+    )
 
 
 @click.command(name="serve")
@@ -170,7 +189,6 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     from ggufloop.server.run import serve
 
     config = _config(flags, ctx.obj["verbose"])
-    terminal.note(f"loading {config.name} ...")
 
     def ready(url: str) -> None:
         click.echo(
@@ -178,5 +196,9 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
             err=True,
         )
 
-    serve(config, ready)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that goes away
+    ended = serve(config, ready)
     click.echo("stopped", err=True)
+    if not ended:
+        sys.stderr.flush()
+        os._exit(0)  # its thread is in C and cannot be ended

@@ -15,14 +15,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -35,13 +34,16 @@ from ggufloop.server.jobs import Done, Event, Failed, Job, Logprob, Piece
 from ggufloop.server.limits import Limits
 from ggufloop.server.loops import Served, UnknownModel, loop_to_json
 from ggufloop.server.metrics import Metrics
-from ggufloop.server.openapi import document
+from ggufloop.server.openapi import document, own_version
 from ggufloop.server.requests import Reader, TooLong
 from ggufloop.server.results import listing, read_result
 from ggufloop.server.validate import Invalid, check, parse
 from ggufloop.server.worker import Worker
 
 INVALID = "invalid_request_error"
+
+_BODY_SECONDS = 60.0
+_GONE = 499  # what others write into their logs of a client that went away; nobody reads this answer
 
 
 @dataclass
@@ -114,6 +116,8 @@ class _Endpoints:
                 response = await to(request)
             except Refused as e:
                 response = JSONResponse(e.body, e.status, e.headers)
+            except ClientDisconnect:
+                response = Response(status_code=_GONE)
             except Invalid as e:
                 response = JSONResponse(error_of(e, INVALID, e.param or None), 400)
             except UnknownModel as e:
@@ -134,7 +138,10 @@ class _Endpoints:
 
     async def _body(self, request: Request, form: dict[str, Any]) -> dict[str, Any]:
         """The checked body of a request. Raises Refused, Invalid."""
-        content = await request.body()
+        try:
+            content = await asyncio.wait_for(request.body(), _BODY_SECONDS)
+        except asyncio.TimeoutError:
+            raise Refused(408, error("the request's body did not come.", INVALID), {"Connection": "close"}) from None
         if request.scope["ggufloop.too_long"]():
             raise Refused(413, too_large(self.service.limits.body_bytes), {"Connection": "close"})
 
@@ -236,7 +243,7 @@ class _Endpoints:
                     "queue": limits.queue,
                     "parallel": limits.parallel,
                 },
-                "version": version("ggufloop"),
+                "version": own_version(),
             }
         )
 
@@ -295,7 +302,7 @@ class _Answer:
             await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
             if event.done():
                 return event.result()
-            raise Refused(499, error("the client went away.", INVALID))
+            raise Refused(_GONE, error("the client went away.", INVALID))
         finally:
             gone.cancel()
             if not event.done():

@@ -131,7 +131,10 @@ class Form:
             text = _text(e.piece)
             out["tokens"].append(text)
             out["token_logprobs"].append(e.logprob)
-            out["top_logprobs"].append({_text(piece): value for _, piece, value in e.top})
+            top: Json = {}
+            for _, piece, value in e.top:
+                top.setdefault(_text(piece), value)  # parts of characters look alike; the likelier comes first
+            out["top_logprobs"].append(top)
             out["text_offset"].append(len(self.order.echo) + self._told)
             self._told += len(text)
         return out

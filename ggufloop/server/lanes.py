@@ -120,9 +120,12 @@ class Lanes:
         """Whether a loop's K/V slots differ from the plain model's."""
         return loop is not None and loop.is_loop and loop.kv == "each"
 
-    def find_seat(self, loop: LoopSpec | None, prompt: Sequence[int], turns: bool) -> tuple[Seat, int, int] | None:
+    def find_seat(
+        self, loop: LoopSpec | None, prompt: Sequence[int], client: str | None
+    ) -> tuple[Seat, int, int] | None:
         """A seat for a prompt, the tokens it can start from there, and where that step began; None if none is free.
 
+        client: whose conversations it may go on with; None: with none.
         The seat's sequence holds exactly these tokens then. Raises GgufloopError if the loop cannot be set.
         """
         lane = self._lane(loop)
@@ -130,21 +133,23 @@ class Lanes:
         if lane is None or not free:
             return None
         own = [seat for seat in free if seat.loop == loop and seat.history.tokens]
-        scored = [(seat.history.reusable(prompt, self.cuts, turns, self.can_rewind)[0], seat) for seat in own]
+        scored = [(seat.history.reusable(prompt, self.cuts, client, self.can_rewind)[0], seat) for seat in own]
         here, seat = max(scored, key=lambda pair: pair[0], default=(0, free[0]))
-        saved_n, saved = self.store.find(loop, prompt, self.cuts, turns, self.can_rewind)
+        saved_n, saved = self.store.find(loop, prompt, self.cuts, client, self.can_rewind)
         if here == 0 or saved_n > here:
             seat = min(free, key=lambda s: (len(s.history.tokens) > 0, s.used))
         if saved is not None and saved_n > here:
             self.store.take(saved)
             self._keep(seat)
             self._restore(seat, saved)
-        return self._start(seat, loop, prompt, turns)
+        return self._start(seat, loop, prompt, client)
 
-    def _start(self, seat: Seat, loop: LoopSpec | None, prompt: Sequence[int], turns: bool) -> tuple[Seat, int, int]:
+    def _start(
+        self, seat: Seat, loop: LoopSpec | None, prompt: Sequence[int], client: str | None
+    ) -> tuple[Seat, int, int]:
         n = step = 0
         if seat.loop == loop:
-            n, step = seat.history.reusable(prompt, self.cuts, turns, self.can_rewind)
+            n, step = seat.history.reusable(prompt, self.cuts, client, self.can_rewind)
         held = len(seat.history.tokens)
         if n < held:
             self._keep(seat)

@@ -28,7 +28,7 @@ class Limits:
     prompt_tokens: int | None = None
     max_tokens: int | None = None
     cache_bytes: int = 512 * 2**20
-    stop_seconds: float = 4.0
+    stop_seconds: float = 3.0
 
     def __post_init__(self) -> None:
         for name, least in (("parallel", 1), ("queue", 0), ("body_bytes", 1024), ("cache_bytes", 0)):

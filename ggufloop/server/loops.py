@@ -30,12 +30,12 @@ def loop_from_json(value: Any, suggested: tuple[int, int] | None) -> LoopSpec | 
     if value is None or (isinstance(value, str) and value.strip().lower() in OFF):
         return None
     if isinstance(value, str):
-        window, *rest = value.split() or [""]
-        if window == "auto":
-            window = "{}:{}".format(*_suggestion(suggested))
-        if not any(word.lower().startswith("k=") for word in rest):
-            rest.append(f"k={DEFAULT_K}")
-        return LoopSpec.parse(" ".join([window, *rest]))
+        words = value.split()
+        if words[:1] == ["auto"]:
+            words[0] = "{}:{}".format(*_suggestion(suggested))
+        if words and not any(word.lower().startswith("k=") for word in words):
+            words.append(f"k={DEFAULT_K}")
+        return LoopSpec.parse(" ".join(words))
     if not isinstance(value, dict):
         raise UsageError("loop is neither null, nor text, nor an object.", 'write it like {"window": "14:20", "k": 3}.')
     unknown = sorted(set(value) - set(FIELDS))

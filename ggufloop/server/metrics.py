@@ -73,7 +73,8 @@ class _Engine(Collector):  # type: ignore[misc]  # mypy does not look at prometh
         yield answers
         yield GaugeMetricFamily("ggufloop_running", "Answers being generated", value=worker.running())
         yield GaugeMetricFamily("ggufloop_waiting", "Requests waiting", value=worker.waiting())
-        lanes = worker.lanes
-        if lanes is not None and worker.state == "ready":
-            yield GaugeMetricFamily("ggufloop_saved", "Conversations kept outside the context", value=len(lanes.store))
-            yield GaugeMetricFamily("ggufloop_saved_bytes", "Their bytes", value=lanes.store.size)
+        engine = worker.engine
+        if engine is not None:
+            store = engine.lanes.store
+            yield GaugeMetricFamily("ggufloop_saved", "Conversations kept outside the context", value=len(store))
+            yield GaugeMetricFamily("ggufloop_saved_bytes", "Their bytes", value=store.size)

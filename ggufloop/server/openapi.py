@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ggufloop.server import schema
@@ -32,6 +32,14 @@ _USAGE = {
 _TOKENS = {"type": "array", "items": {"type": "integer"}}
 
 
+def own_version() -> str:
+    """This project's version; a checkout that is not installed has none."""
+    try:
+        return version("ggufloop")
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
@@ -54,7 +62,7 @@ def document(served: Served) -> dict[str, Any]:
     key: dict[str, Any] = {"BearerAuth": []}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "ggufloop", "version": version("ggufloop"), "description": f"serves {served.name}"},
+        "info": {"title": "ggufloop", "version": own_version(), "description": f"serves {served.name}"},
         "security": [{}, key],
         "components": {
             "securitySchemes": {"BearerAuth": {"type": "http", "scheme": "bearer"}},
@@ -88,7 +96,7 @@ def _post(summary: str, form: dict[str, Any], answer: dict[str, Any], loop: bool
         "responses": responses,
     }
     if loop:
-        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        responses["200"]["content"]["text/event-stream"] = {"schema": {}}
         header = {"name": "X-Ggufloop-Loop", "in": "header", "required": False, "schema": {"type": "string"}}
         operation["parameters"] = [{**header, "description": "as the body's loop, as text; 'off' for none"}]
     return {"post": operation}
@@ -101,6 +109,7 @@ def _responses(media: str, answer: dict[str, Any]) -> dict[str, Any]:
         "401": "The API key is missing or wrong",
         "403": "A request of another page",
         "404": "No such model",
+        "408": "The body did not come",
         "413": "The body is too large",
         "503": "Loading, full or stopping; see Retry-After",
     }

@@ -18,13 +18,13 @@ from ggufloop.errors import UsageError
 from ggufloop.generate import encode
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
-from ggufloop.sequences import Draw, grammar_of
+from ggufloop.sequences import Draw
+from ggufloop.server.grammar import compile_schema
 from ggufloop.server.jobs import Ask
 from ggufloop.server.loops import Served
 from ggufloop.server.validate import Invalid
 from ggufloop.template import PLAIN, ChatTemplate
 
-_LARGEST_SCHEMA = 64 * 2**10
 _NAMES = {
     "temperature": "temp",
     "top_p": "top_p",
@@ -78,7 +78,7 @@ class Reader:
         tools, tool = _tools(body)
         grammar = _grammar(body.get("response_format"))
         if tool is not None:
-            grammar = _compiled(tool.get("parameters") or {"type": "object"})
+            grammar = compile_schema(tool.get("parameters") or {"type": "object"})
         text = template.render(_messages(body["messages"]), tools=tools)
         tokens = self.tokenize(text, True, True)
         if len(tokens) > 1 and tokens[0] == tokens[1] == self.llm.token_bos():
@@ -242,10 +242,4 @@ def _grammar(form: dict[str, Any] | None) -> str | None:
         schema = (form.get("json_schema") or {}).get("schema", schema)
         if schema is None:
             raise Invalid("response_format.json_schema.schema", "is missing")
-    return _compiled(schema or {"type": "object"})
-
-
-def _compiled(schema: dict[str, Any]) -> str:
-    if len(json.dumps(schema)) > _LARGEST_SCHEMA:
-        raise UsageError(f"a JSON schema of more than {_LARGEST_SCHEMA} bytes is not accepted.", "give a smaller one.")
-    return grammar_of(schema)
+    return compile_schema(schema or {"type": "object"})

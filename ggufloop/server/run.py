@@ -9,7 +9,6 @@ taken is known before a model is loaded, and /health says that the model is load
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -94,8 +93,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None, handle_signals: bool = True) -> None:
+def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None) -> bool:
     """Serve until stopped. on_ready: called with the server's address once it answers.
+
+    Returns whether the engine's thread has ended: llama.cpp may be loading a model, or reading a prompt on a device
+    that cannot be interrupted.
 
     Raises UsageError and GgufloopError if it cannot be started.
     """
@@ -103,7 +105,7 @@ def serve(config: Config, on_ready: Callable[[str], None] = lambda url: None, ha
     check_address(config.host, config.key)
     listener = listen(config.host, config.port)
     with contextlib.closing(listener):
-        Running(config, listener).run(on_ready, handle_signals)
+        return Running(config, listener).run(on_ready)
 
 
 class Running:
@@ -123,9 +125,15 @@ class Running:
         served = Served(config.name, config.loop, config.suggested)
         self.service = Service(self.worker, served, config.limits, config.key, config.origins, config.results)
         settings = uvicorn.Config(
-            make_app(self.service), log_level="error", access_log=False, server_header=False, lifespan="off",
-            timeout_graceful_shutdown=int(config.limits.stop_seconds) + 1, ws="none",
-        )  # fmt: skip
+            make_app(self.service),
+            log_level="error",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=int(config.limits.stop_seconds) + 1,
+        )
         self._server = uvicorn.Server(settings)
         self._stopping = False
 
@@ -135,21 +143,22 @@ class Running:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def run(self, on_ready: Callable[[str], None], handle_signals: bool) -> None:
-        """Serve until stopped. Raises what went wrong with the model."""
+    def run(self, on_ready: Callable[[str], None] = lambda url: None) -> bool:
+        """Serve until stopped, by a signal too if this is the main thread; -> whether the engine's thread has ended.
+
+        Raises what went wrong with the model.
+        """
         self._on_ready = on_ready
         self._server.handle_exit = self._exit  # what a signal does
         self.worker.start()
         try:
-            if handle_signals:
-                self._server.run(sockets=[self._listener])
-            else:
-                asyncio.run(self._server._serve(sockets=[self._listener]))
+            self._server.run(sockets=[self._listener])
         finally:
             self.worker.stop()
-            self.worker.join(5.0)
+            ended = self.worker.join(1.0)
         if self.worker.error is not None:
             raise self.worker.error
+        return ended
 
     def stop(self, at_once: bool = False) -> None:
         """Refuse new requests, let running ones end or cut them off."""
@@ -169,9 +178,12 @@ class Running:
             self._server.should_exit = True
             return
         config, worker = self._config, self.worker
-        assert worker.llm is not None
-        assert worker.lanes is not None
+        assert worker.engine is not None
         self.service.reader = Reader(
-            worker.llm, self.service.served, config.sampling, worker.lanes.n_ctx, config.limits.prompt_tokens
+            worker.engine.llm,
+            self.service.served,
+            config.sampling,
+            worker.engine.lanes.n_ctx,
+            config.limits.prompt_tokens,
         )
         self._on_ready(self.url)
