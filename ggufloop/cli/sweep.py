@@ -209,7 +209,10 @@ def _section(outcome: Outcome, cost: Callable[[str], float]) -> str:
         head += [f"n: {m.item}s of the selection half ({d.n_select}) a loop was scored on, worse halves dropped early. "
                  "The best gains of many are too good to be quoted.", f"held-out: the other {d.n_confirm}, which chose "
                  f"nothing; their intervals hold for all {len(d.finalists)} finalists together.", ""]  # fmt: skip
-    shown = Table(_COLUMNS[1:], [row[1:] for row in rows(outcome, cost)]).render("md")
+    kept = [i for i in range(1, len(_COLUMNS)) if d.selection or not 3 <= i <= 6]  # a single loop is not selected
+    shown = Table(tuple(_COLUMNS[i] for i in kept), [[row[i] for i in kept] for row in rows(outcome, cost)]).render(
+        "md"
+    )
     tail = [
         "",
         f"Verdict: {verdict(outcome)}",
