@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,20 @@ def test_a_budget_is_kept_when_going_on(
     lines = (tmp_path / "j").read_bytes()
     assert json.loads(command(capsys, *args)[1])["results"][0]["n"] == n
     assert (tmp_path / "j").read_bytes() == lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/meminfo")
+@pytest.mark.parametrize("words", [["run", "-p", "x", "-n", "1"], ["chat"], ["sweep", "--text", "pydoc"]])
+def test_a_context_that_does_not_fit(
+    words: list[str], tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Asked for, it would end the process, not raise."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e:
+        main([*words, str(tiny_model("llama")), "-c", "2000000000"])
+    assert e.value.code == 1
+    assert "2000000000 tokens needs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

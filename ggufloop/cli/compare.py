@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import shlex
 import sys
 import time
@@ -28,6 +27,7 @@ from ggufloop.doctor import versions
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.inspect import describe
 from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.memory import free_bytes
 from ggufloop.perplexity import LEAST_CONTEXT
 from ggufloop.quantize import UNQUANTISED
 from ggufloop.registry import suggest_window
@@ -175,14 +175,10 @@ def _ladder(path: Path, place: _Place, study: Study, window: tuple[int, int], pl
 
 def _check_memory(ladder: Sequence[Rung], elsewhere: bool) -> None:
     """Raise GgufloopError if the files, all open at once, are more than the memory that is free."""
-    meminfo = Path("/proc/meminfo")
-    if elsewhere or not meminfo.is_file():
-        return
-    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())
-    need = sum(rung.file.nbytes for rung in ladder)
-    if found is not None and need > 1024 * int(found[1]):
+    free, need = free_bytes(), sum(rung.file.nbytes for rung in ladder)
+    if free is not None and need > free and not elsewhere:
         raise GgufloopError(
-            f"{len(ladder)} files of {need / 1e9:.1f} GB are open at once, {1024 * int(found[1]) / 1e9:.1f} are free.",
+            f"{len(ladder)} files of {need / 1e9:.1f} GB are open at once, {free / 1e9:.1f} are free.",
             "give fewer --types: the same --out and other --types go on with the study.",
         )
 

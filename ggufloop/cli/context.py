@@ -28,7 +28,7 @@ from click.shell_completion import CompletionItem
 from ggufloop.cli import terminal
 from ggufloop.cli.options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
 from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
-from ggufloop.errors import UsageError, nearest
+from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
 
@@ -162,6 +162,8 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
         **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
+    if flags["ctx_size"] is not None:
+        check_memory(path, flags)
     terminal.note_horizon(loop)
     with terminal.progress(f"loading {path.name} ..."):
         llm = _open(path, loop, flags, verbose)
@@ -176,6 +178,25 @@ def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:
     opened.llm.close()
     with terminal.progress(f"loading {opened.path.name} ..."):
         return replace(opened, llm=_open(opened.path, loop, flags, verbose))
+
+
+def check_memory(path: Path, flags: dict[str, Any]) -> None:
+    """Raise GgufloopError if the K/V cache of -c tokens cannot fit into the memory that is free."""
+    from ggufloop import backend
+    from ggufloop.inspect import KV_PREDICTED, describe, plain_kv_bytes
+    from ggufloop.memory import free_bytes
+
+    info, free = describe(path), free_bytes()
+    if free is None or info.architecture not in KV_PREDICTED:
+        return
+    flash = flags["flash_attn"] != "off"
+    needed = sum(plain_kv_bytes(info, flags["ctx_size"], flags["type_k"], flags["type_v"], flash_attn=flash))
+    if needed > free and not flags["rpc_servers"] and backend.locate().name in ("", "cpu"):
+        raise GgufloopError(
+            f"the K/V cache of {flags['ctx_size'] or info.n_ctx_train} tokens needs {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB of memory are free.",
+            "give a smaller -c.",
+        )
 
 
 def cores() -> int:

@@ -136,7 +136,7 @@ _LOOP = {
 
 _LISTS = {
     "--window": click.option("--window", metavar="A:B,...", shell_complete=_words(["auto"]),
-                             help="Loop layers A to B-1 (half-open), or 'auto'. Without it nothing loops."),
+                             help="Loop layers A to B-1 (half-open), or 'auto'."),
     "--K": click.option("--K", "k", metavar="K,...",
                         help="Outer steps of the solver (default 3); 1 is the plain model; 2:5 is 2,3,4."),
     "--mode": click.option("--mode", metavar="MODE,...", shell_complete=_words(MODES),

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import click
 
 from ggufloop import corpus
 from ggufloop.cli import terminal
-from ggufloop.cli.context import Opened, batch_options, check_context, open_from_flags, reopened
+from ggufloop.cli.context import Opened, batch_options, check_context, check_memory, open_from_flags, reopened
 from ggufloop.cli.options import LOOP_FLAGS, loop_options, model_from_flags, model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.digest import file_sha256
@@ -200,26 +199,6 @@ def _contexts(text: str) -> list[int]:
     return list(dict.fromkeys(int(word) for word in words))
 
 
-def _check_memory(path: Path, flags: dict[str, Any]) -> None:
-    """Raise GgufloopError if the K/V cache cannot fit: Linux hands out memory it has not, and ends the process."""
-    from ggufloop import backend
-    from ggufloop.inspect import KV_PREDICTED, describe, plain_kv_bytes
-
-    meminfo, info = Path("/proc/meminfo"), describe(path)
-    elsewhere = flags["rpc_servers"] or backend.locate().name not in ("", "cpu")
-    if elsewhere or not meminfo.is_file() or info.architecture not in KV_PREDICTED:
-        return
-    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())
-    flash = flags["flash_attn"] != "off"
-    needed = sum(plain_kv_bytes(info, flags["ctx_size"], flags["type_k"], flags["type_v"], flash_attn=flash))
-    if found is not None and needed > 1024 * int(found[1]):
-        raise GgufloopError(
-            f"the K/V cache of {flags['ctx_size'] or info.n_ctx_train} tokens needs {needed / 1e9:.1f} GB, "
-            f"and {int(found[1]) * 1024 / 1e9:.1f} GB of memory are free.",
-            "give a smaller -c.",
-        )
-
-
 def _base(
     given: str | None, opened: Opened, flags: dict[str, Any], verbose: bool
 ) -> tuple[Base | None, str, Opened | None]:
@@ -383,7 +362,7 @@ def command(
     path = model_from_flags(*(flags[name] for name in ("model", "model_path", "hf", "offline")))
     if len(contexts) > 1 and 0 in contexts:
         contexts = list(dict.fromkeys(c or describe(path).n_ctx_train for c in contexts))
-    _check_memory(path, flags | {"ctx_size": max(contexts)})
+    check_memory(path, flags | {"ctx_size": max(contexts)})
     asked = _Asked(contexts, chunks, stored, kl_base, source, save)
     done = _measure(asked, flags, path, verbose)
     several = len(done.results) > 1

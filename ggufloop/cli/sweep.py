@@ -14,7 +14,7 @@ import click
 
 from ggufloop import backend, corpus
 from ggufloop.cli import terminal
-from ggufloop.cli.context import batch_options, check_context, check_loops, engine_settings
+from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
@@ -237,7 +237,12 @@ def _record(outcome: Outcome, loops: Sequence[LoopSpec]) -> dict[str, Any]:
 
 @click.command(name="sweep")
 @model_options
-@click.option("--start", metavar="N,A:B,...", help="First layers of the windows: 8,10,12 or 8:20:2 (half-open).")
+@click.option(
+    "--start",
+    metavar="N,A:B,...",
+    help="First layers of the windows, without --window: 8,10,12 or 8:20:2 (half-open; "
+    "default: about 15, spread over the model).",
+)
 @click.option("--width", metavar="N,A:B,...", help=f"Their widths (default {WIDTH}); 1:7 is 1 to 6.")
 @loop_list_options
 @text_options
@@ -311,6 +316,7 @@ def command(
     n_ctx = flags["ctx_size"]
     loops = _loops(path, flags)
     flags["ctx_size"] = max(n_ctx if has_text else 0, TASK_CONTEXT if tasks else 0)
+    check_memory(path, flags)
     settings = engine_settings(path, flags)
     library = backend.activate()
     from ggufloop.engine import LoopedLlama
