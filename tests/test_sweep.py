@@ -320,6 +320,7 @@ def test_a_context_that_does_not_fit(
 ) -> None:  # fmt: skip
     """Asked for, it would end the process, not raise."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(SystemExit) as e:
         main([*words, str(tiny_model("llama")), "-c", "2000000000"])
     assert e.value.code == 1
