@@ -484,7 +484,8 @@ def _loss(read_: ladder_data.Ladder) -> list[_Fitted]:
 
 
 def _ladder_text(f: _Fitted, wanted: Sequence[float], bits: float | None) -> str:
-    inside = sum(h.predicted.low <= row[3] <= h.predicted.high for h, row in zip(f.held, f.rows, strict=True))  # type: ignore[operator]
+    measured = [float(row[3] or 0) for row in f.rows]  # always a number there; a row's cells may be anything
+    inside = sum(h.predicted.low <= value <= h.predicted.high for h, value in zip(f.held, measured, strict=True))
     predictions = [f"{value:g} dB: {f.of} {_shown(f.fitted.predict(value, bits), '.4f')}\n" for value in wanted]
     held = f"{f.of} of each file predicted from the others, 95 % intervals: {inside} of {len(f.held)} inside\n\n"
     held += Table(_RUNGS, f.rows).render("md")

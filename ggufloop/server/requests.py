@@ -119,7 +119,8 @@ class Reader:
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """The tokens of a text."""
-        return self.llm.tokenize(encode(text, "the text"), add_bos=add_special, special=parse_special)  # type: ignore[no-any-return]
+        tokens: list[int] = self.llm.tokenize(encode(text, "the text"), add_bos=add_special, special=parse_special)
+        return tokens
 
     def check_tokens(self, tokens: list[int]) -> None:
         """Raise Invalid for a token that is not in the vocabulary."""
