@@ -91,9 +91,19 @@ def patches_dir() -> Path:
 
 
 def patch_id() -> str:
-    """First 12 hex digits of the sha256 over the patch files; the library reports the one it was built from."""
+    """Short hash of the patch files; the library reports the one it was built from."""
+    return _hash("ggml-*.patch", "llama-loop*")
+
+
+def mends_id() -> str:
+    """Short hash of what the unpatched library is mended with, so that it computes at all."""
+    return _hash("ggml-amx.patch")
+
+
+def _hash(*patterns: str) -> str:
+    """First 12 hex digits of the sha256 over files in the patch's folder."""
     digest = hashlib.sha256()
-    for path in sorted(patches_dir().glob("llama-loop*")):
+    for path in sorted(path for pattern in patterns for path in patches_dir().glob(pattern)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

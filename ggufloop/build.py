@@ -97,7 +97,8 @@ class Plan:
 
     @property
     def key(self) -> str:
-        patch = "" if self.stock else backend.patch_id() + (backend.patches_dir() / "hook.cmake").read_text("utf-8")
+        hook = (backend.patches_dir() / "hook.cmake").read_text("utf-8")
+        patch = hook + (backend.mends_id() if self.stock else backend.patch_id())
         env = {name: os.environ[name] for name in _BUILD_ENV if os.environ.get(name)}
         parts = [backend.SDIST_SHA256, patch, self.name, self.flags, self.targets, self.versions, backend.cpu_id(), env]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -203,9 +204,9 @@ def _configure(plan: Plan, source: Path, tree: Path, ninja: str, log: Log, repor
     cmake = toolchain.cmake() or fetch.build_tool("cmake", log, report)
     words: list[str | Path] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", tree]
     words += plan.flags
-    if not plan.stock:
-        hook = backend.patches_dir() / "hook.cmake"
-        words += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", f"-DGGUFLOOP_PATCH_ID={backend.patch_id()}"]
+    hook = backend.patches_dir() / "hook.cmake"
+    patch_id = "stock" if plan.stock else backend.patch_id()
+    words += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", f"-DGGUFLOOP_PATCH_ID={patch_id}"]
     # llama.cpp asks git for its commit: without the ceiling a repository around the cache would answer
     _run("configuring llama.cpp", words, log, report, env={"GIT_CEILING_DIRECTORIES": str(source.parent)})
 

@@ -2,9 +2,11 @@
 #
 #   cmake -DCMAKE_PROJECT_llama.cpp_INCLUDE=<this file> -DGGUFLOOP_PATCH_ID=<id> ...
 #
-# CMake includes this file right after project("llama.cpp"), before any target exists. It applies llama-loop.patch (the
-# call sites) to the source tree once, and at the end of the top directory adds llama-loop*.cpp (everything else) to the
-# target `llama`. The build files of llama.cpp stay untouched, so the patch has nothing to say about CMake.
+# CMake includes this file right after project("llama.cpp"), before any target exists. It applies the patches to the
+# source tree once, and at the end of the top directory adds llama-loop*.cpp (everything else) to the target `llama`. The
+# build files of llama.cpp stay untouched, so the patches have nothing to say about CMake.
+#
+# With GGUFLOOP_PATCH_ID=stock the library stays without loops: it gets the mends that make it compute at all, no more.
 
 if(CMAKE_VERSION VERSION_LESS 3.21)
     message(FATAL_ERROR "ggufloop: CMake ${CMAKE_VERSION} is too old, 3.21 is needed")
@@ -15,37 +17,28 @@ endif()
 
 set(GGUFLOOP_PATCHES ${CMAKE_CURRENT_LIST_DIR})
 
-# TRUE when the sources include our header. The exit code of the tool that applies the patch proves nothing: `git apply`
-# inside another repository succeeds without changing a file.
-function(ggufloop_is_patched out)
-    file(GLOB sources ${CMAKE_SOURCE_DIR}/src/*.h ${CMAKE_SOURCE_DIR}/src/*.cpp)
-    foreach(source IN LISTS sources)
-        file(STRINGS ${source} hits REGEX "#include \"llama-loop.h\"" LIMIT_COUNT 1)
-        if(hits)
-            set(${out} TRUE PARENT_SCOPE)
-            return()
+set(GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-amx.patch)
+if(NOT GGUFLOOP_PATCH_ID STREQUAL "stock")
+    list(APPEND GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-loop.patch ${GGUFLOOP_PATCHES}/llama-loop.patch)
+endif()
+
+# One hash over the files that a patch names, so that it can be seen whether they changed. The exit code of the tool that
+# applies the patch proves nothing: `git apply` inside another repository succeeds without changing a file.
+function(ggufloop_hash_named patch out)
+    file(STRINGS ${patch} lines REGEX "^\\+\\+\\+ b/")
+    set(hashes "")
+    foreach(line IN LISTS lines)
+        string(REGEX REPLACE "^\\+\\+\\+ b/([^\t]+).*$" "\\1" name "${line}")
+        set(hash "none")
+        if(EXISTS ${CMAKE_SOURCE_DIR}/${name})
+            file(SHA256 ${CMAKE_SOURCE_DIR}/${name} hash)
         endif()
+        string(APPEND hashes "${hash} ")
     endforeach()
-    set(${out} FALSE PARENT_SCOPE)
+    set(${out} "${hashes}" PARENT_SCOPE)
 endfunction()
 
-function(ggufloop_apply_patch)
-    set(patch ${GGUFLOOP_PATCHES}/llama-loop.patch)
-    set(stamp ${CMAKE_SOURCE_DIR}/.ggufloop-patch)
-    file(SHA256 ${patch} wanted)
-
-    ggufloop_is_patched(patched)
-    if(patched)
-        set(applied "an unknown patch")
-        if(EXISTS ${stamp})
-            file(READ ${stamp} applied)
-        endif()
-        if(NOT applied STREQUAL wanted)
-            message(FATAL_ERROR "ggufloop: ${CMAKE_SOURCE_DIR} was patched with ${applied}, not with ${patch}; start from a fresh tree")
-        endif()
-        return()
-    endif()
-
+function(ggufloop_apply patch)
     find_program(GGUFLOOP_GIT git)
     find_program(GGUFLOOP_PATCH patch)
     if(GGUFLOOP_GIT)
@@ -58,12 +51,35 @@ function(ggufloop_apply_patch)
     else()
         message(FATAL_ERROR "ggufloop: neither git nor patch is here to apply ${patch}")
     endif()
+    ggufloop_hash_named(${patch} before)
     execute_process(COMMAND ${command} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}
         RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
-    ggufloop_is_patched(patched)
-    if(NOT result EQUAL 0 OR NOT patched)
-        message(FATAL_ERROR "ggufloop: the patch does not apply to this llama.cpp: ${output}")
+    ggufloop_hash_named(${patch} after)
+    if(NOT result EQUAL 0 OR before STREQUAL after)
+        message(FATAL_ERROR "ggufloop: ${patch} does not apply to this llama.cpp: ${output}")
     endif()
+endfunction()
+
+# All of them, once: a stamp in the tree says which.
+function(ggufloop_apply_patches)
+    set(stamp ${CMAKE_SOURCE_DIR}/.ggufloop-patches)
+    set(wanted "")
+    foreach(patch IN LISTS GGUFLOOP_APPLIED)
+        file(SHA256 ${patch} hash)
+        string(APPEND wanted "${hash} ")
+    endforeach()
+
+    if(EXISTS ${stamp})
+        file(READ ${stamp} applied)
+        if(NOT applied STREQUAL wanted)
+            message(FATAL_ERROR "ggufloop: ${CMAKE_SOURCE_DIR} was patched with ${applied}, not with ${wanted}; start from a fresh tree")
+        endif()
+        return()
+    endif()
+
+    foreach(patch IN LISTS GGUFLOOP_APPLIED)
+        ggufloop_apply(${patch})
+    endforeach()
     file(WRITE ${stamp} ${wanted})
     message(STATUS "ggufloop: patch ${GGUFLOOP_PATCH_ID} applied")
 endfunction()
@@ -79,5 +95,7 @@ function(ggufloop_add_sources)
         COMPILE_DEFINITIONS "GGUFLOOP_PATCH_ID=\"${GGUFLOOP_PATCH_ID}\"")
 endfunction()
 
-ggufloop_apply_patch()
-cmake_language(DEFER CALL ggufloop_add_sources)
+ggufloop_apply_patches()
+if(NOT GGUFLOOP_PATCH_ID STREQUAL "stock")
+    cmake_language(DEFER CALL ggufloop_add_sources)
+endif()
