@@ -1,7 +1,7 @@
 """The patch's C interface (patches/llama-loop.h) for ctypes, on a library that llama_cpp has loaded.
 
     lib = capi.declare(llama_cpp.llama_cpp._lib)
-    code = lib.llama_loop_set(ctx, capi.params(spec))      # capi.ERRORS says what a negative code means
+    code = lib.llama_loop_set(ctx, capi.params(spec))      # below 0: refused, and llama_loop_error() says why
 
 A LoopSpec becomes a `llama_loop_params` here and nowhere else: names turn into the numbers of the C enums.
 """
@@ -9,7 +9,7 @@ A LoopSpec becomes a `llama_loop_params` here and nowhere else: names turn into 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_bool, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,10 @@ import numpy as np
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
 
-ABI = 2
+ABI = 3
 
-ERRORS = {
-    -1: "the window is out of range",
-    -2: "the plan is malformed",
-    -3: "its graph does not pass through the window",
-    -4: "the window holds a layer with recurrent state, which kv={kv} cannot keep; kv first and each can",
-    -5: "its kind of memory cannot keep what kv={kv} needs",
-    -6: "out of memory",
-}
+OUT_OF_MEMORY = -6
+"""The one refusal after which the context has lost what it held."""
 
 
 class Params(ctypes.Structure):
@@ -71,8 +65,9 @@ def params(loop: LoopSpec) -> Params:
 
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "llama_loop_error": (c_char_p, []),
     "llama_loop_set": (c_int32, [c_void_p, POINTER(Params)]),
-    "llama_loop_enable": (None, [c_void_p, c_bool]),
+    "llama_loop_enable": (c_int32, [c_void_p, c_bool]),
     "llama_loop_is_recurrent": (c_bool, [c_void_p, c_int32]),
     "llama_loop_memory_size": (c_size_t, [c_void_p]),
     "llama_loop_skipped": (c_int64, [c_void_p]),
@@ -104,9 +99,20 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     return lib
 
 
-def install(lib: ctypes.CDLL, ctx: Any, loop: LoopSpec | None, architecture: str) -> None:
-    """Give a context the plan of `loop`, None for the plain model. Raises GgufloopError; then it has no plan."""
+def install(lib: ctypes.CDLL, ctx: Any, loop: LoopSpec | None) -> None:
+    """Give a context the plan of `loop`, None for the plain model.
+
+    Raises Refused; then the context is as it was, and empty if `lost`.
+    """
     code = lib.llama_loop_set(ctx, params(loop) if loop is not None and loop.is_loop else None)
     if code != 0:
-        reason = ERRORS.get(code, f"error {code}").format(kv=loop.kv if loop else "-")
-        raise GgufloopError(f"cannot loop {architecture} with {loop}: {reason}.", "run: ggufloop inspect MODEL")
+        message, _, hint = lib.llama_loop_error().decode().partition("\n")
+        raise Refused(message, hint, lost=code == OUT_OF_MEMORY)
+
+
+class Refused(GgufloopError):
+    """A plan that the context does not take; lost: whether the context has lost what it held."""
+
+    def __init__(self, message: str, hint: str, lost: bool) -> None:
+        super().__init__(message, hint)
+        self.lost = lost

@@ -222,16 +222,15 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
                         f"the loop {spec} cannot keep the cache: kv each has a slot for every pass.",
                         "use kv first, last or frozen, or let the cache be cleared.",
                     )
-        before, self._loop = self._loop, None  # so that .loop is right whatever fails
-        if not keep_cache:
-            self._forget()
         try:
             self._install(loop)
-        except GgufloopError:
-            self._install(before)
-            self._loop = before
+        except capi.Refused as e:
+            if e.lost:
+                self._forget()
             raise
         self._loop = loop
+        if not keep_cache:
+            self._forget()
 
     def _forget(self) -> None:
         """Empty the cache."""
@@ -276,9 +275,9 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         return not (slides or self._keeps_state)
 
     def _install(self, loop: LoopSpec | None) -> None:
-        """Give the context the plan of `loop`. Raises GgufloopError; then the context has no plan."""
+        """Give the context the plan of `loop`. Raises capi.Refused; then the context is as it was."""
         assert _lib is not None
-        capi.install(_lib, self.ctx, loop, self.metadata.get("general.architecture", "unknown"))
+        capi.install(_lib, self.ctx, loop)
 
     def skipped_evaluations(self) -> int:
         """Evaluations of the window (in layer mode, of a layer) that halt saved since the loop was set."""

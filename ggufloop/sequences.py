@@ -109,13 +109,11 @@ class Sequences:
     def set_loop(self, loop: LoopSpec | None) -> None:
         """Evaluate from now on with `loop`; sequences stay as they are, unless slots of kv each come or go.
 
-        Then all of them are empty afterwards. Raises GgufloopError; then the plain model is in force.
+        Then all of them are empty afterwards. Raises GgufloopError; then the loop that was in force stays.
         """
         if loop == self._loop:
             return
-        self._loop = None
-        architecture = self._llm.metadata.get("general.architecture", "unknown")
-        capi.install(self._lib, self._ctx.ctx, loop, architecture)
+        capi.install(self._lib, self._ctx.ctx, loop)
         self._loop = loop
 
     def enable(self, looped: bool) -> None:

@@ -87,7 +87,8 @@ endfunction()
 function(ggufloop_add_sources)
     file(GLOB sources ${GGUFLOOP_PATCHES}/llama-loop*.cpp)
     target_sources(llama PRIVATE ${sources})
-    target_include_directories(llama PRIVATE ${GGUFLOOP_PATCHES})
+    # public, because llama.cpp's own programs and tests include the headers that the patch has changed
+    target_include_directories(llama PUBLIC ${GGUFLOOP_PATCHES})
     # llama.cpp compiles its sources in unity batches, where file-local names of different files meet.
     # Source properties belong to a directory: without TARGET_DIRECTORY they would be set where nothing reads them.
     set_source_files_properties(${sources} TARGET_DIRECTORY llama PROPERTIES

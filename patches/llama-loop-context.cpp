@@ -1,4 +1,4 @@
-#include "llama-loop.h"
+#include "llama-loop-impl.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -7,7 +7,6 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cmath>
 
 #ifndef GGUFLOOP_PATCH_ID
 #error "GGUFLOOP_PATCH_ID is set by the CMake hook"
@@ -55,93 +54,138 @@ void llama_context::loop_apply() {
 }
 
 uint32_t llama_context::loop_max_nodes(uint32_t n_nodes) const {
-    uint32_t res = n_nodes;
+    const uint32_t n_layer = model.hparams.n_layer();
 
+    // room for every plan that was set so far, so that going back to one costs nothing
+    uint32_t n_more = 0;
+    const auto make_room = [&](const llama_loop_plan & plan) {
+        n_more = std::max<uint64_t>(n_more, (uint64_t) n_nodes*plan.n_layer_runs()/n_layer + plan.n_nodes());
+    };
+
+    for (const auto & plan : loop_reserved) {
+        make_room(*plan);
+    }
     if (loop_plan) {
-        res += (uint64_t) n_nodes*loop_plan->n_layer_runs()/model.hparams.n_layer() + loop_plan->n_nodes();
+        make_room(*loop_plan);
     }
     if (loop_trace_on) {
-        res += 2*(model.hparams.n_layer() + (loop_plan ? loop_plan->n_layer_runs() : 0) + 2*LLAMA_LOOP_MAX_EVALS);
+        n_more += 2*(n_layer + (loop_plan ? loop_plan->n_layer_runs() : 0) + 2*LLAMA_LOOP_MAX_EVALS);
     }
 
-    return res;
+    return n_nodes + n_more;
 }
 
 int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
-    int32_t res = LLAMA_LOOP_OK;
-
-    try {
-        synchronize();
-
-        if (plan && plan->halt > 0.0) {
-            auto watched = std::make_shared<llama_loop_plan>(*plan);
-            watched->watch = loop_watch;
-            plan = watched;
-        }
-
-        const auto n_slot = [](const llama_loop_plan_ptr & p) { return p ? p->n_slot : 1; };
-
-        const bool same_slots = n_slot(plan) == 1 && n_slot(loop_plan) == 1;
-        // any graph that passes through the window once passes through it several times
-        const bool same_path  = plan && loop_plan && plan->first == loop_plan->first && plan->last == loop_plan->last &&
-                                plan->mode == loop_plan->mode && (plan->kv == loop_plan->kv);
-
-        if (memory) {
-            if (!same_slots) {
-                memory->clear(true);
-            }
-            if (plan) {
-                res = memory->loop_reserve(plan->first, plan->last, plan->n_slot);
-            }
-            if (!plan || res != LLAMA_LOOP_OK) {
-                memory->loop_reserve(0, 0, 0);
-            }
-        }
-
-        if (res != LLAMA_LOOP_OK) {
-            plan.reset();
-        }
-
-        const bool fits = same_slots && same_path && plan && plan->n_layer_runs() <= loop_runs_reserved &&
-                          plan->n_nodes() <= loop_nodes_reserved;
-
-        loop_plan    = std::move(plan);
-        loop_enabled = true;
-        loop_plan_off.reset();
-        loop_watch->n_skipped = 0;
-        loop_apply();
-
-        if (fits) {
-            return res;
-        }
-
-        // a plan may need more nodes and buffers than were reserved, and graphs kept for reuse may point at slots that
-        // are gone; without a plan the buffers shrink again
-        loop_runs_reserved  = loop_plan ? loop_plan->n_layer_runs() : 0;
-        loop_nodes_reserved = loop_plan ? loop_plan->n_nodes()      : 0;
-        sched_need_reserve  = true;
-
-        sched_reserve();
-    } catch (const std::exception & e) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, e.what());
-
-        sched_need_reserve = true; // what was reserved is gone
-
-        if (loop_plan) {
-            loop_set(nullptr);
-        }
-
-        return dynamic_cast<const llama_loop_unreached *>(&e) ? LLAMA_LOOP_ERR_ARCH : LLAMA_LOOP_ERR_ALLOC;
+    if (plan && cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return llama_loop_refuse(LLAMA_LOOP_ERR_ARCH, "a context of a draft head (MTP) has no layers to loop.",
+                "set the loop on the context of the model itself.");
+    }
+    if (plan && memory && !memory->loop_supports(plan->n_slot)) {
+        return llama_loop_refuse(LLAMA_LOOP_ERR_MEMORY,
+                format("this context has a kind of memory that cannot keep %d K/V slots per layer.", plan->n_slot),
+                plan->n_slot > 1 ? "use another kv than each." : "run it without a loop.");
     }
 
-    return res;
+    synchronize();
+
+    if (plan && plan->halt > 0.0) {
+        auto watched = std::make_shared<llama_loop_plan>(*plan);
+        watched->watch = loop_watch;
+        plan = watched;
+    }
+
+    const auto before         = loop_plan;
+    const auto before_off     = loop_plan_off;
+    const bool before_enabled = loop_enabled;
+
+    const auto put_back = [&]() {
+        loop_plan     = before;
+        loop_plan_off = before_off;
+        loop_enabled  = before_enabled;
+        loop_apply();
+    };
+
+    const bool same_slots = (!plan || plan->n_slot == 1) && (!before || before->n_slot == 1);
+    const bool is_known   = same_slots && (!plan || std::any_of(loop_reserved.begin(), loop_reserved.end(),
+                [&](const auto & known) { return plan->fits(*known); }));
+
+    loop_plan    = plan;
+    loop_enabled = true;
+    loop_plan_off.reset();
+    loop_apply();
+
+    if (!is_known) {
+        // A plan may need more nodes and buffers than there is room for, and graphs kept for reuse may point at slots that go.
+        // Reserving builds the graphs, which is where an architecture that passes the window by is found out; the memory is
+        // touched only after that.
+        const auto n_outputs_before = n_outputs;
+        const auto try_reserve = [&]() {
+            sched_need_reserve = true;
+            try {
+                sched_reserve();
+                return std::string();
+            } catch (const llama_loop_unreached & e) {
+                n_outputs = n_outputs_before; // left as it was in the middle of reserving
+                return std::string(e.what());
+            } catch (const std::exception & e) {
+                n_outputs = n_outputs_before;
+                return "out of memory: " + std::string(e.what());
+            }
+        };
+
+        const std::string failed = try_reserve();
+        if (!failed.empty()) {
+            put_back();
+            sched_need_reserve = !try_reserve().empty(); // then the next decode tries again
+
+            const bool is_short = failed.rfind("out of memory", 0) == 0;
+            return llama_loop_refuse(is_short ? LLAMA_LOOP_ERR_ALLOC : LLAMA_LOOP_ERR_ARCH, failed + ".",
+                    is_short ? "use fewer passes, or a smaller ubatch." : "use another window, or run it without a loop.");
+        }
+
+        if (plan && plan->n_slot == 1) {
+            loop_reserved.push_back(plan);
+        }
+    }
+
+    if (memory && !same_slots) {
+        const auto reserve = [&](const llama_loop_plan_ptr & p) {
+            return p ? memory->loop_reserve(p->first, p->last, p->n_slot) : memory->loop_reserve(0, 0, 0);
+        };
+
+        memory->clear(true);
+
+        if (reserve(plan) != LLAMA_LOOP_OK) {
+            put_back();
+            if (reserve(before) != LLAMA_LOOP_OK) {
+                loop_plan = nullptr;
+                loop_apply();
+                reserve(nullptr);
+            }
+            return llama_loop_refuse(LLAMA_LOOP_ERR_ALLOC, "out of memory: the K/V slots of the loop do not fit.",
+                    "use fewer passes, a smaller context, or another kv than each.");
+        }
+    }
+
+    loop_watch->n_skipped = 0;
+
+    return LLAMA_LOOP_OK;
 }
 
-void llama_context::loop_enable(bool enable) {
+int32_t llama_context::loop_enable(bool enable) {
+    if (loop_plan && !enable && loop_plan->recurrent && loop_plan->kv == LLAMA_LOOP_KV_EACH) {
+        return llama_loop_refuse(LLAMA_LOOP_ERR_RECURRENT,
+                format("window %d:%d has recurrent layers, and with kv each a state per pass: "
+                       "a token with one pass would leave the other states behind.", loop_plan->first, loop_plan->last),
+                "keep the loop on, or use kv first.");
+    }
+
     if (loop_plan && enable != loop_enabled) {
         loop_enabled = enable;
         loop_apply();
     }
+
+    return LLAMA_LOOP_OK;
 }
 
 void llama_context::loop_trace(bool enable) {
@@ -186,81 +230,6 @@ const char * llama_loop_patch_id(void) {
     return GGUFLOOP_PATCH_ID;
 }
 
-// whether every stage is the one before it plus a multiple of that one's residual
-static bool llama_loop_is_chain(const llama_loop_plan & plan) {
-    for (size_t i = 1; i < plan.rows.size(); ++i) {
-        for (size_t j = 0; j + 1 < i; ++j) {
-            if (plan.rows[i][j] != plan.rows[i - 1][j]) {
-                return false;
-            }
-        }
-    }
-
-    return true;
-}
-
-static int32_t llama_loop_plan_init(const llama_model & model, const llama_loop_params & params, llama_loop_plan & plan) {
-    const auto & hparams = model.hparams;
-
-    const int32_t n_layer = hparams.n_layer();
-    const int32_t n_eval  = params.n_eval;
-
-    if (params.first < 1 || params.first >= params.last || params.last > n_layer - 1) {
-        return LLAMA_LOOP_ERR_WINDOW;
-    }
-
-    if (n_eval < 1 || n_eval > LLAMA_LOOP_MAX_EVALS || !params.A || !params.B ||
-            params.mode    < LLAMA_LOOP_MODE_BLOCK   || params.mode    > LLAMA_LOOP_MODE_LAYER ||
-            params.kv      < LLAMA_LOOP_KV_FIRST     || params.kv      > LLAMA_LOOP_KV_FROZEN  ||
-            params.routing < LLAMA_LOOP_ROUTING_FREE || params.routing > LLAMA_LOOP_ROUTING_FROZEN ||
-            params.attention < 0 || params.sinks < 0 || !(params.halt >= 0.0) || !std::isfinite(params.halt)) {
-        return LLAMA_LOOP_ERR_PLAN;
-    }
-
-    plan.first     = params.first;
-    plan.last      = params.last;
-    plan.n_layer   = n_layer;
-    plan.n_eval    = n_eval;
-    plan.mode      = (llama_loop_mode)    params.mode;
-    plan.kv        = (llama_loop_kv)      params.kv;
-    plan.routing   = (llama_loop_routing) params.routing;
-    plan.n_slot    = plan.kv == LLAMA_LOOP_KV_EACH ? n_eval : 1;
-    plan.attention = params.attention;
-    plan.sinks     = params.sinks;
-    plan.halt      = params.halt;
-
-    for (int32_t i = 0; i < n_eval; ++i) {
-        const double * row = params.A + i*n_eval;
-        for (int32_t j = 0; j < n_eval; ++j) {
-            if (!std::isfinite(row[j]) || (j >= i && row[j] != 0.0)) {
-                return LLAMA_LOOP_ERR_PLAN;
-            }
-        }
-        if (!std::isfinite(params.B[i])) {
-            return LLAMA_LOOP_ERR_PLAN;
-        }
-        plan.rows.emplace_back(row, row + i);
-    }
-    plan.rows.emplace_back(params.B, params.B + n_eval);
-
-    if (plan.halt > 0.0 && (plan.kv == LLAMA_LOOP_KV_EACH || !llama_loop_is_chain(plan))) {
-        return LLAMA_LOOP_ERR_PLAN;
-    }
-
-    // the graphs of encoders and of models with an encoder are other windows than the caller means
-    if (llama_model_has_encoder(&model)) {
-        return LLAMA_LOOP_ERR_ARCH;
-    }
-
-    for (int32_t il = plan.first; il < plan.last; ++il) {
-        if (hparams.is_recr(il) && plan.kv != LLAMA_LOOP_KV_FIRST && plan.kv != LLAMA_LOOP_KV_EACH) {
-            return LLAMA_LOOP_ERR_RECURRENT;
-        }
-    }
-
-    return LLAMA_LOOP_OK;
-}
-
 int32_t llama_loop_set(llama_context * ctx, const llama_loop_params * params) {
     if (!params) {
         return ctx->loop_set(nullptr);
@@ -270,15 +239,14 @@ int32_t llama_loop_set(llama_context * ctx, const llama_loop_params * params) {
 
     const int32_t res = llama_loop_plan_init(ctx->get_model(), *params, *plan);
     if (res != LLAMA_LOOP_OK) {
-        ctx->loop_set(nullptr);
         return res;
     }
 
     return ctx->loop_set(std::move(plan));
 }
 
-void llama_loop_enable(llama_context * ctx, bool enable) {
-    ctx->loop_enable(enable);
+int32_t llama_loop_enable(llama_context * ctx, bool enable) {
+    return ctx->loop_enable(enable);
 }
 
 bool llama_loop_is_recurrent(const llama_context * ctx, int32_t il) {

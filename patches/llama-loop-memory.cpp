@@ -1,9 +1,10 @@
-#include "llama-loop.h"
+#include "llama-loop-impl.h"
 
 #include "llama-kv-cache-dsa-iswa.h"
 #include "llama-kv-cache-dsa.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache-msa.h"
+#include "llama-memory-hybrid-idx.h"
 #include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
 #include "llama-memory-recurrent.h"
@@ -16,39 +17,42 @@
 #include <map>
 
 // a memory that does not know loops would keep the K/V of whichever evaluation wrote last
-int32_t llama_memory_i::loop_reserve(int32_t /*first*/, int32_t /*last*/, uint32_t n_slot) {
-    return n_slot == 0 ? LLAMA_LOOP_OK : LLAMA_LOOP_ERR_MEMORY;
+bool llama_memory_i::loop_supports(uint32_t /*n_slot*/) const {
+    return false;
 }
 
+int32_t llama_memory_i::loop_reserve(int32_t /*first*/, int32_t /*last*/, uint32_t /*n_slot*/) {
+    return LLAMA_LOOP_OK;
+}
+
+//
 // memories made of two
+//
+
 static int32_t loop_reserve_both(llama_memory_i & a, llama_memory_i & b, int32_t first, int32_t last, uint32_t n_slot) {
     const int32_t res = a.loop_reserve(first, last, n_slot);
 
     return res == LLAMA_LOOP_OK ? b.loop_reserve(first, last, n_slot) : res;
 }
 
-int32_t llama_kv_cache_iswa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    return loop_reserve_both(*kv_base, *kv_swa, first, last, n_slot);
-}
+#define LOOP_MEMORY_OF_TWO(memory, a, b)                                                       \
+    bool memory::loop_supports(uint32_t n_slot) const {                                        \
+        return a->loop_supports(n_slot) && b->loop_supports(n_slot);                           \
+    }                                                                                          \
+    int32_t memory::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {               \
+        return loop_reserve_both(*a, *b, first, last, n_slot);                                 \
+    }
 
-int32_t llama_kv_cache_dsa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    return loop_reserve_both(*kv_mla, *kv_lid, first, last, n_slot);
-}
+LOOP_MEMORY_OF_TWO(llama_kv_cache_iswa,      kv_base,  kv_swa)
+LOOP_MEMORY_OF_TWO(llama_kv_cache_dsa,       kv_mla,   kv_lid)
+LOOP_MEMORY_OF_TWO(llama_kv_cache_dsa_iswa,  kv_dsa,   kv_swa)
+LOOP_MEMORY_OF_TWO(llama_kv_cache_msa,       kv_base,  kv_idx)
+LOOP_MEMORY_OF_TWO(llama_memory_hybrid,      mem_attn, mem_recr)
+LOOP_MEMORY_OF_TWO(llama_memory_hybrid_iswa, mem_attn, mem_recr)
 
-int32_t llama_kv_cache_dsa_iswa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    return loop_reserve_both(*kv_dsa, *kv_swa, first, last, n_slot);
-}
-
-int32_t llama_kv_cache_msa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    return loop_reserve_both(*kv_base, *kv_idx, first, last, n_slot);
-}
-
-int32_t llama_memory_hybrid::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    return loop_reserve_both(*mem_attn, *mem_recr, first, last, n_slot);
-}
-
-int32_t llama_memory_hybrid_iswa::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
-    return loop_reserve_both(*mem_attn, *mem_recr, first, last, n_slot);
+// inherits from a memory that knows loops, but has a third cache that does not
+bool llama_memory_hybrid_idx::loop_supports(uint32_t /*n_slot*/) const {
+    return false;
 }
 
 // Contexts with tensors for slots, which must not outlive the call that fails to allocate them.
@@ -91,6 +95,11 @@ int32_t llama_kv_cache::loop_layer(int32_t il, uint32_t slot) const {
     return ikv;
 }
 
+// a cache that borrows another context's has no place of its own for slots
+bool llama_kv_cache::loop_supports(uint32_t n_slot) const {
+    return n_slot <= 1 || !other;
+}
+
 int32_t llama_kv_cache::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {
     if (!loop_layers.empty()) {
         layers.resize(layers.size() - loop_layers.size());
@@ -101,10 +110,6 @@ int32_t llama_kv_cache::loop_reserve(int32_t first, int32_t last, uint32_t n_slo
 
     if (n_slot <= 1) {
         return LLAMA_LOOP_OK;
-    }
-
-    if (other) {
-        return LLAMA_LOOP_ERR_MEMORY;
     }
 
     std::map<ggml_backend_buffer_type_t, ggml_context_ptr> ctx_map;
@@ -170,6 +175,10 @@ int32_t llama_kv_cache::loop_reserve(int32_t first, int32_t last, uint32_t n_slo
 //
 // slots of recurrent state
 //
+
+bool llama_memory_recurrent::loop_supports(uint32_t /*n_slot*/) const {
+    return true;
+}
 
 // The vectors of state tensors, one per layer of the model, go on with those of the window once per further slot.
 int32_t llama_memory_recurrent::loop_reserve(int32_t first, int32_t last, uint32_t n_slot) {

@@ -1,4 +1,4 @@
-#include "llama-loop.h"
+#include "llama-loop-impl.h"
 
 #include "llama-loop-input.h"
 
@@ -25,11 +25,17 @@ uint32_t llama_loop_plan::n_nodes() const {
         res += 1 + 2*row.size() + (halt > 0.0 ? 24 : 0);
     }
 
-    // writes to the memory that wait for the end of the unit, with their views, and masks
-    res = res*n_units() + 16*n_slot*(last - first) + 16;
+    // writes to the memory that wait for the end of the unit, with their views and casts, and masks
+    res = res*n_units() + 24*n_slot*(last - first) + 16;
 
     // states
     return watch && watch->trace ? res + n_layer + n_layer_runs() + 2*n_units()*n_eval : res;
+}
+
+bool llama_loop_plan::fits(const llama_loop_plan & other) const {
+    // any graph that passes through the window once passes through it several times
+    return first == other.first && last == other.last && mode == other.mode && kv == other.kv && n_slot == other.n_slot &&
+        n_layer_runs() <= other.n_layer_runs() && n_nodes() <= other.n_nodes();
 }
 
 //
@@ -65,7 +71,7 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
     }
 
     if (phase != RERUN) {
-        trace(cur, il, phase == INSIDE ? f.size() + 1 : 1);
+        trace(cur, il, phase == INSIDE ? g.size() + 1 : 1);
     }
 
     if (plan->n_eval > 0 && phase == BEFORE && il == plan->first - 1) {
@@ -89,24 +95,25 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
     }
 
     g.push_back(cur);
-    f.push_back(ggml_sub(ctx, cur, y.back()));
-    ggml_format_name(f.back(), "loop_res-%d", (int) f.size());
-    ggml_build_forward_expand(gf, f.back());
+    f.push_back(nullptr);
+    ggml_build_forward_expand(gf, cur);
 
-    cur = combine(plan->rows[f.size()]);
+    n_attended = 0;
+
+    cur = combine(plan->rows[g.size()]);
     if (plan->halt > 0.0) {
         cur = halt(cur);
     }
 
-    if ((int32_t) f.size() < plan->n_eval) {
+    if ((int32_t) g.size() < plan->n_eval) {
         y.push_back(cur);
         il = unit_first - 1;
-        trace(cur, il, f.size() + 1);
+        trace(cur, il, g.size() + 1);
         return cur;
     }
 
     if (plan->n_eval > 1) {
-        trace(cur, il, f.size() + 1);
+        trace(cur, il, g.size() + 1);
     }
 
     // without a memory there is nothing to store
@@ -128,6 +135,9 @@ ggml_tensor * llama_loop_graph::enter_unit(ggml_tensor * cur) {
     y.assign(1, cur);
     g.clear();
     f.clear();
+    readers.clear();
+
+    n_attended = 0;
 
     return cur;
 }
@@ -140,6 +150,8 @@ ggml_tensor * llama_loop_graph::leave_unit(ggml_tensor * cur) {
         ggml_build_forward_expand(gf, node);
     }
     pending.clear();
+
+    check_restored();
 
     if (unit_last < plan->last) {
         unit_first = unit_last;
@@ -156,9 +168,19 @@ ggml_tensor * llama_loop_graph::leave_unit(ggml_tensor * cur) {
     return cur;
 }
 
+// what evaluation i moved its input by; a node only where a row uses it
+ggml_tensor * llama_loop_graph::residual(size_t i) {
+    if (!f[i]) {
+        f[i] = ggml_sub(ctx, g[i], y[i]);
+        ggml_format_name(f[i], "loop_res-%d", (int) i + 1);
+    }
+
+    return f[i];
+}
+
 // x_0 + sum_j row[j] f_j, starting from the known state that needs the fewest additions: an input (row of A) or a
 // result (row of A plus one). This makes undamped steps exact, g instead of y + (g - y), and euler steps incremental.
-ggml_tensor * llama_loop_graph::combine(const std::vector<double> & row) const {
+ggml_tensor * llama_loop_graph::combine(const std::vector<double> & row) {
     ggml_tensor * best = nullptr;
     size_t n_best = SIZE_MAX;
     std::vector<double> rest;
@@ -183,7 +205,7 @@ ggml_tensor * llama_loop_graph::combine(const std::vector<double> & row) const {
     ggml_tensor * cur = best;
     for (size_t j = 0; j < rest.size(); ++j) {
         if (rest[j] != 0.0) {
-            cur = ggml_add(ctx, cur, rest[j] == 1.0 ? f[j] : ggml_scale(ctx, f[j], (float) rest[j]));
+            cur = ggml_add(ctx, cur, rest[j] == 1.0 ? residual(j) : ggml_scale(ctx, residual(j), (float) rest[j]));
         }
     }
 
@@ -208,7 +230,7 @@ ggml_tensor * llama_loop_graph::sum_by_token(ggml_tensor * cur) const {
 // the evaluations that change nothing any more are then left out where that is possible. For that the state is kept in
 // one place, which a copy that is not computed leaves alone.
 ggml_tensor * llama_loop_graph::halt(ggml_tensor * next) {
-    const int32_t n = f.size();
+    const int32_t n = g.size();
 
     ggml_tensor * cur = next;
     if (alive) {
@@ -273,7 +295,7 @@ void llama_loop_graph::trace(ggml_tensor * cur, int il, size_t evaluation) {
 //
 
 bool llama_loop_graph::stores_nothing() const {
-    return plan && plan->kv == LLAMA_LOOP_KV_FROZEN && phase == INSIDE && !f.empty();
+    return plan && plan->kv == LLAMA_LOOP_KV_FROZEN && phase == INSIDE && !g.empty();
 }
 
 void llama_loop_graph::expand_kv(ggml_tensor * kv) const {
@@ -282,29 +304,93 @@ void llama_loop_graph::expand_kv(ggml_tensor * kv) const {
     }
 }
 
-uint32_t llama_loop_graph::slot(const llama_kv_cache * kv) {
+ggml_tensor * llama_loop_graph::read(const llama_kv_cache * kv, const std::function<ggml_tensor * (uint32_t slot)> & view) {
     kv_last = kv;
 
-    return plan->kv == LLAMA_LOOP_KV_EACH ? f.size() : 0;
+    ggml_tensor * res = view(plan->kv == LLAMA_LOOP_KV_EACH ? g.size() : 0);
+
+    auto & reader = readers[res->view_src];
+    reader = std::max(reader, n_attended);
+
+    return res;
 }
 
 ggml_tensor * llama_loop_graph::store(
-        const std::function<ggml_tensor * (uint32_t slot)> & write,
-        const std::function<ggml_tensor * ()> & read) {
+        ggml_tensor * cur,
+        const std::function<ggml_tensor * (ggml_tensor * cur, uint32_t slot)> & write,
+        const std::function<ggml_tensor * (uint32_t slot)> & view) {
     if (stores_nothing()) {
-        return read();
+        return view(0);
     }
 
     if (plan->n_eval == 1) {
         for (int32_t s = 1; s < plan->n_slot; ++s) {
-            pending.push_back(write(s));
+            pending.push_back(write(cur, s));
         }
-    } else if (plan->kv == LLAMA_LOOP_KV_FIRST && f.empty()) {
+    } else if (plan->kv == LLAMA_LOOP_KV_FIRST && g.empty()) {
         // later evaluations put their own K/V into these rows; this one comes back when they are done
-        pending.push_back(write(0));
+        const ggml_type type = view(0)->type;
+
+        if (type == GGML_TYPE_F16 || type == GGML_TYPE_BF16) {
+            // kept as the cache would keep it: half the memory, the same bits
+            ggml_tensor * kept = ggml_cast(ctx, cur, type);
+            ggml_build_forward_expand(gf, kept);
+            pending.push_back(write(ggml_cast(ctx, kept, GGML_TYPE_F32), 0));
+        } else {
+            pending.push_back(write(cur, 0));
+        }
     }
 
-    return write(plan->kv == LLAMA_LOOP_KV_EACH ? f.size() : 0);
+    return write(cur, plan->kv == LLAMA_LOOP_KV_EACH ? g.size() : 0);
+}
+
+// In the last evaluation the K/V of the first one comes back as soon as no attention of this unit reads these rows any more:
+// next to the layer they belong to, and so on the device of that layer. Not with halt, which may leave this evaluation out.
+void llama_loop_graph::attended() {
+    if (!plan || phase != INSIDE) {
+        return;
+    }
+
+    const int n = n_attended++;
+
+    if (plan->kv != LLAMA_LOOP_KV_FIRST || plan->halt > 0.0 || (int32_t) g.size() + 1 < plan->n_eval || plan->n_eval < 2) {
+        return;
+    }
+
+    const auto is_read_later = [&](const ggml_tensor * node) {
+        const auto it = readers.find(node->view_src);
+        return states.count(node->view_src) || it == readers.end() || it->second != n;
+    };
+
+    const auto done = std::stable_partition(pending.begin(), pending.end(), is_read_later);
+    if (restored.empty()) {
+        i_restored = ggml_graph_n_nodes(gf);
+    }
+    for (auto it = done; it != pending.end(); ++it) {
+        ggml_build_forward_expand(gf, *it);
+        restored.insert(*it);
+    }
+    pending.erase(done, pending.end());
+}
+
+// What attended() takes for granted: nothing else in the unit reads K/V that came back early.
+void llama_loop_graph::check_restored() {
+    std::set<const ggml_tensor *> back;
+
+    for (int32_t i = i_restored; !restored.empty() && i < ggml_graph_n_nodes(gf); ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+
+        if (restored.count(node)) {
+            back.insert(node->view_src);
+            continue;
+        }
+        for (const ggml_tensor * src : node->src) {
+            if (src && back.count(src->view_src ? src->view_src : src)) {
+                throw llama_loop_unreached("the graph reads K/V that the loop has put back already");
+            }
+        }
+    }
+    restored.clear();
 }
 
 void llama_loop_graph::no_cache(int il, ggml_tensor *& k, ggml_tensor *& v) {
@@ -312,7 +398,7 @@ void llama_loop_graph::no_cache(int il, ggml_tensor *& k, ggml_tensor *& v) {
         return;
     }
 
-    if (f.empty()) {
+    if (g.empty()) {
         kvs[il] = { k, v };
     } else {
         std::tie(k, v) = kvs.at(il);
@@ -324,9 +410,11 @@ void llama_loop_graph::no_cache(int il, ggml_tensor *& k, ggml_tensor *& v) {
 // later ones would write is dropped.
 
 ggml_tensor * llama_loop_graph::state(const std::vector<ggml_tensor *> & tensors, int il) {
-    const size_t slot = plan->kv == LLAMA_LOOP_KV_EACH ? f.size() : 0;
+    const size_t slot = plan->kv == LLAMA_LOOP_KV_EACH ? g.size() : 0;
+    const size_t i    = slot == 0 ? il : plan->n_layer + (slot - 1)*(plan->last - plan->first) + il - plan->first;
 
-    ggml_tensor * s = tensors[slot == 0 ? il : plan->n_layer + (slot - 1)*(plan->last - plan->first) + il - plan->first];
+    // a plan is tried before it gets its slots: those that are there may be another's
+    ggml_tensor * s = i < tensors.size() && tensors[i] ? tensors[i] : tensors[il];
 
     states.insert(s);
 
@@ -344,13 +432,13 @@ void llama_loop_graph::expand(ggml_tensor * node) {
 
     const bool is_zeroing = node->op == GGML_OP_SCALE; // of a cell that a new sequence takes
 
-    if (plan->kv != LLAMA_LOOP_KV_FIRST || plan->n_eval < 2 || (is_zeroing && f.empty())) {
+    if (plan->kv != LLAMA_LOOP_KV_FIRST || plan->n_eval < 2 || (is_zeroing && g.empty())) {
         written.insert(node);
         ggml_build_forward_expand(gf, node);
         return;
     }
 
-    if (!f.empty()) {
+    if (!g.empty()) {
         return;
     }
 

@@ -72,7 +72,8 @@ def page(results: Mapping[str, matrix.Result]) -> str:
         lines.append(_row(cells))
     lines.append("\n## Windows\n\nA window starts at layer 1 or later and ends before the last layer. Besides:\n")
     lines += [_row(["architecture", "the window"]), _row(["---"] * 2)]
-    lines += [_row([arch, (rule.__doc__ or "").rstrip(".")]) for arch, rule in sorted(WINDOW_RULES.items())]
+    for arch, rules in sorted(WINDOW_RULES.items()):
+        lines.append(_row([arch, " ".join(rule.__doc__ or "" for rule, _, _ in rules).rstrip(".")]))
     lines.append(f"\n## These are refused: {len(KNOWN) - len(LOOPS)} architectures\n")
     lines += [_row(["architecture", "why"]), _row(["---"] * 2)]
     lines += [_row([arch, refusal(arch) or ""]) for arch in sorted(KNOWN - set(LOOPS))]

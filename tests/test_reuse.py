@@ -12,6 +12,7 @@ import pytest
 import tiny
 from test_engine import F32, ROUNDING, load, spread, tokens
 
+from ggufloop.capi import Refused
 from ggufloop.engine import LoopedLlama, llama_cpp
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
@@ -132,23 +133,23 @@ def test_changing_the_loop_ends_a_running_generator(tiny_model: TinyModel) -> No
         next(stream)
 
 
+@pytest.mark.parametrize("lost", [False, True])
 def test_a_loop_that_cannot_be_installed_leaves_the_one_before(
-    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
+    """With the cache as well, unless memory ran out while it was changed."""
     llm = load(tiny_model("llama"), "2:5 k=3")
     text = tokens(llm, 20)
     looped = llm.logits(text)
-    install = LoopedLlama._install
 
     def fail(self: LoopedLlama, loop: LoopSpec | None) -> None:
-        if loop is None or loop.k == 4:
-            raise GgufloopError("out of memory", "")
-        install(self, loop)
+        raise Refused("out of memory", "", lost)
 
     monkeypatch.setattr(LoopedLlama, "_install", fail)
     with pytest.raises(GgufloopError, match="out of memory"):
         llm.set_loop(LoopSpec((2, 5), 4))
-    assert str(llm.loop) == "2:5 k=3"
+    assert (str(llm.loop), llm.n_tokens) == ("2:5 k=3", 0 if lost else len(text))
+    llm.reset()
     assert np.array_equal(llm.logits(text), looped)
 
 
