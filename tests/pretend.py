@@ -196,7 +196,9 @@ def _compare(row: archs.Row, path: Path, gpu: Any, begin: Any) -> list[str]:
                         llm.set_loop(None)
                         plain = _differ(_evaluate(llm, row, n), cpu["plain", n])
                         llm.set_loop(LoopSpec.parse(f"{a}:{b} {loop}"))
-                        wrong.append(f"{place} {loop}: {n} tokens differ by {_differ(rows, cpu[loop, n])}, plain by {plain}")
+                        wrong.append(
+                            f"{place} {loop}: {n} tokens differ by {_differ(rows, cpu[loop, n])}, plain by {plain}"
+                        )
     return wrong
 
 
@@ -215,6 +217,7 @@ def _serve(folder: Path, library: Path) -> None:
     os.dup2(2, 1)
     gpu = register(library)
     import zoo
+
     from ggufloop import engine
 
     @engine.llama_cpp.llama_log_callback
