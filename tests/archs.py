@@ -104,6 +104,8 @@ RWKV: Meta = {"wkv.head_size": 32, "attention.head_count": 0, "attention.head_co
 RWKV6: Meta = {**RWKV, "time_mix_extra_dim": 16, "time_decay_extra_dim": 16}
 RWKV7: Meta = {
     **RWKV,
+    "embedding_length": 128,
+    "wkv.head_size": 64,  # with AVX-512 the CPU's kernel reads and writes 64 values of each row, whatever its length
     "attention.decay_lora_rank": 16,
     "attention.iclr_lora_rank": 16,
     "attention.value_residual_mix_lora_rank": 16,
