@@ -4,9 +4,9 @@
 //     pretend_gpu_register();      after the library is loaded, before a model is
 //
 // Its memory is not the host's to the scheduler: whatever it computes with has to be copied there, and a graph that
-// reads anything else ends the process. Memory nobody wrote is NaN, when it is new and when a compute buffer is laid out
-// for another graph. It takes over what has at least 32 rows, as CUDA does. It computes with the CPU's kernels, on one
-// thread, so that its results are the CPU's to the bit.
+// reads anything else ends the process. Memory nobody wrote is NaN, when it is new and when a compute buffer is laid
+// out for another graph. It takes over what has at least 32 rows, as CUDA does. It computes with the CPU's kernels, on
+// one thread, so that its results are the CPU's to the bit.
 
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
@@ -63,7 +63,7 @@ static void buffer_clear(ggml_backend_buffer_t buf, uint8_t value) { memset(buf-
 // the allocator calls it before it lays out another graph in the buffer
 static void buffer_reset(ggml_backend_buffer_t buf) { buffer_clear(buf, NAN_BYTE); }
 
-static const char * name(ggml_backend_buffer_type_t) { return "Pretend0"; }
+static const char * buft_name(ggml_backend_buffer_type_t) { return "Pretend0"; }
 
 static ggml_backend_buffer_t buffer_new(ggml_backend_buffer_type_t buft, size_t size) {
     ggml_backend_buffer_i iface = {};
@@ -88,7 +88,9 @@ static ggml_backend_buffer_t buffer_new(ggml_backend_buffer_type_t buft, size_t 
 static size_t alignment(ggml_backend_buffer_type_t) { return 64; }
 
 static ggml_backend_buffer_type_t pretend_buft(void) {
-    static ggml_backend_buffer_type buft = { { name, buffer_new, alignment, nullptr, nullptr, nullptr }, pretend_dev(), nullptr };
+    static ggml_backend_buffer_type buft = {
+        { buft_name, buffer_new, alignment, nullptr, nullptr, nullptr }, pretend_dev(), nullptr,
+    };
     return &buft;
 }
 
@@ -107,7 +109,8 @@ static bool cpy_async(ggml_backend_t, ggml_backend_t, const ggml_tensor * src, g
 }
 
 static bool is_view(const ggml_tensor * t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE;
 }
 
 static ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
@@ -120,7 +123,7 @@ static ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
         for (int j = -1; j < GGML_MAX_SRC; j++) {
             const ggml_tensor * t = j < 0 ? node : node->src[j];
             if (t != nullptr && ggml_nelements(t) > 0 && !is_ours(t)) {
-                GGML_ABORT("%s (%s) uses %s, which is not in this device's memory", node->name, ggml_op_name(node->op), t->name);
+                GGML_ABORT("%s, %s, uses %s, which is not in this memory", node->name, ggml_op_name(node->op), t->name);
             }
         }
     }
@@ -165,7 +168,9 @@ static void dev_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
     props->description = dev_description(dev);
     props->type        = dev_type(dev);
     dev_memory(dev, &props->memory_free, &props->memory_total);
-    props->caps        = { /* .async = */ true, /* .host_buffer = */ false, /* .buffer_from_host_ptr = */ false, /* .events = */ false, /* .mmap_support = */ true };
+    props->caps        = {};
+    props->caps.async  = true;
+    props->caps.mmap_support = true;
 }
 
 static bool dev_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {

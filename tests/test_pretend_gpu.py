@@ -1,4 +1,4 @@
-"""On a GPU a loop is what it is on the CPU, bit for bit: splits, copies, offloaded operations, memory; no GPU is needed.
+"""On a GPU a loop is what it is on the CPU, bit for bit: splits, copies, offloaded operations, memory. Needs no GPU.
 
 The device (pretend_gpu.cpp) has the CPU's kernels and none of its memory, so whatever differs is the scheduler's doing
 or the graph's. Without the mend of ggml-backend.cpp in ggml-loop.patch, passes after the first read experts that were
@@ -97,12 +97,11 @@ def test_offloaded_layers_are_not_held(sizes: dict[str, Numbers]) -> None:
 
 
 def test_splits_are_what_the_layers_explain(sizes: dict[str, Numbers]) -> None:
-    """A graph for every time the computation comes to the device."""
-    layers, window = 8, 4
+    """At most a graph for every time the computation has to come to the device: eight layers, four of them looped."""
     graphs = sizes["graphs"]
     assert set(graphs["all"].values()) == {1}, "nothing is in between"
     assert set(graphs["none"].values()) == {0}
-    assert graphs["straddling"] == {
+    straddling = {
         "plain": 1,
         "k=3": 4,  # once per pass, and once for the K/V of the first
         "k=3 mode=layer": 1,  # the layers before it are done when the first of its own begins
@@ -111,14 +110,16 @@ def test_splits_are_what_the_layers_explain(sizes: dict[str, Numbers]) -> None:
         "k=3 kv=frozen": 3,
         "k=6": 7,
     }
-    # between two attentions, which are where the K/V is
-    passes_3, passes_6 = layers + 2 * window + 1, layers + 5 * window + 1
-    assert graphs["host-kv"] == {
-        "plain": layers + 1,
-        "k=3": passes_3 + 1,
-        "k=3 mode=layer": passes_3 + window,  # each layer's K/V is written again after its last pass
-        "k=3 kv=last": passes_3 + window,
-        "k=3 kv=each": passes_3,
-        "k=3 kv=frozen": passes_3,
-        "k=6": passes_6 + 1,
+    attentions = 8 + 2 * 4  # of k=3; the device comes before, between and after them
+    host_kv = {
+        "plain": 8 + 1,
+        "k=3": attentions + 2,  # the K/V of the first pass once more
+        "k=3 mode=layer": attentions + 4 + 1,  # that of each layer, after its last pass
+        "k=3 kv=last": attentions + 4 + 1,
+        "k=3 kv=each": attentions + 1,
+        "k=3 kv=frozen": attentions + 1,
+        "k=6": 8 + 5 * 4 + 2,
     }
+    for place, most in (("straddling", straddling), ("host-kv", host_kv)):
+        assert graphs[place]["plain"] == most["plain"]
+        assert {loop: n for loop, n in graphs[place].items() if n > most[loop]} == {}, place
