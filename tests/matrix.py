@@ -287,7 +287,7 @@ class _Worker:
             code = self.process.wait()
         self.stop()
         died = f"the process died ({code})" if ready else f"no answer within {TIMEOUT:g} s"
-        return Result(name, error=" ".join(f"{died}{at.decode().replace('>', ' in', 1)}: {said}".split()))
+        return Result(name, error=" ".join(f"{died}{at.decode().rstrip().replace('>', ' in', 1)}: {said}".split()))
 
     def stop(self) -> None:
         if self.process is not None:
