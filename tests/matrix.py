@@ -244,10 +244,13 @@ def _serve(kind: str, folder: Path) -> None:
 
 
 class _Worker:
-    """A process that answers rows, started when needed and again when it died."""
+    """A process that answers rows, started when needed and again when it died.
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.command = [sys.executable, __file__, kind, str(folder)]
+    Before its answer it may say with lines that begin with ">" what it is at, which an error then names.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = [sys.executable, *command]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -256,16 +259,20 @@ class _Worker:
             path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             environment = {**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}  # a debugger takes seconds
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, bufsize=0
             )
         assert self.process.stdin
         assert self.process.stdout
         told = self.log.seek(0, os.SEEK_END)
+        at = b""
         try:
             self.process.stdin.write(f"{name}\n".encode())
-            self.process.stdin.flush()
-            ready = select.select([self.process.stdout], [], [], TIMEOUT)[0]
-            line = self.process.stdout.readline() if ready else b""
+            while True:
+                ready = select.select([self.process.stdout], [], [], TIMEOUT)[0]
+                line = self.process.stdout.readline() if ready else b""
+                if not line.startswith(b">"):
+                    break
+                at = line
         except BrokenPipeError:
             ready, line = [True], b""
         self.log.seek(told)
@@ -280,7 +287,7 @@ class _Worker:
             code = self.process.wait()
         self.stop()
         died = f"the process died ({code})" if ready else f"no answer within {TIMEOUT:g} s"
-        return Result(name, error=" ".join(f"{died}: {said}".split()))
+        return Result(name, error=" ".join(f"{died}{at.decode().rstrip().replace('>', ' in', 1)}: {said}".split()))
 
     def stop(self) -> None:
         if self.process is not None:
@@ -298,22 +305,30 @@ class _Worker:
 
 def run(names: Sequence[str], folder: Path, jobs: int = 2) -> Iterator[Result]:
     """Results of the rows named, as they come, from `jobs` pairs of workers. Files are kept in `folder`."""
+    return ask(names, [[__file__, kind, str(folder)] for kind in ("stock", "looped")], jobs)
+
+
+def ask(names: Sequence[str], programs: Sequence[Sequence[str]], jobs: int = 2) -> Iterator[Result]:
+    """As `run`, with workers that run these programs: each name goes through all of them, or until one fails."""
     todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     done: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
     for name in [*names, *[None] * jobs]:
         todo.put(name)
 
     def work() -> None:
-        stock, looped = (_Worker(kind, folder) for kind in ("stock", "looped"))
+        workers = [_Worker(program) for program in programs]
         try:
             while (name := todo.get()) is not None:
-                prepared = stock.ask(name)
-                done.put(prepared if prepared.error else looped.ask(name))
+                for worker in workers:
+                    result = worker.ask(name)
+                    if result.error:
+                        break
+                done.put(result)
         except BaseException as e:
             done.put(e)
         finally:
-            stock.close()
-            looped.close()
+            for worker in workers:
+                worker.close()
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
     for thread in threads:
