@@ -4,8 +4,10 @@
     backend.activate(stock=True)      # the unpatched library, for comparisons; one process has one library
 
 Libraries live in <cache>/backends/<backend>-<key>/, each with a manifest.json that says what it is. Choosing one reads
-only manifests: the newest that carries this version's patch and was built on this CPU, where `ggufloop build` makes
-a library the newest even if it only found it. The key, which needs the compiler's word, is not computed here.
+only manifests: the newest that carries this version's patch and is known to compute right on this CPU, where
+`ggufloop build` makes a library the newest even if it only found it. The key, which needs the compiler's word, is not
+computed here. A library nobody verified on this CPU (a home folder shared by machines, a folder given by hand) is
+verified once, by verify.py, before it is used; <cache>/verified remembers that it was right.
 
 Environment: GGUFLOOP_BACKEND limits the choice to one backend (cpu, cuda, ...); GGUFLOOP_LIB_DIR and
 GGUFLOOP_STOCK_LIB_DIR name a folder outright, for those who build llama.cpp themselves.
@@ -57,6 +59,8 @@ class Backend:
     binding: str  # version of llama-cpp-python whose source it was built from
     cpu: str  # cpu_id() of the machine it was built on
     compiler: str
+    verified: str = ""  # cpu_id() of the machine it was found to compute right on
+    gave_up: str = ""  # what the build had to leave out for that, and why
 
     @classmethod
     def load(cls, directory: Path) -> Backend | None:
@@ -159,10 +163,32 @@ def locate(stock: bool = False) -> Backend:
     current = [b for b in candidates if b.patch_id == wanted and b.binding == BINDING_VERSION]
     if not current:
         raise BackendError(f"the {kind} llama.cpp in the cache was built by another version of ggufloop.", command)
-    local = [b for b in current if b.cpu == cpu_id()]
-    if not local:
-        raise BackendError(f"the {kind} llama.cpp in the cache was built for another CPU.", command)
-    return local[0]
+    return min(current, key=lambda b: (not is_verified(b), b.cpu != cpu_id()))  # the newest of the best
+
+
+def is_verified(library: Backend) -> bool:
+    """Whether `library` is known to compute right on this CPU."""
+    return library.verified == cpu_id() or note(library).is_file()
+
+
+def note(library: Backend) -> Path:
+    """The empty file that says so of a library as it is, files and all, when its manifest does not."""
+    digest = hashlib.sha256()
+    for path in sorted(library.directory.glob("*")):
+        if re.search(r"\.(so|dylib|dll)\b", path.name):
+            state = path.stat()
+            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return cache_dir() / "verified" / f"{digest.hexdigest()[:12]}-{cpu_id()}"
+
+
+def usable(stock: bool = False) -> Backend:
+    """As `locate`, and verified on this CPU, which takes some seconds where nobody did so. Raises BackendError."""
+    library = locate(stock)
+    if not is_verified(library):
+        from ggufloop import verify  # not at the top: it needs this module, and hardly any process needs it
+
+        verify.trust(library)
+    return library
 
 
 def _from_directory(directory: Path, stock: bool, variable: str) -> Backend:
@@ -197,11 +223,12 @@ def binding_version() -> str | None:
 
 
 def activate(stock: bool | None = None) -> Backend:
-    """Choose the library that `import llama_cpp` will load, in milliseconds.
+    """Choose the library that `import llama_cpp` will load, in milliseconds if it was verified on this CPU before.
 
     stock: True for the unpatched library, False for the patched one, None for the one already chosen in this
     process, else the patched one. Sets LLAMA_CPP_LIB_PATH. Raises BackendError when nothing fitting is built, when
-    the binding is missing, and when llama_cpp was imported first with a library that is not the one asked for.
+    what is built does not compute right on this CPU, when the binding is missing, and when llama_cpp was imported
+    first with a library that is not the one asked for.
     """
     global _active
     if stock is None:
@@ -218,7 +245,7 @@ def activate(stock: bool | None = None) -> Backend:
             f"{BINDING} {version} is installed, this version of ggufloop needs {BINDING_VERSION}.",
             "run: ggufloop build --replace-binding",
         )
-    chosen = locate(stock)
+    chosen = usable(stock)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(chosen.directory)
     _active = chosen
     return chosen

@@ -6,6 +6,8 @@ Steps: preflight, fetch, configure, compile, verify, install. All work happens i
 whole cache, so two builds never meet, and a library appears in <cache>/backends in one rename. What a killed build
 leaves in tmp is deleted by the next one. llama.cpp is configured directly, not through llama-cpp-python: only the
 targets the binding loads are compiled, in a tree whose run path is its own folder, so that it can be moved.
+A library that crashes or multiplies wrongly on the CPU is compiled again with fewer of the CPU's instructions, in the
+same tree, and its manifest says what it gave up. Its key does not: asking again finds it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from ggufloop.cache import cache_dir, lock, remove, writing
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.probe import probe
 from ggufloop.steps import Log, Report, Step
+from ggufloop.toolchain import Narrowing
+from ggufloop.verify import check, remember
 
 TOOLS = ("llama-perplexity", "llama-bench", "llama-quantize")
 
@@ -111,16 +115,18 @@ class Plan:
 def build(request: Request, report: Report) -> Backend:
     """The library `request` asks for, built if it is not in the cache, and the binding installed for it.
 
-    A cached library with the tools will do where none were asked for. Raises UsageError for an unknown backend
-    and BackendError, with the step, the log and the remedy, for everything else; nothing half-built stays.
+    A cached library with the tools will do where none were asked for, if it computes right. Raises UsageError for an
+    unknown backend and BackendError, with the step, the log and the remedy, for everything else; nothing half-built
+    stays.
     """
     choice = toolchain.choose(request.name)
     fetch.check_binding(request.replace_binding)
     versions = toolchain.preflight(choice.name, request.stock)
     wider = [Plan(choice.name, request.stock, tools, versions) for tools in (request.tools, True)]
     plan = wider[0]
-    ready = None if request.force else _cached(wider)
-    if ready and backend.binding_version() == backend.BINDING_VERSION:
+    bound = backend.binding_version() == backend.BINDING_VERSION
+    ready = _cached(wider) if bound and not request.force else None
+    if ready:
         report(Step(f"up to date: {ready} ({choice.name}: {choice.why})"))
         return ready
     report(Step(f"backend {choice.name}: {choice.why}"))
@@ -130,9 +136,9 @@ def build(request: Request, report: Report) -> Backend:
 
     try:
         with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", waiting):
-            ready = None if request.force else _cached(wider)  # the build waited for may have been this one
             shutil.rmtree(cache_dir() / "tmp", ignore_errors=True)  # a killed build's compilers may still write there
             fetch.binding(Log(cache_dir() / "logs" / "binding.log"), report, request.replace_binding)
+            ready = None if request.force else _cached(wider)  # the build waited for may have been this one
             if ready is None:
                 ready = _build(plan, Log(cache_dir() / "logs" / f"{plan.directory.name}.log"), report)
             else:
@@ -143,12 +149,17 @@ def build(request: Request, report: Report) -> Backend:
 
 
 def _cached(plans: list[Plan]) -> Backend | None:
-    """The first of `plans` that is in the cache; made the newest, so that it is the one `activate` chooses."""
+    """The first of `plans` that is in the cache and computes right; made the newest, as that one `activate` chooses."""
     for plan in plans:
         found = Backend.load(plan.directory)
-        if found:
-            (plan.directory / backend.MANIFEST).touch()
-            return found
+        if found is None:
+            continue
+        if not backend.is_verified(found):
+            if check(found.directory).failures:
+                continue  # built before builds were verified: it is built again
+            remember(found)
+        (plan.directory / backend.MANIFEST).touch()
+        return found
     return None
 
 
@@ -160,13 +171,27 @@ def _build(plan: Plan, log: Log, report: Report) -> Backend:
         archive = fetch.sdist(log, report)
         report(Step("unpacking llama.cpp"))
         _unpack(archive, source)
-        report(Step("configuring"))
         ninja = shutil.which("ninja") or fetch.build_tool("ninja", log, report)
-        _configure(plan, source, tree, ninja, log, report)
-        report(Step(f"compiling (takes minutes; log: {log.path})"))
-        _compile(plan, tree, ninja, log, report)
-        report(Step("verifying"))
-        built = _verify(plan, tree / "bin")
+        gave_up = ""
+        narrower = toolchain.narrowings()
+        while True:
+            narrowing = narrower.pop(0)
+            report(Step("configuring"))
+            _configure(plan, narrowing, source, tree, ninja, log, report)
+            report(Step(f"compiling (takes minutes; log: {log.path})"))
+            _compile(plan, tree, ninja, log, report)
+            report(Step("verifying"))
+            found = check(tree / "bin")
+            if not found.failures:
+                break
+            if not narrower or any(failure.device != "CPU" for failure in found.failures):
+                raise BackendError(
+                    f"the library just built does not compute right: {found}.",
+                    f"another compiler or driver may do better (CC and CXX name a compiler); log: {log.path}",
+                )
+            gave_up = f"{narrower[0].gives_up} ({found})"
+            report(Step(f"giving up {gave_up}"))
+        built = _manifest(plan, tree / "bin", gave_up)
         _install(tree / "bin", plan.directory)
         report(Step(f"built {plan.directory.name}"))
         return Backend.load(plan.directory) or built
@@ -200,15 +225,21 @@ def _unpack(archive: Path, target: Path) -> None:
             tar.extractall(target, members)
 
 
-def _configure(plan: Plan, source: Path, tree: Path, ninja: str, log: Log, report: Report) -> None:
+def _configure(
+    plan: Plan, narrowing: Narrowing, source: Path, tree: Path, ninja: str, log: Log, report: Report
+) -> None:
+    remove(tree / "CMakeCache.txt")  # llama.cpp's defaults depend on GGML_NATIVE, and stay what they were once
     cmake = toolchain.cmake() or fetch.build_tool("cmake", log, report)
     words: list[str | Path] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", tree]
-    words += plan.flags
+    words += [*plan.flags, *(f"-D{name}={value}" for name, value in narrowing.defines)]
     hook = backend.patches_dir() / "hook.cmake"
     patch_id = "stock" if plan.stock else backend.patch_id()
     words += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", f"-DGGUFLOOP_PATCH_ID={patch_id}"]
     # llama.cpp asks git for its commit: without the ceiling a repository around the cache would answer
-    _run("configuring llama.cpp", words, log, report, env={"GIT_CEILING_DIRECTORIES": str(source.parent)})
+    env = {"GIT_CEILING_DIRECTORIES": str(source.parent)}
+    if narrowing.compiler:
+        env |= {name: f"{os.environ.get(name, '')} {narrowing.compiler}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    _run("configuring llama.cpp", words, log, report, env=env)
 
 
 def _compile(plan: Plan, tree: Path, ninja: str, log: Log, report: Report) -> None:
@@ -248,8 +279,8 @@ def _run(
     raise BackendError(f"{step} failed with status {status}.", f"{remedy}; log: {log.path}")
 
 
-def _verify(plan: Plan, directory: Path) -> Backend:
-    """Load the new library in a process of its own, check that it is what was asked for, and write its manifest."""
+def _manifest(plan: Plan, directory: Path, gave_up: str) -> Backend:
+    """Write the manifest of the new library, which computes right, after a look whether it is what was asked for."""
     found = probe(directory)
     expected = None if plan.stock else backend.patch_id()
     if found.patch_id != expected:
@@ -259,7 +290,7 @@ def _verify(plan: Plan, directory: Path) -> Backend:
         )
     built = Backend(
         directory, plan.name, plan.stock, expected or "", plan.key, plan.tools,
-        backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions),
+        backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions), backend.cpu_id(), gave_up,
     )  # fmt: skip
     built.save()
     return built

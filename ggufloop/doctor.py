@@ -17,6 +17,7 @@ from ggufloop.backend import Backend
 from ggufloop.cache import cache_dir
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.probe import Device, Probe, probe
+from ggufloop.verify import Verification, check, remember
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of an installation. Sizes in bytes; abi and devices are known only if the library loads."""
+    """The state of an installation. Sizes in bytes; abi and devices are known only if the library loads.
+
+    computes: what the library computed just now. gave_up: what its build left out, "" for nothing. The stock library,
+    which only comparisons need, is verified when it is built and not here.
+    """
 
     versions: Versions
     directory: Path | None
     stock: Path | None  # the unpatched library, which only comparisons need
     abi: int | None
     devices: tuple[Device, ...]
+    gave_up: str
+    computes: Verification | None
     cache: Path
     cache_libraries: int
     cache_bytes: dict[str, int]
@@ -72,7 +79,7 @@ def versions() -> Versions:
 
 
 def diagnose() -> Report:
-    """Look at everything a looped run needs; loads the library in a process of its own."""
+    """Look at everything a looped run needs; the library loads and computes in processes of its own (seconds)."""
     faults: list[GgufloopError] = []
     known = versions()
     if known.binding != backend.BINDING_VERSION:
@@ -80,13 +87,22 @@ def diagnose() -> Report:
         command = "ggufloop build --replace-binding" if known.binding else "ggufloop build"
         faults.append(BackendError(f"{has} is installed, {backend.BINDING_VERSION} is needed.", f"run: {command}"))
 
-    library, found = None, None
+    library, found, computes = None, None, None
     try:
         library = backend.locate()
         if known.binding == backend.BINDING_VERSION:
             found = _loaded(library)
+            computes = check(library.directory)
+            if not computes.failures and not backend.is_verified(library):
+                remember(library)
     except BackendError as e:
         faults.append(e)
+    if library and computes:
+        again = "run: ggufloop build --force" + (
+            " --backend " + library.name if library.name not in ("", "cpu") else ""
+        )
+        shown = [f"{library} does not compute right: {failure}." for failure in computes.failures]
+        faults += [BackendError(line, again) for line in _few(shown)]
     if library is None:  # one has to be built: can it be?
         try:
             toolchain.preflight(toolchain.choose(backend.requested_name() or "auto").name, stock=False)
@@ -103,11 +119,20 @@ def diagnose() -> Report:
         stock=stock.directory if stock else None,
         abi=found.abi if found else None,
         devices=found.devices if found else (),
+        gave_up=library.gave_up if library else "",
+        computes=computes,
         cache=cache_dir(),
         cache_libraries=len(backend.installed()),
         cache_bytes={p.name: _size(p) for p in sorted(cache_dir().glob("*")) if p.is_dir()},
         problems=tuple(Problem(e.message, e.hint) for e in faults),
     )
+
+
+def _few(lines: list[str], most: int = 3) -> list[str]:
+    """The first lines, the last of them with the number of the others."""
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], f"{lines[most - 1]} There are {len(lines) - most} more cases like these."]
 
 
 def _loaded(library: Backend) -> Probe:

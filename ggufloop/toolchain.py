@@ -2,6 +2,7 @@
 
     chosen = choose("auto")                    # Choice(name="cpu", why="no GPU toolkit with a GPU was found")
     compilers = preflight(chosen.name, stock=False)      # their versions, or one error that lists all that is missing
+    for flags in narrowings(): ...       # what to compile the CPU's kernels with, from all it has to what is safe
 
 A GPU toolkit without a GPU does not count for `auto`: nvcc is on many machines that only compile for others, and a
 CUDA build takes the better part of an hour. `--backend cuda` builds there all the same.
@@ -62,6 +63,52 @@ class Choice:
 
     name: str
     why: str
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """CMake definitions, and words for compilers, that leave out what `gives_up` names."""
+
+    gives_up: str = ""
+    defines: tuple[tuple[str, str], ...] = ()
+    compiler: str = ""
+
+
+# llama.cpp's options of a portable build and what /proc/cpuinfo calls the same
+_INSTRUCTIONS = {
+    "GGML_SSE42": "sse4_2",
+    "GGML_AVX": "avx",
+    "GGML_AVX2": "avx2",
+    "GGML_BMI2": "bmi2",
+    "GGML_FMA": "fma",
+    "GGML_F16C": "f16c",
+}
+
+
+def narrowings() -> list[Narrowing]:
+    """What a build tries in turn until the library computes right: as found, without AMX if it is here, portable.
+
+    As found, the compiler decides by the machine it runs on (-march=native), so a single feature can only be taken
+    from the source: llama.cpp uses AMX where the compiler defines __AMX_INT8__, and -mno-amx-int8 would come too early
+    on the command line. A portable build has what llama.cpp considers usual, less what this CPU lacks.
+    """
+    flags = cpu_flags()
+    portable = {"GGML_NATIVE": "OFF"}
+    if flags and platform.machine().lower() in ("x86_64", "amd64"):
+        portable |= {option: "ON" if flag in flags else "OFF" for option, flag in _INSTRUCTIONS.items()}
+    found = [Narrowing()]
+    if "amx_int8" in flags:
+        found.append(Narrowing("AMX", compiler="-U__AMX_INT8__"))
+    return [*found, Narrowing("the CPU's newer instructions", tuple(portable.items()))]
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU as Linux names them; empty elsewhere."""
+    if sys.platform != "linux":
+        return frozenset()
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+        line = next((line for line in f.read(16384).splitlines() if line.startswith(("flags", "Features"))), ":")
+    return frozenset(line.split(":", 1)[1].split())
 
 
 def choose(name: str) -> Choice:

@@ -31,7 +31,7 @@ class Worker:
     """A quantiser process. Raises BackendError if there is no llama.cpp to run."""
 
     def __init__(self) -> None:
-        backend.locate()  # says what is missing better than the end of a process
+        backend.usable()  # says what is missing better than the end of a process
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in close(); a pipe nobody reads would fill
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, str(Path(__file__).resolve().parent.parent)],

@@ -5,7 +5,8 @@
     done = machine.build("--stock")                           # the real command line; .returncode, .stdout, .stderr
 
 PATH holds only the fakes, the cache and the source archive are of this machine, pip is a fake package on PYTHONPATH,
-and the library is a text file, so loading it is faked too. Everything else, the command line included, is real.
+and the library is a text file, so what it loads and computes is faked too. Everything else, the command line included,
+is real.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ _DRIVER = """
 import os, sys
 from ggufloop import backend, build, toolchain
 from ggufloop.probe import Probe
+from ggufloop.verify import Failure, Verification
 backend.SDIST_SHA256 = os.environ["FAKE_SHA"]
 backend.binding_version = lambda: os.environ.get("FAKE_BINDING", backend.BINDING_VERSION) or None
 stock = "--stock" in sys.argv
 build.probe = lambda d: Probe(backend.BINDING_VERSION, None if stock else 1, None if stock else backend.patch_id(), ())
+build.check = lambda d: Verification(("F32",), ("CPU",), ("plain",), (), 1.0)
 exec(os.environ.get("FAKE_CODE", ""))
 from ggufloop.cli import main
 main(sys.argv[1:])

@@ -76,6 +76,10 @@ def test_manifest_round_trip(cache: Path) -> None:
     assert Backend.load(made.directory) == made
     assert str(made) == "cpu-k with tools"
     manifest = made.directory / backend.MANIFEST
+    older = {k: v for k, v in json.loads(manifest.read_text()).items() if k not in ("verified", "gave_up")}
+    manifest.write_text(json.dumps(older))
+    assert Backend.load(made.directory) == made, "a manifest from before builds were verified"
+    assert not backend.is_verified(made)
     for broken in ("", "[]", "{}", '{"name": "cpu"}', manifest.read_text()[:-9]):
         manifest.write_text(broken)
         assert Backend.load(made.directory) is None
@@ -95,6 +99,20 @@ def test_the_newest_fitting_library_is_chosen(cache: Path, monkeypatch: pytest.M
     assert backend.locate() == old
 
 
+def test_a_verified_library_comes_first_then_one_of_this_cpu(cache: Path) -> None:
+    folder = cache / "backends"
+    foreign = library(folder / "cpu-foreign", age=1, cpu="0" * 12, verified="0" * 12)
+    assert backend.locate() == foreign, "activate verifies it"
+    local = library(folder / "cpu-local", age=5)
+    assert backend.locate() == local
+    older = library(folder / "cpu-older", age=9, cpu="0" * 12, verified=backend.cpu_id())
+    assert backend.locate() == older
+    (foreign.directory / "libllama.so").write_text("what was verified")
+    backend.note(foreign).parent.mkdir()
+    backend.note(foreign).touch()
+    assert backend.locate() == foreign
+
+
 REFUSALS = [
     ({}, {}, "no patched llama.cpp is built yet.", "run: ggufloop build"),
     ({"name": "cpu"}, {"GGUFLOOP_BACKEND": "cuda"},
@@ -104,7 +122,6 @@ REFUSALS = [
      "the patched llama.cpp in the cache was built by another version of ggufloop.", "run: ggufloop build"),
     ({"binding": "0.0.1"}, {},
      "the patched llama.cpp in the cache was built by another version of ggufloop.", "run: ggufloop build"),
-    ({"cpu": "0" * 12}, {}, "the patched llama.cpp in the cache was built for another CPU.", "run: ggufloop build"),
     ({}, {"GGUFLOOP_BACKEND": "cudo"}, "GGUFLOOP_BACKEND is 'cudo', which is no backend.",
      "did you mean cuda? Known: auto, cpu, cuda, metal, vulkan, hip."),
     ({}, {"GGUFLOOP_LIB_DIR": "/nowhere"}, "GGUFLOOP_LIB_DIR is /nowhere, which holds no llama library.",
@@ -250,6 +267,7 @@ def test_doctor_when_all_is_well() -> None:
         rf"folder +{backend.locate().directory}",
         f"loop interface +{ABI}",
         r"device CPU +.+, [\d.]+ GiB",
+        r"computes +16 weight types on CPU(, \w+)*, plain, naive, euler: right \([\d.]+ s\)",
         rf"stock library +{backend.locate(stock=True).directory}",
         "everything is fine",
     ):
@@ -257,9 +275,9 @@ def test_doctor_when_all_is_well() -> None:
     data = json.loads(ggufloop("doctor", "-o", "json").stdout)
     assert list(data) == [
         "schema_version", "ggufloop", "python", "binding", "llama_cpp", "library", "patch_id", "directory", "stock",
-        "abi", "devices", "cache", "cache_libraries", "cache_bytes", "problems",
+        "abi", "devices", "gave_up", "computes", "cache", "cache_libraries", "cache_bytes", "problems",
     ]  # fmt: skip
-    assert (data["problems"], data["abi"]) == ([], ABI)
+    assert (data["problems"], data["abi"], data["computes"]["failures"]) == ([], ABI, [])
 
 
 def test_doctor_lists_each_problem_with_its_remedy(tmp_path: Path) -> None:

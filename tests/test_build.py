@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -77,6 +78,73 @@ def test_a_library_with_more_will_do(machine: FakeMachine) -> None:
     machine.build("--stock")
     assert machine.events == ["cmake", "ninja"] * 2
     assert [n.startswith("cpu-stock-") for n in machine.libraries()].count(True) == 1
+
+
+CRASHES = """
+from ggufloop.verify import Failure, Verification
+toolchain.cpu_flags = lambda: frozenset(["amx_int8", "sse4_2", "avx", "avx2", "fma", "f16c"])
+toolchain.platform.machine = lambda: "x86_64"
+checked = []
+def check(folder):
+    checked.append(folder)
+    failure = Failure("Q4_1", 65, {device!r}, "naive", "signal SIGSEGV")
+    return Verification((), (), (), (failure,) if len(checked) <= {times} else (), 1.0)
+build.check = check
+"""
+CRASH = "Q4_1, 65 columns, CPU, naive loop: signal SIGSEGV"
+GIVEN_UP = ["", "AMX", "the CPU's newer instructions"]
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_library_that_crashes_is_built_with_less(machine: FakeMachine, tmp_path: Path, times: int) -> None:
+    configured = tmp_path / "configured"
+    told = f'[ "$1" = --version ] || echo "$CFLAGS|$CXXFLAGS|$*" >> {configured}'
+    machine.program("cmake", f"{told}\n{CMAKE}")
+    done = machine.build(FAKE_CODE=CRASHES.format(device="CPU", times=times), CFLAGS="-O1")
+    (name,) = machine.libraries()
+    assert (done.returncode, done.stdout) == (0, f"{machine.cache}/backends/{name}\n")
+    given_up = [f"giving up {what} ({CRASH})" for what in GIVEN_UP[1 : times + 1]]
+    assert [line for line in done.stderr.splitlines() if "giv" in line] == given_up
+    manifest = json.loads((machine.cache / "backends" / name / backend.MANIFEST).read_text())
+    assert manifest["gave_up"] == (f"{GIVEN_UP[times]} ({CRASH})" if times else "")
+    assert manifest["verified"] == backend.cpu_id()
+    assert machine.events == ["cmake", "ninja"] * (times + 1)
+
+    lines = configured.read_text().splitlines()
+    flags = ["-O1|", "-O1 -U__AMX_INT8__|-U__AMX_INT8__", "-O1|"]
+    assert [line.rpartition("|")[0] for line in lines] == flags[: times + 1]
+    assert [("GGML_NATIVE=OFF" in line, "GGML_AVX2=ON" in line, "GGML_BMI2=OFF" in line) for line in lines] == [
+        (False,) * 3, (False,) * 3, (True,) * 3,
+    ][: times + 1]  # fmt: skip
+    again = machine.build(CFLAGS="-O1")
+    assert again.stderr == f"up to date: {name} (cpu: asked for)\n"
+
+
+@pytest.mark.parametrize(("device", "builds"), [("CPU", 3), ("CUDA0", 1)])
+def test_a_library_that_never_computes_is_not_installed(machine: FakeMachine, device: str, builds: int) -> None:
+    """With fewer of the CPU's instructions a GPU computes what it did before, so that is not tried."""
+    done = machine.build(FAKE_CODE=CRASHES.format(device=device, times=9))
+    log = next((machine.cache / "logs").glob("cpu-*.log"))
+    assert done.stderr.splitlines()[-2:] == [
+        f"error: the library just built does not compute right: {CRASH.replace('CPU', device)}.",
+        f"  another compiler or driver may do better (CC and CXX name a compiler); log: {log}",
+    ]
+    assert (done.returncode, done.stdout) == (3, "")
+    assert machine.events == ["cmake", "ninja"] * builds
+    assert machine.libraries() == machine.leftovers() == []
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_cached_library_that_nobody_verified_is_verified(machine: FakeMachine, right: bool) -> None:
+    machine.build()
+    (name,) = machine.libraries()
+    manifest = machine.cache / "backends" / name / backend.MANIFEST
+    older = {k: v for k, v in json.loads(manifest.read_text()).items() if k not in ("verified", "gave_up")}
+    manifest.write_text(json.dumps(older))
+    done = machine.build(FAKE_CODE=CRASHES.format(device="CPU", times=0 if right else 2))  # asked twice, then built
+    assert done.returncode == 0
+    assert machine.events == ["cmake", "ninja"] * (1 if right else 2)
+    assert machine.build(FAKE_CODE=CRASHES.format(device="CPU", times=9)).stderr.startswith("up to date"), "remembered"
 
 
 COMPILING = "compiling llama.cpp failed with status 1."
@@ -311,7 +379,8 @@ def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytes
             (folder / file).write_text((folder / file).read_text() + "\n")
             m.setattr(backend, "patches_dir", lambda folder=folder: folder)
             keys.append(plan.key)
-            assert stock.key == keys[3], "the stock library does not depend on the patch"
+            mended = file in ("hook.cmake", "ggml-amx.patch")
+            assert (stock.key != keys[3]) == mended, "the stock library depends on what mends it, not on the loop"
     assert len(keys) == patched + len(files)
     assert len(set(keys)) == len(keys)
     assert plan.key == keys[0]

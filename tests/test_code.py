@@ -37,17 +37,19 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def test_only_the_engine_and_the_quantising_process_import_llama_cpp() -> None:
+def test_only_the_engine_and_two_processes_of_their_own_import_llama_cpp() -> None:
     importers = [name_of(path) for path in MODULES if "llama_cpp" in imported(ast.parse(path.read_text()))]
-    assert importers == ["ggufloop/engine.py", "ggufloop/quantiser.py"]
+    assert importers == ["ggufloop/engine.py", "ggufloop/quantiser.py", "ggufloop/verifier.py"]
 
 
-def test_the_quantising_process_is_never_imported() -> None:
+def test_these_processes_are_never_imported() -> None:
     """What it imports would load llama.cpp into a process that may not survive it."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
-                assert "quantiser" not in f"{node.module} {[alias.name for alias in node.names]}", name_of(path)
+                words = f"{node.module} {[alias.name for alias in node.names]}"
+                assert "quantiser" not in words, name_of(path)
+                assert "verifier" not in words, name_of(path)
 
 
 def test_nothing_below_the_command_line_prints_or_knows_click() -> None:

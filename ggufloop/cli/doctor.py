@@ -22,6 +22,10 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     for device in report.devices:
         memory = f", {device.memory / 2**30:.1f} GiB" if device.memory else ""
         rows.append((f"device {device.name}", device.description + memory))
+    if report.computes and not report.computes.failures:
+        rows.append(("computes", str(report.computes)))
+    if report.gave_up:
+        rows.append(("built without", report.gave_up))
     rows.append(("stock library", str(report.stock) if report.stock else "none (optional: ggufloop build --stock)"))
     sizes = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in report.cache_bytes.items())
     rows.append(("cache", f"{report.cache} ({sizes or 'empty'}; {report.cache_libraries} libraries)"))
@@ -39,6 +43,7 @@ def _json(report: Report) -> dict[str, Any]:
 def command(ctx: click.Context, form: str) -> None:
     """Check the installation and say what is wrong.
 
+    The library computes small models of every weight type on every device, which takes some seconds.
     Leaves with 0 if a looped model can run, with 3 if not.
     """
     check_form(form)
