@@ -138,7 +138,7 @@ def test_a_context_of_a_draft_head_cannot_loop(tmp_path: Path) -> None:
 
 
 def test_a_refused_plan_leaves_the_context_as_it_was(tiny_model: Callable[[str], Path]) -> None:
-    """The plan in force, what the cache holds and the outputs of the last decode; the first design took all three away."""
+    """The plan in force, what the cache holds, and the outputs of the last decode."""
     llm, alone = (load(tiny_model("llama"), logits_all=True) for _ in range(2))
     for model in (llm, alone):
         model.set_loop("2:4 k=3 kv=each")
