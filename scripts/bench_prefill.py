@@ -6,8 +6,9 @@
 
 A prompt of 512 tokens on an empty cache, logits of the last token only. transformers reads random weights of
 SmolLM2-135M's shape, in bf16 and fp32. The first MODEL is read under every setting, each but the first row with one
-change; further MODELs (the same one in other types, from `ggufloop quantize`) with none. "as in the file" is without
-AMX and repacked weights: the first row over it is what they gain.
+change; further MODELs (the same one in other types, from `ggufloop quantize`) with none. On a CPU with AMX each of
+them is also read without: the first row over that one is what AMX gains. The library and torch are the same ones then;
+Linux refuses AMX to a process whose signal stack could not hold its registers, and both take what is next best.
 
 Every row has a process of its own, and a round measures each row once, in a new order, so "ratio" (speed over that of
 MODEL's first row) is of neighbours in time. "per core" counts seconds of CPU time instead of the clock's, the better
@@ -17,6 +18,7 @@ bits.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import multiprocessing
 import os
@@ -47,8 +49,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ubatch 64": {"n_ubatch": 64},
     "ubatch 128": {"n_ubatch": 128},
     "ubatch 256": {"n_ubatch": 256},
-    "F32 K/V": {"type_k": 0, "type_v": 0},
-    "as in the file": {"extra": False},
 }
 
 Read = Callable[[], Any]
@@ -61,7 +61,32 @@ class Reader:
     name: str
     what: str | Path
     threads: int
+    amx: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX and the system is one that can be asked."""
+    try:
+        return "amx_int8" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def refuse_amx() -> None:
+    """Keep this process, which has not asked for AMX yet, from getting it: 11 KiB of registers do not fit 8."""
+    size = 8192
+    memory = ctypes.create_string_buffer(size)
+
+    class Stack(ctypes.Structure):
+        _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    stack = Stack(ctypes.cast(memory, ctypes.c_void_p), 0, size)
+    refuse_amx.memory = memory  # type: ignore[attr-defined]  # it is used as long as the process lives
+    request = libc.sigaltstack(ctypes.byref(stack), None) or libc.syscall(158, 0x1023, 18)  # ARCH_REQ_XCOMP_PERM
+    if request == 0:
+        raise GgufloopError("this process got AMX although it should not.", "is the machine no Linux on x86-64?")
 
 
 def transformers(dtype: str, threads: int) -> Read:
@@ -83,18 +108,9 @@ def transformers(dtype: str, threads: int) -> Read:
 
 def ggufloop(path: Path, threads: int, settings: dict[str, Any]) -> Read:
     """Reads with LoopedLlama; what it returns are the logits of the last token."""
-    from ggufloop.engine import LoopedLlama, llama_cpp
+    from ggufloop.engine import LoopedLlama
 
     settings = {"flash_attn": True, "n_ubatch": TOKENS, **settings}
-    if not settings.pop("extra", True):  # the binding has no keyword for it
-        defaults = llama_cpp.llama_model_default_params
-
-        def plain() -> Any:
-            params = defaults()
-            params.use_extra_bufts = False
-            return params
-
-        llama_cpp.llama_model_default_params = plain
     llm = LoopedLlama(
         path, n_ctx=TOKENS, n_batch=TOKENS, n_threads=threads, n_threads_batch=threads, verbose=False, **settings
     )
@@ -111,6 +127,8 @@ def ggufloop(path: Path, threads: int, settings: dict[str, Any]) -> Read:
 def serve(pipe: Connection, reader: Reader) -> None:
     """The life of a row's process: load, read once, then read whenever asked."""
     try:
+        if not reader.amx:
+            refuse_amx()
         if isinstance(reader.what, Path):
             read = ggufloop(reader.what, reader.threads, reader.settings)
         else:
@@ -168,10 +186,14 @@ def readers(models: list[Path], threads: int) -> list[Reader]:
     else:
         click.echo("transformers is left out: it is not installed (how: the first lines of this script)", err=True)
     for name, change in CHANGES.items():
-        rows.append(Reader(f"{models[0].stem} {name}".strip(), models[0], threads, change))
+        rows.append(Reader(f"{models[0].stem} {name}".strip(), models[0], threads, settings=change))
     if threads > 1:
-        rows.append(Reader(models[0].stem, models[0], 1))
-    return rows + [Reader(path.stem, path, threads) for path in models[1:]]
+        rows.append(Reader(f"{models[0].stem} 1 thread", models[0], 1))
+    rows += [Reader(path.stem, path, threads) for path in models[1:]]
+    if has_amx():
+        plain = [row for row in rows if not row.settings and row.threads == threads]
+        rows += [Reader(f"{row.name} without AMX", row.what, threads, amx=False) for row in plain]
+    return rows
 
 
 @click.command()
