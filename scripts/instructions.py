@@ -6,8 +6,8 @@ Counted by the CPU itself (perf_event_open, what `perf stat -e instructions` rea
 most virtual machines, by valgrind's callgrind. One thread, so that nothing waits: spinning is instructions too.
 
 callgrind knows no AVX-512 and no AMX, so there the libraries are portable ones (GGML_NATIVE=OFF, which is AVX2), built
-once into <cache>/instructions by a toolchain file, which CMake reads without the build knowing. It counts and dumps at
-the end of every evaluation, so one process measures all loops: the n-th dump is the n-th evaluation.
+once into <cache>/instructions by a toolchain file, which CMake reads without the build knowing. It counts evaluations
+alone; the counted process itself tells it, by vgdb, when to begin and after which evaluation to write a count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from ggufloop.cache import cache_dir
 from ggufloop.errors import GgufloopError
 
 PROMPT, GENERATED = 8, 2  # callgrind takes a second for each token of a small model
-_CALLS = 1 + 1 + GENERATED  # evaluations under one loop: a warm-up, the prompt, then one each
+_DUMPS = 3  # for one loop: a warm-up, the prompt, the generated tokens
 _EVALUATION = "llama_context::decode(llama_batch const*"  # llama_decode itself callgrind takes for a part of libffi
 _SYSCALLS = {"x86_64": 298, "aarch64": 241, "riscv64": 241}
 _ENABLE, _DISABLE, _RESET = 0x2400, 0x2401, 0x2403
@@ -94,10 +93,9 @@ def count(path: Path, loops: list[str], stock: bool) -> list[Count] | None:
     env |= _portable(stock, env)
     with tempfile.TemporaryDirectory() as folder:
         valgrind = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
-        _run([*valgrind, f"--toggle-collect={_EVALUATION}", f"--dump-after={_EVALUATION}", *words], env)
-        dumps = [_summary(Path(folder) / f"out.{i + 1}") for i in range(_CALLS * len(loops))]
-    calls = [dumps[i : i + _CALLS] for i in range(0, len(dumps), _CALLS)]
-    return [Count(c[1] / PROMPT, sum(c[2:]) / GENERATED) for c in calls]
+        _run([*valgrind, "--instr-atstart=no", f"--toggle-collect={_EVALUATION}", *words], env)
+        dumps = [_summary(Path(folder) / f"out.{i + 1}") for i in range(_DUMPS * len(loops))]
+    return [Count(dumps[i + 1] / PROMPT, dumps[i + 2] / GENERATED) for i in range(0, len(dumps), _DUMPS)]
 
 
 def _summary(dump: Path) -> int:
@@ -141,24 +139,37 @@ def _child(path: str, loops: str, kind: str, chosen: str) -> None:
 
     llm = LoopedLlama(path, n_ctx=256, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1, verbose=False)
     tokens = np.random.default_rng(1).integers(llm.n_vocab(), size=PROMPT + GENERATED).tolist()
+
+    def generate() -> None:
+        for token in tokens[PROMPT:]:
+            llm.eval([token])
+
+    if chosen == "callgrind":
+        _tell("instrumentation", "on")  # loading, which is most of the work, is not slowed down
     found: list[tuple[float, float]] = []
     for loop in json.loads(loops):
         llm.set_loop(loop or None)
         llm.reset()
         llm.eval(tokens[:1])  # what the first evaluation reserves is not counted
         llm.reset()
-        steps: list[Any] = [tokens[:PROMPT], *([token] for token in tokens[PROMPT:])]
         if chosen == "callgrind":
-            for step in steps:
-                llm.eval(step)
+            _tell("dump")
+            llm.eval(tokens[:PROMPT])
+            _tell("dump")
+            generate()
+            _tell("dump")
             continue
-        values = []
-        for step in steps:
-            with Counter() as counter:
-                llm.eval(step)
-            values.append(counter.value)
-        found.append((values[0] / PROMPT, sum(values[1:]) / GENERATED))
+        with Counter() as prefill:
+            llm.eval(tokens[:PROMPT])
+        with Counter() as decode:
+            generate()
+        found.append((prefill.value / PROMPT, decode.value / GENERATED))
     print(json.dumps(found))
+
+
+def _tell(*words: str) -> None:
+    """Have the valgrind that runs this process do something now."""
+    subprocess.run(["vgdb", f"--pid={os.getpid()}", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
