@@ -41,7 +41,7 @@ NAMES = ("cpu", "cuda", "metal", "vulkan", "hip")
 MANIFEST = "manifest.json"
 LOOP_SYMBOL = b"llama_loop_abi"
 
-SPIN_COUNT = 1000
+SPIN_COUNT = 100
 """Rounds a thread of libgomp spins at a barrier before it sleeps; its own default is 300,000.
 
 Where other work wants the cores, a thread that spins keeps the one it waits for from running: two threads on two busy
