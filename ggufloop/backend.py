@@ -43,6 +43,13 @@ NAMES = ("cpu", "cuda", "metal", "vulkan", "hip")
 MANIFEST = "manifest.json"
 LOOP_SYMBOL = b"llama_loop_abi"
 
+SPIN_COUNT = 100
+"""Rounds a thread of libgomp spins at a barrier before it sleeps; its own default is 300,000.
+
+Where other work wants the cores, a thread that spins keeps the one it waits for from running: two threads on two busy
+cores generate at a twentieth of their speed. `python scripts/bench_loaded.py` measures it and chose this number.
+"""
+
 _active: Backend | None = None
 
 
@@ -222,13 +229,22 @@ def binding_version() -> str | None:
     return found[1] if found else "unknown"
 
 
+def spin_briefly() -> None:
+    """Tell libgomp, before it is loaded, to spin for SPIN_COUNT rounds, unless the user has told it how to wait.
+
+    It reads the environment when it is loaded; children inherit it. Other OpenMP runtimes do not know the variable.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
 def activate(stock: bool | None = None) -> Backend:
     """Choose the library that `import llama_cpp` will load, in milliseconds if it was verified on this CPU before.
 
     stock: True for the unpatched library, False for the patched one, None for the one already chosen in this
-    process, else the patched one. Sets LLAMA_CPP_LIB_PATH. Raises BackendError when nothing fitting is built, when
-    what is built does not compute right on this CPU, when the binding is missing, and when llama_cpp was imported
-    first with a library that is not the one asked for.
+    process, else the patched one. Sets LLAMA_CPP_LIB_PATH, and how its threads wait (`spin_briefly`). Raises
+    BackendError when nothing fitting is built, when what is built does not compute right on this CPU, when the
+    binding is missing, and when llama_cpp was imported first with a library that is not the one asked for.
     """
     global _active
     if stock is None:
@@ -247,6 +263,7 @@ def activate(stock: bool | None = None) -> Backend:
         )
     chosen = usable(stock)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(chosen.directory)
+    spin_briefly()
     _active = chosen
     return chosen
 

@@ -57,7 +57,8 @@ except GgufloopError as e:
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own; an error of ours becomes 'message | hint' on stderr and exit code 1."""
-    kept = {k: v for k, v in os.environ.items() if k != "LLAMA_CPP_LIB_PATH"}
+    ours = ("LLAMA_CPP_LIB_PATH", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # this process may have activated a library
+    kept = {k: v for k, v in os.environ.items() if k not in ours}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", _PROGRAM.format(code=code)],
@@ -185,6 +186,25 @@ def test_activate_comes_before_the_import() -> None:
         "b = backend.activate(); print(a == b, hasattr(llama_cpp.llama_cpp._lib, 'llama_loop_abi'))"
     )
     assert (done.stdout, done.stderr) == ("True False\nTrue True\n", "")
+
+
+@pytest.mark.parametrize(
+    ("user", "found"),
+    [
+        ({}, f"{backend.SPIN_COUNT} None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_threads_wait_as_the_user_said_or_spin_briefly(user: dict[str, str], found: str) -> None:
+    """The words are in C's environment, where libgomp and children read them, before the library is loaded."""
+    done = run(
+        "import ctypes, sys; from ggufloop import backend; backend.activate(); get = ctypes.CDLL(None).getenv\n"
+        "get.restype = ctypes.c_char_p; words = [get(n) for n in (b'GOMP_SPINCOUNT', b'OMP_WAIT_POLICY')]\n"
+        "print(*(w and w.decode() for w in words), 'llama_cpp' in sys.modules)",
+        **user,
+    )
+    assert (done.stdout, done.stderr) == (f"{found} False\n", "")
 
 
 def test_stock_stays_stock() -> None:

@@ -117,6 +117,7 @@ def command(
     there:  ggufloop run MODEL --rpc 192.168.1.7:50052 --window 12:16 -p "Why is the sky blue?"
     """
     address = _address(host, port, trusted)
+    backend.spin_briefly()
     ggml = Ggml(backend.usable().directory)
     devices = served(ggml.devices(), names)
     cache = cache_dir() / "rpc" if keep else None
