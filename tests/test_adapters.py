@@ -63,7 +63,8 @@ def test_a_control_vector_is_a_bias_of_its_layer(settings: str, tmp_path: Path) 
         c.clear()
         c.control(added, a, b - 1)
         rows = run(c)
-    biases = {f"blk.{il}.ffn_down.bias": added[il] for il in range(a, b)}
+    weights = {t.name: t.data for t in GGUFReader(path).tensors}
+    biases = {name: weights[name] + added[il] for il in range(a, b) for name in [f"blk.{il}.ffn_down.bias"]}
     with Context(rewrite(path, tmp_path / "biased.gguf", biases), loop("llama", settings)) as c:
         assert spread(rows, run(c)) < ROUNDING
     assert spread(rows, without) > SHOWS
@@ -82,9 +83,7 @@ def adapter(path: Path) -> Adapter:
             "_exps.weight" in t.name
         ):
             size = (*shape[:-2], RANK, shape[-1]), (*shape[:-1], RANK)
-            found[t.name] = tuple(
-                (rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) for s in size
-            )  # fmt: skip
+            found[t.name] = tuple((rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32) for s in size)
     return found
 
 
@@ -111,7 +110,7 @@ def repeated_lora(matrices: Adapter, family: str, times: int) -> Adapter:
 
 
 def rewrite(path: Path, out: Path, tensors: dict[str, np.ndarray]) -> Path:
-    """Copy a file of F32 tensors with some of them replaced, or added."""
+    """Copy a file of F32 tensors with some of them replaced."""
     reader = GGUFReader(path)
     writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
     for key, f in reader.fields.items():

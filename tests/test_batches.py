@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # embeddings
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "qwen35"])
+@pytest.mark.parametrize("family", [*FAMILIES, "jamba"])
 def test_embeddings_are_the_tokens_they_embed(family: str, folder: Path) -> None:
     """Fails if a loop takes the tokens of a batch for granted, which has none here."""
     path = write(family, folder)
@@ -30,7 +30,7 @@ def test_embeddings_are_the_tokens_they_embed(family: str, folder: Path) -> None
         table = table * np.sqrt(np.float32(table.shape[1]))
     with Context(path) as c:
         plain = [c.decode(Part(part))[0] for part in (text(30), [5])]
-        for settings in [f"k=3 kv={kv}" for kv in KV if family != "qwen35" or kv in ("first", "each")]:
+        for settings in [f"k=3 kv={kv}" for kv in KV if family != "jamba" or kv in ("first", "each")]:
             c.set_loop(loop(family, settings))
             c.clear()
             rows = [c.decode(Part(part))[0] for part in (text(30), [5])]
@@ -89,14 +89,15 @@ def alone(c: Context, seq: int) -> np.ndarray:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("unified", [False, True])
 def test_sequences_of_a_batch_equal_each_alone(family: str, unified: bool, folder: Path) -> None:
-    """Fails as above, for damped passes and every policy: each sequence's own steps are cut the same way.
+    """Fails as above, for damped passes and every policy. Up to rounding: other numbers of rows, other order of sums.
 
-    Up to rounding: kernels sum in another order for other numbers of rows.
+    With K/V apart llama.cpp cuts a batch where its shorter sequences end, and the K/V of first and last depend on cuts.
     """
     path = write(family, folder)
     with Context(path, n_seq=3, unified=unified) as several, Context(path) as one:
         first = None
-        for settings in (*[f"k=3 kv={kv}" for kv in KV], "k=3 kv=each mode=layer", "k=3 kv=each attention=4 sinks=1"):
+        loops = [f"k=3 kv={kv}" for kv in (KV if unified else ("each", "frozen"))]
+        for settings in (*loops, "k=3 kv=each mode=layer", "k=3 kv=each attention=4 sinks=1"):
             for c in (several, one):
                 c.set_loop(loop(family, settings))
                 c.clear()
@@ -107,7 +108,7 @@ def test_sequences_of_a_batch_equal_each_alone(family: str, unified: bool, folde
             prompts = np.concatenate([mine[:n] for mine, n in zip(rows, LENGTHS, strict=True)])
             if settings == "k=3 kv=first":
                 first = prompts
-            elif settings in ("k=3 kv=last", "k=3 kv=each"):  # no past to differ in yet
+            elif unified and settings in ("k=3 kv=last", "k=3 kv=each"):  # no past to differ in yet
                 assert spread(prompts, first) == 0, settings
 
 

@@ -11,8 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from contexts import (
-    BF16, F16, F32, FAMILIES, Q4_0, Q8_0, SHOWS, Context, Part, loop, spread, text, write, write_repeated,
-)  # fmt: skip
+    BF16,
+    F16,
+    F32,
+    FAMILIES,
+    Q4_0,
+    Q8_0,
+    SHOWS,
+    Context,
+    Part,
+    loop,
+    spread,
+    text,
+    write,
+    write_repeated,
+)
 
 TYPES = {
     "F16": {"type_k": F16, "type_v": F16},
