@@ -78,7 +78,7 @@ LEFT_OUT = {
     "test-model-load-cancel, test-autorelease": "download, or need a real model",
     "test-mtmd-*": "images and sound, of a library we do not build",
     "test-fusion": "compares with a list of fused operations that exists for Metal alone",
-    "test-backend-sampler": "ends with a failed assertion in a vocabulary of bytes",
+    "test-backend-sampler": "decodes token 3834 of the model it downloads",
     "test-quantize-fns, test-quantize-perf, test-quantize-stats, test-double-float": "kernels of types, for their time",
     "test-tiled-mulmat, test-col2im-1d, test-rpc-multi-server, test-rset-release": "kernels and devices we leave alone",
 }  # fmt: skip
@@ -173,7 +173,8 @@ def run_tests(programs: Path, work: Path, log: Log) -> list[Result]:
     results = []
     for test in TESTS:
         name = f"{test.program} {test.words}".replace(f"-o {_OPS} -p {_TYPES}", "-o ADD,...").strip()
-        words = [str(programs / test.program), *test.words.format(MODEL=model, MODELS=models).split()]
+        given = test.words.replace("{MODELS}", str(models)).replace("{MODEL}", str(model))
+        words = [str(programs / test.program), *given.split()]
         start = time.perf_counter()
         try:
             done = subprocess.run(
