@@ -40,7 +40,7 @@ _OPS = "ADD,SUB,MUL,DIV,SCALE,SQR,SQRT,STEP,SUM,SUM_ROWS,CPY,CONT"
 _TYPES = r"^(?!.*\d{4})(type=f32|type_src=f32,type_dst=(f32|f16|bf16|q8_0|q4_0)),"
 # One of each kind of cache; test-llama-archs knows them all, these are written as files for the tests of saved states.
 _WRITTEN = "^(llama|qwen3moe|gemma3|deepseek2|mamba2|qwen35|granitehybrid|rwkv7)$"
-_TIMEOUT = 300.0
+_TIMEOUT = 900.0
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,7 @@ def run_tests(programs: Path, work: Path, log: Log) -> list[Result]:
     models = work / "models"
     shutil.rmtree(models, ignore_errors=True)
     models.mkdir()
-    environment = {
-        **os.environ,
-        "OMP_WAIT_POLICY": "passive",
-    }  # threads that spin wait for each other on a busy machine
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # spinning threads starve each other on a busy machine
     results = []
     for test in TESTS:
         name = f"{test.program} {test.words}".replace(f"-o {_OPS} -p {_TYPES}", "-o ADD,...").strip()
