@@ -170,7 +170,7 @@ def _build(plan: Plan, log: Log, report: Report) -> Backend:
         _check_space(plan.name)
         archive = fetch.sdist(log, report)
         report(Step("unpacking llama.cpp"))
-        _unpack(archive, source)
+        unpack(archive, source)
         ninja = shutil.which("ninja") or fetch.build_tool("ninja", log, report)
         gave_up = ""
         narrower = toolchain.narrowings()
@@ -209,14 +209,14 @@ def _check_space(name: str) -> None:
         )
 
 
-def _unpack(archive: Path, target: Path) -> None:
-    """Put the parts of llama.cpp a build reads into `target`."""
+def unpack(archive: Path, target: Path, more: tuple[str, ...] = ()) -> None:
+    """Put the parts of llama.cpp a build reads into `target`, and `more` of its folders."""
     prefix = archive.name.removesuffix(".tar.gz") + "/vendor/llama.cpp/"
     with tarfile.open(archive) as tar:
         members = []
         for member in tar:
             relative = member.name.removeprefix(prefix)
-            if relative != member.name and relative.split("/")[0] in _SOURCE:
+            if relative != member.name and relative.split("/")[0] in (*_SOURCE, *more):
                 member.name = relative
                 members.append(member)
         if hasattr(tarfile, "data_filter"):  # Python 3.10 has it from 3.10.12

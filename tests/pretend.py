@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import archs
+import headers
 import matrix
 import numpy as np
 
@@ -50,20 +51,9 @@ FAMILIES = ("llama", EXPERTS_128.name, "gemma3", "deepseek2", "qwen3next")
 
 def build(folder: Path) -> Path:
     """Compile the device for the library in use and return the shared object."""
-    from ggufloop import backend, fetch
-    from ggufloop.steps import Log
+    from ggufloop import backend
 
-    archive = fetch.sdist(Log(folder / "log"), lambda step: None)
-    prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/ggml/"
-    include = folder / "include"
-    include.mkdir(exist_ok=True)
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            name = member.name.removeprefix(prefix)
-            if member.name.startswith(f"{prefix}include/") or name == "src/ggml-backend-impl.h":
-                stream = tar.extractfile(member)
-                assert stream is not None
-                (include / Path(name).name).write_bytes(stream.read())
+    include = headers.unpack(folder / "include")
     library, ggml = folder / "libpretend.so", backend.locate().directory
     subprocess.run(
         [os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-Wall", "-shared", "-fPIC", f"-I{include}",

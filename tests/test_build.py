@@ -181,7 +181,7 @@ FAILURES = {
     ),
     "disk full while unpacking": (
         {},
-        {"FAKE_CODE": "def full(*a): raise OSError(28, 'No space left on device')\nbuild._unpack = full"},
+        {"FAKE_CODE": "def full(*a): raise OSError(28, 'No space left on device')\nbuild.unpack = full"},
         ["error: the disk is full: cannot write {CACHE}/tmp."],
         "  free some space, or set GGUFLOOP_CACHE to another folder.",
     ),
