@@ -117,7 +117,7 @@ def _check(
         for name, loop in loops.items():
             context.clear()
             if "naive" in loops:
-                capi.install(low._lib, context.ctx, loop, "llama")
+                capi.install(low._lib, context.ctx, loop)
             for begin, end in ((0, N_PROMPT), (N_PROMPT, N_PROMPT + 1)):
                 case = [model.kind, end - begin, place, name]
                 send({"begin": case})
