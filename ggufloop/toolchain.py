@@ -196,7 +196,8 @@ def _gpu_missing(name: str) -> list[str]:
             for root in roots
             for pattern in ("share/cmake/SPIRV-Headers", "lib*/cmake/SPIRV-Headers", "lib/*/cmake/SPIRV-Headers")
         )
-        found = {"glslc": shutil.which("glslc"), "the Vulkan headers": headers, "the SPIR-V headers": spirv}
+        glslc = shutil.which("glslc") or (sdk and shutil.which("glslc", path=str(Path(sdk, "bin"))))
+        found = {"glslc": glslc, "the Vulkan headers": headers, "the SPIR-V headers": spirv}
         return [thing for thing, here in found.items() if not here]
     return []
 
