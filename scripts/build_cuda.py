@@ -3,8 +3,8 @@
 
     CMAKE_BUILD_PARALLEL_LEVEL=2 python3 scripts/bootstrap.py python scripts/build_cuda.py --arch 90   # H100, H200
 
-nvcc has to be here (PyPI's wheels of it will do). What else is missing is made in a folder of the cache: cuBLAS from its
-wheel, and a library that stands in for the driver, libcuda.so.1, whose functions all report an error. Linking needs
+nvcc has to be here (PyPI's wheels of it will do). What else is missing is made in a folder of the cache: cuBLAS from
+its wheel, and a library that stands in for the driver, libcuda.so.1, whose functions all report an error. Linking needs
 one, and with it the new library loads here, finds no GPU, and its CPU part can be verified. No kernel runs. The library
 is put behind the others in the cache and never becomes the default.
 
@@ -27,9 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ggufloop import backend, fetch, toolchain  # noqa: E402
-from ggufloop.build import Request, build  # noqa: E402
 from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
-from ggufloop.cli.build import _Progress  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
 
 DRIVER = "libcuda.so.1"
@@ -41,7 +39,9 @@ def release() -> str:
     nvcc = toolchain._nvcc()
     found = re.search(r"release (\d+\.\d+)", toolchain._release(nvcc)) if nvcc else None
     if not found:
-        raise BackendError("nvcc is not here.", "install NVIDIA's CUDA toolkit, or its wheels nvidia-cuda-nvcc and others.")
+        raise BackendError(
+            "nvcc is not here.", "install NVIDIA's CUDA toolkit, or its wheels nvidia-cuda-nvcc and others."
+        )
     return found[1]
 
 
@@ -50,7 +50,9 @@ def toolkit() -> tuple[Path, Path]:
     told = subprocess.run([toolchain._nvcc(), "-dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
     top = re.search(r"^#\$ TOP=(.*)$", told.stderr, re.MULTILINE)
     if not top:
-        raise BackendError("nvcc does not say where its toolkit is.", f"run: {toolchain._nvcc()} -dryrun -E -x cu /dev/null")
+        raise BackendError(
+            "nvcc does not say where its toolkit is.", f"run: {toolchain._nvcc()} -dryrun -E -x cu /dev/null"
+        )
     root = Path(top[1]).resolve()
     libraries = [p for p in (root / "lib64", root / "lib") if p.is_dir()]
     return root / "include", libraries[0] if libraries else root
@@ -111,30 +113,30 @@ def prepare() -> Path:
                 cublas(partial, version)
             driver(partial / "stub", headers)
     places = [folder / "lib", libraries]
-    if not loads(DRIVER):
-        places.append(folder / "stub")
+    link = [*places, folder / "stub"]
     for variable, value in (
         ("CUDAFLAGS", f"-I{shlex.quote(str(folder / 'include'))}"),
-        ("CMAKE_LIBRARY_PATH", os.pathsep.join(map(str, [*places, folder / "stub"]))),
-        ("LD_LIBRARY_PATH", os.pathsep.join(map(str, places))),
+        ("CMAKE_LIBRARY_PATH", os.pathsep.join(map(str, link))),
+        ("LD_LIBRARY_PATH", os.pathsep.join(map(str, places if loads(DRIVER) else link))),
     ):
         joint = " " if variable == "CUDAFLAGS" else os.pathsep
         os.environ[variable] = joint.join(filter(None, [os.environ.get(variable), value]))
     return folder
 
 
-def library() -> backend.Backend:
-    """The CUDA library, built if it is not in the cache, and not the one that is used by default."""
+def library() -> Path:
+    """Folder of the CUDA library, built if it is not in the cache, and not the one that is used by default."""
     before = backend.installed()
-    progress = _Progress()
-    try:
-        built = build(Request("cuda"), progress)
-    finally:
-        progress.finish()
-    others = [b for b in before if b.directory != built.directory]
-    if others:
-        oldest = min((b.directory / backend.MANIFEST).stat().st_mtime for b in others) - 1
-        os.utime(built.directory / backend.MANIFEST, (oldest, oldest))
+    words = [sys.executable, "-c", "from ggufloop.cli import main; main()", "build", "--backend", "cuda"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        sys.exit(done.returncode)
+    built = Path(done.stdout.strip())
+    others = [b.directory / backend.MANIFEST for b in before if b.directory != built]
+    if others:  # what cannot compute here must not become what everything runs on
+        oldest = min(manifest.stat().st_mtime for manifest in others) - 1
+        os.utime(built / backend.MANIFEST, (oldest, oldest))
     return built
 
 
@@ -146,7 +148,7 @@ def main() -> int:
     os.environ["CUDAARCHS"] = args.arch
     try:
         folder = prepare()
-        print(library().directory)
+        print(library())
     except GgufloopError as e:
         print(f"build_cuda: {e.message}\n  {e.hint}", file=sys.stderr)
         return 3

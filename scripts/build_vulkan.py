@@ -28,9 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ggufloop import backend  # noqa: E402
-from ggufloop.build import Request, build  # noqa: E402
 from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
-from ggufloop.cli.build import _Progress  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
 
 NEWER = "trixie"  # the Debian whose headers are new enough
@@ -133,18 +131,19 @@ def _download(work: Path) -> list[Path]:
     return sorted((work / "debs").glob("*.deb"))
 
 
-def library() -> backend.Backend:
-    """The Vulkan library, built if it is not in the cache, and not the one that is used by default."""
+def library() -> Path:
+    """Folder of the Vulkan library, built if it is not in the cache, and not the one that is used by default."""
     before = backend.installed()
-    progress = _Progress()
-    try:
-        built = build(Request("vulkan"), progress)
-    finally:
-        progress.finish()
-    others = [b for b in before if b.directory != built.directory]
+    words = [sys.executable, "-c", "from ggufloop.cli import main; main()", "build", "--backend", "vulkan"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        sys.exit(done.returncode)
+    built = Path(done.stdout.strip())
+    others = [b.directory / backend.MANIFEST for b in before if b.directory != built]
     if others:  # a software device must not become what everything runs on
-        oldest = min((b.directory / backend.MANIFEST).stat().st_mtime for b in others) - 1
-        os.utime(built.directory / backend.MANIFEST, (oldest, oldest))
+        oldest = min(manifest.stat().st_mtime for manifest in others) - 1
+        os.utime(built / backend.MANIFEST, (oldest, oldest))
     return built
 
 
@@ -164,7 +163,7 @@ def main() -> int:
         folder = sdk()
         if folder:
             os.environ["VULKAN_SDK"] = str(folder)
-        print(library().directory)
+        print(library())
     except GgufloopError as e:
         print(f"build_vulkan: {e.message}\n  {e.hint}", file=sys.stderr)
         return 3

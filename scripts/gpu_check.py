@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Check the loop on a GPU: one command, some minutes, no network; a table on stdout and, with --json, a file of it.
 
-    python scripts/gpu_check.py --json table.json               # the library `ggufloop` uses, the device llama.cpp chooses
+    python scripts/gpu_check.py --json table.json               # the library ggufloop uses, the device it chooses
     python scripts/gpu_check.py --lib DIR --device CUDA0        # a library that was built elsewhere
-    python scripts/gpu_check.py --size tiny --only repeated     # small models for the speeds too; some checks
+    python scripts/gpu_check.py --size tiny --only repeated     # a small model for the speeds; some checks
 
-It makes all its models: tiny random ones in the families of tests/tiny.py, and one in the shape of an 8B model (4.5 GB on
-the disk, in --folder). Each check runs in a process of its own, so that one that crashes or hangs is a row. What does not
-fit into --budget is listed. Status 1 if a row failed, 3 if nothing could be checked.
+It makes all its models: tiny random ones in the families of tests/tiny.py, and one in the shape of an 8B model (4.5 GB,
+in --folder). Each check runs in a process of its own, so that one that crashes or hangs is a row. What does not fit
+into --budget is listed. Status 1 if a row failed, 3 if nothing could be checked.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,28 +64,20 @@ CHECKS = [
 def run(check: Check, folder: Path, size: str, seconds: float) -> list[Row]:
     """The rows of a check, one more if its process does not end well."""
     words = [sys.executable, __file__, "--child", check.function, str(folder), check.case, size if check.sized else ""]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **check.env}, cwd=ROOT, encoding="utf-8"
-        )
-        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        assert process.stdout is not None
-        stdout = process.stdout
-        reader = threading.Thread(target=lambda: [lines.put(line) for line in stdout], daemon=True)
-        reader.start()
+    with tempfile.TemporaryFile() as answers, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(words, stdout=answers, stderr=log, env={**os.environ, **check.env}, cwd=ROOT)
         ended = ""
         try:
             code = process.wait(seconds)
             if code:
                 ended = f"ended with {code}"
         except subprocess.TimeoutExpired:
+            ended = f"no end within {seconds:.0f} s"
+        finally:
             process.kill()
             process.wait()
-            ended = f"no end within {seconds:.0f} s"
-        reader.join(5)
-        rows = []
-        while not lines.empty():
-            rows.append(Row(**json.loads(lines.get())))
+        answers.seek(0)
+        rows = [Row(**json.loads(line)) for line in answers.read().splitlines()]
         if ended:
             log.seek(0)
             told = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -142,7 +132,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lib", type=Path, help="folder of a built library (default: the one ggufloop uses)")
     parser.add_argument("--device", help="such as CUDA0; none: the CPU (default: what llama.cpp chooses)")
-    parser.add_argument("--preload", metavar="FILE:FUNCTION", help="a shared object with a device, and what registers it")
+    parser.add_argument(
+        "--preload", metavar="FILE:FUNCTION", help="a shared object with a device, and what registers it"
+    )
     parser.add_argument("--size", choices=("tiny", "8b"), default="8b", help="model of the speeds (default 8b)")
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything (default 480)")
     parser.add_argument("--only", action="append", default=[], help="checks whose name begins so; may be repeated")

@@ -11,9 +11,9 @@ import numpy as np
 import tiny
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from gpu_checks.device import evaluate, logged, opened, prompt_and_more, row
 from ggufloop.bench import Variant, Workload, compare, ratio, sample
 from ggufloop.loop import LoopSpec
+from gpu_checks.device import evaluate, logged, opened, prompt_and_more, row
 
 SHAPES = {  # layers, width, heads, K/V heads, feed-forward, vocabulary
     "tiny": (8, 256, 4, 2, 512, 1024),
@@ -26,7 +26,7 @@ LOOPS = ["k=3 kv=first", "k=3 kv=frozen", "k=3 kv=each", "k=3 kv=first mode=laye
 
 
 def random_model(path: Path, size: str) -> Path:
-    """A llama of random Q4_0 blocks, all layers alike: the bytes and the shapes of a real one, written at disk speed."""
+    """A llama of random Q4_0 blocks, all layers alike: the bytes and shapes of a real one, at the speed of the disk."""
     if path.exists():
         return path
     n_layer, width, heads, kv_heads, n_ff, n_vocab = SHAPES[size]
@@ -56,9 +56,9 @@ def random_model(path: Path, size: str) -> Path:
         return out.reshape(rows, -1)
 
     matrices = {
-        "attn_q": blocks(width, width), "attn_k": blocks(kv_heads * head, width), "attn_v": blocks(kv_heads * head, width),
-        "attn_output": blocks(width, width), "ffn_gate": blocks(n_ff, width), "ffn_up": blocks(n_ff, width),
-        "ffn_down": blocks(width, n_ff),
+        "attn_q": blocks(width, width), "attn_output": blocks(width, width),
+        "attn_k": blocks(kv_heads * head, width), "attn_v": blocks(kv_heads * head, width),
+        "ffn_gate": blocks(n_ff, width), "ffn_up": blocks(n_ff, width), "ffn_down": blocks(width, n_ff),
     }  # fmt: skip
     table, ones = blocks(n_vocab, width, np.sqrt(width)), np.ones(width, np.float32)
     writer.add_tensor("token_embd.weight", table, raw_dtype=GGMLQuantizationType.Q4_0)
@@ -112,7 +112,13 @@ def memory(folder: Path, case: str, size: str) -> None:
     plain = sum(buffers[None].values())
     for loop, found in buffers.items():
         parts = ", ".join(f"{name} {mib:.1f}" for name, mib in found.items())
-        row("compute buffers", f"{loop or 'plain'}{case}", sum(found.values()), unit="MiB", note=f"{parts}; plain {plain:.1f}")
+        row(
+            "compute buffers",
+            f"{loop or 'plain'}{case}",
+            sum(found.values()),
+            unit="MiB",
+            note=f"{parts}; plain {plain:.1f}",
+        )
 
 
 def _measure(llm: Any, loops: list[str | None], work: Workload, rounds: int) -> list[Any]:

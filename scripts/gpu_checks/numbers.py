@@ -15,8 +15,8 @@ import archs
 import tiny
 import zoo
 
-from gpu_checks.device import evaluate, opened, prompt_and_more, row, spread
 from ggufloop.loop import KV_POLICIES, MODES
+from gpu_checks.device import evaluate, opened, prompt_and_more, row, spread
 
 FACTOR = 4.0
 KV_FAMILIES = ("llama", "qwen3moe", "gemma3", "deepseek2")  # dense, mixture, sliding window, MLA
