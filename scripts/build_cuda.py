@@ -14,7 +14,6 @@ Hundreds of template instances: an hour or more on a few cores, minutes once cca
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
 import shlex
@@ -31,7 +30,7 @@ from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
 
 DRIVER = "libcuda.so.1"
-STUB_ERROR = 34  # cudaErrorStubLibrary
+STUB_ERROR = 34  # CUDA_ERROR_STUB_LIBRARY
 
 
 def release() -> str:
@@ -56,15 +55,6 @@ def toolkit() -> tuple[Path, Path]:
     root = Path(top[1]).resolve()
     libraries = [p for p in (root / "lib64", root / "lib") if p.is_dir()]
     return root / "include", libraries[0] if libraries else root
-
-
-def loads(library: str) -> bool:
-    """Whether the system's loader finds a library."""
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def cublas(folder: Path, version: str) -> None:
@@ -117,7 +107,7 @@ def prepare() -> Path:
     for variable, value in (
         ("CUDAFLAGS", f"-I{shlex.quote(str(folder / 'include'))}"),
         ("CMAKE_LIBRARY_PATH", os.pathsep.join(map(str, link))),
-        ("LD_LIBRARY_PATH", os.pathsep.join(map(str, places if loads(DRIVER) else link))),
+        ("LD_LIBRARY_PATH", os.pathsep.join(map(str, link if toolchain.lacks_driver("cuda") else places))),
     ):
         joint = " " if variable == "CUDAFLAGS" else os.pathsep
         os.environ[variable] = joint.join(filter(None, [os.environ.get(variable), value]))
@@ -152,7 +142,7 @@ def main() -> int:
     except GgufloopError as e:
         print(f"build_cuda: {e.message}\n  {e.hint}", file=sys.stderr)
         return 3
-    if not loads(DRIVER):
+    if toolchain.lacks_driver("cuda"):
         print(
             f"No NVIDIA driver is here: the library was loaded with a stand-in for it, and no kernel of it has run.\n"
             f"Carry the folder to a machine that has one ({folder / 'lib'} too, if cuBLAS is missing there), and run\n"

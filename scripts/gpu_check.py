@@ -137,6 +137,7 @@ def main() -> int:
     )
     parser.add_argument("--size", choices=("tiny", "8b"), default="8b", help="model of the speeds (default 8b)")
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything (default 480)")
+    parser.add_argument("--limit", type=float, help="seconds for one check (default: its own, for a GPU)")
     parser.add_argument("--only", action="append", default=[], help="checks whose name begins so; may be repeated")
     parser.add_argument("--folder", type=Path, help="where models go and stay (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
@@ -164,7 +165,7 @@ def main() -> int:
             if left < 5:
                 left_out.append(check.name)
                 continue
-            for row in run(check, folder, args.size, min(check.seconds, left)):
+            for row in run(check, folder, args.size, min(args.limit or check.seconds, left)):
                 rows.append(row)
                 show(row)
     failed = sum(row.ok is False for row in rows)

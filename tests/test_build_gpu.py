@@ -61,7 +61,9 @@ def test_the_architecture_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libcuda.so.1 is Linux's")
-def test_the_stand_in_for_the_driver_has_its_functions_and_fails(tmp_path: Path) -> None:
+def test_the_stand_in_for_the_driver_has_its_functions_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cuda.h").write_text(
         "#define cuMemFree cuMemFree_v2\ntypedef int CUresult;\nCUresult cuInit(unsigned flags);\n"
         "CUresult cuMemFree(unsigned long p);\n"
@@ -70,6 +72,10 @@ def test_the_stand_in_for_the_driver_has_its_functions_and_fails(tmp_path: Path)
     library = ctypes.CDLL(str(tmp_path / "stub" / "libcuda.so"))
     assert [library.cuInit(0), library.cuMemFree_v2(None)] == [build_cuda.STUB_ERROR] * 2
     assert not hasattr(library, "cuMemFree")
+    with monkeypatch.context() as m:
+        m.setattr(toolchain.ctypes, "CDLL", lambda name: library)
+        assert toolchain.lacks_driver("cuda")
+        assert not toolchain.lacks_driver("vulkan")
 
 
 def test_without_nvcc_it_says_so(tmp_path: Path) -> None:
