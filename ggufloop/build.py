@@ -38,7 +38,9 @@ TOOLS = ("llama-perplexity", "llama-bench", "llama-quantize")
 # because it is a pointer into a repository that is not there.
 _SOURCE = ("CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "src", "tools", "vendor")
 # Variables CMake and compilers read on their own: other values, another library.
-_BUILD_ENV = ("CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAARCHS", "CUDAHOSTCXX", "HIPFLAGS")
+_BUILD_ENV = (
+    "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAARCHS", "CUDAHOSTCXX", "HIPFLAGS", "VULKAN_SDK",
+)  # fmt: skip
 _FREE_BYTES = {"cpu": 400e6, "metal": 400e6, "vulkan": 1e9, "cuda": 4e9, "hip": 4e9}
 _ERROR_MARKS = ("error:", "Error ", "CMake Error", "FAILED:", "fatal", "Killed", "No space left", "ggufloop:")
 
@@ -92,6 +94,8 @@ class Plan:
             flags["GGML_METAL_EMBED_LIBRARY"] = "ON"
         elif self.name != "cpu":
             flags[f"GGML_{self.name.upper()}"] = "ON"
+        if self.name == "cuda" and os.environ.get("CUDAARCHS"):  # which ggml overrides with the GPU that is here
+            flags["CMAKE_CUDA_ARCHITECTURES"] = os.environ["CUDAARCHS"]
         return [f"-D{name}={value}" for name, value in flags.items()]
 
     @property

@@ -10,6 +10,7 @@ CUDA build takes the better part of an hour. `--backend cuda` builds there all t
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -26,6 +27,7 @@ from ggufloop.backend import NAMES
 from ggufloop.errors import BackendError, UsageError, nearest
 
 CMAKE_MINIMUM = (3, 21)
+_CUDA_ERROR_STUB_LIBRARY = 34  # of cuda.h
 
 # Package that holds each thing, by package manager; "" where there is none and the thing is named instead.
 _MANAGERS = {"apt-get": "sudo apt-get install", "dnf": "sudo dnf install", "brew": "brew install"}
@@ -196,7 +198,8 @@ def _gpu_missing(name: str) -> list[str]:
             for root in roots
             for pattern in ("share/cmake/SPIRV-Headers", "lib*/cmake/SPIRV-Headers", "lib/*/cmake/SPIRV-Headers")
         )
-        found = {"glslc": shutil.which("glslc"), "the Vulkan headers": headers, "the SPIR-V headers": spirv}
+        glslc = shutil.which("glslc") or (sdk and shutil.which("glslc", path=str(Path(sdk, "bin"))))
+        found = {"glslc": glslc, "the Vulkan headers": headers, "the SPIR-V headers": spirv}
         return [thing for thing, here in found.items() if not here]
     return []
 
@@ -211,6 +214,19 @@ def _has_gpu(name: str) -> bool:
         "vulkan": ("dri/renderD*",),
     }
     return any(next(Path("/dev").glob(pattern), None) for pattern in patterns[name])
+
+
+def lacks_driver(name: str) -> bool:
+    """Whether a library of backend `name` does not load here: CUDA's is linked with the driver, GPU or none.
+
+    A library that stands in for the driver, as toolkits have one to link with, says so itself and does not count.
+    """
+    if name != "cuda" or sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == _CUDA_ERROR_STUB_LIBRARY)
+    except (OSError, AttributeError):
+        return True
 
 
 def _compiler(variable: str, names: tuple[str, ...]) -> str:
