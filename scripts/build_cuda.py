@@ -5,7 +5,7 @@
 
 nvcc has to be here (PyPI's wheels of it will do). What else is missing is made in a folder of the cache: cuBLAS from
 its wheel, and a library to link with that stands in for the driver, libcuda.so.1. The new library is not loaded here
-and no kernel runs: it is kept as not verified, behind the others in the cache, and a run where the driver is verifies it.
+and no kernel runs: it is kept behind the others in the cache, as not verified. A run where the driver is does that.
 
 Hundreds of template instances: an hour or more on a few cores, minutes once ccache has them.
 """
