@@ -158,7 +158,7 @@ def _cached(plans: list[Plan]) -> Backend | None:
         found = Backend.load(plan.directory)
         if found is None:
             continue
-        if not backend.is_verified(found):
+        if not backend.is_verified(found) and not toolchain.lacks_driver(found.name):
             if check(found.directory).failures:
                 continue  # built before builds were verified: it is built again
             remember(found)
@@ -184,6 +184,9 @@ def _build(plan: Plan, log: Log, report: Report) -> Backend:
             _configure(plan, narrowing, source, tree, ninja, log, report)
             report(Step(f"compiling (takes minutes; log: {log.path})"))
             _compile(plan, tree, ninja, log, report)
+            if toolchain.lacks_driver(plan.name):
+                report(Step("not verified: the GPU's driver is not here; the first run where it is does that"))
+                break
             report(Step("verifying"))
             found = check(tree / "bin")
             if not found.failures:
@@ -284,17 +287,21 @@ def _run(
 
 
 def _manifest(plan: Plan, directory: Path, gave_up: str) -> Backend:
-    """Write the manifest of the new library, which computes right, after a look whether it is what was asked for."""
-    found = probe(directory)
+    """Write the manifest of the new library, which computes right, after a look whether it is what was asked for.
+
+    One whose driver is not here is neither loaded nor looked at, and counts as verified nowhere.
+    """
+    loads = not toolchain.lacks_driver(plan.name)
     expected = None if plan.stock else backend.patch_id()
-    if found.patch_id != expected:
+    found = probe(directory) if loads else None
+    if found and found.patch_id != expected:
         raise BackendError(
             f"the library just built carries patch {found.patch_id or 'none'}, it must carry {expected or 'none'}.",
             "a compiler cache may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
         )
     built = Backend(
         directory, plan.name, plan.stock, expected or "", plan.key, plan.tools,
-        backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions), backend.cpu_id(), gave_up,
+        backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions), backend.cpu_id() if loads else "", gave_up,
     )  # fmt: skip
     built.save()
     return built

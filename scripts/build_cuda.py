@@ -4,9 +4,8 @@
     CMAKE_BUILD_PARALLEL_LEVEL=2 python3 scripts/bootstrap.py python scripts/build_cuda.py --arch 90   # H100, H200
 
 nvcc has to be here (PyPI's wheels of it will do). What else is missing is made in a folder of the cache: cuBLAS from
-its wheel, and a library that stands in for the driver, libcuda.so.1, whose functions all report an error. Linking needs
-one, and with it the new library loads here, finds no GPU, and its CPU part can be verified. No kernel runs. The library
-is put behind the others in the cache and never becomes the default.
+its wheel, and a library to link with that stands in for the driver, libcuda.so.1. The new library is not loaded here
+and no kernel runs: it is kept behind the others in the cache, as not verified. A run where the driver is does that.
 
 Hundreds of template instances: an hour or more on a few cores, minutes once ccache has them.
 """
@@ -107,7 +106,7 @@ def prepare() -> Path:
     for variable, value in (
         ("CUDAFLAGS", f"-I{shlex.quote(str(folder / 'include'))}"),
         ("CMAKE_LIBRARY_PATH", os.pathsep.join(map(str, link))),
-        ("LD_LIBRARY_PATH", os.pathsep.join(map(str, link if toolchain.lacks_driver("cuda") else places))),
+        ("LD_LIBRARY_PATH", os.pathsep.join(map(str, places))),
     ):
         joint = " " if variable == "CUDAFLAGS" else os.pathsep
         os.environ[variable] = joint.join(filter(None, [os.environ.get(variable), value]))
@@ -144,7 +143,7 @@ def main() -> int:
         return 3
     if toolchain.lacks_driver("cuda"):
         print(
-            f"No NVIDIA driver is here: the library was loaded with a stand-in for it, and no kernel of it has run.\n"
+            "No NVIDIA driver is here: the library was neither loaded nor verified.\n"
             f"Carry the folder to a machine that has one ({folder / 'lib'} too, if cuBLAS is missing there), and run\n"
             f"  python scripts/gpu_check.py --lib THE_FOLDER",
             file=sys.stderr,

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_machine import FakeMachine
 from rpc_worker import ROOT, environment
 
 from ggufloop import toolchain
+from ggufloop.backend import Backend
 from ggufloop.build import Plan
 from ggufloop.errors import BackendError
 
@@ -85,3 +87,22 @@ def test_without_nvcc_it_says_so(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr.splitlines()[0] == "build_cuda: nvcc is not here."
+
+
+def test_a_cuda_library_is_kept_where_there_is_no_driver_and_verified_nowhere(tmp_path: Path) -> None:
+    """`check` and `probe` would load it, which fails; a second build finds it, and does not load it either."""
+    machine = FakeMachine(tmp_path)
+    machine.program("nvcc", 'echo "Cuda compilation tools, release 13.0"')
+    without = (
+        "toolchain.lacks_driver = lambda name: name == 'cuda'\n"
+        "build.check = build.probe = lambda d: sys.exit('it was loaded')"
+    )
+    done = machine.build("--backend", "cuda", FAKE_CODE=without)
+    assert done.returncode == 0, done.stderr
+    assert "not verified: the GPU's driver is not here" in done.stderr
+    built = Backend.load(Path(done.stdout.strip()))
+    assert built is not None
+    assert (built.name, built.verified) == ("cuda", "")
+    again = machine.build("--backend", "cuda", FAKE_CODE=without)
+    assert again.stdout == done.stdout
+    assert "up to date" in again.stderr
