@@ -174,8 +174,15 @@ def locate(stock: bool = False) -> Backend:
 
 
 def is_verified(library: Backend) -> bool:
-    """Whether `library` is known to compute right on this CPU."""
-    return library.verified == cpu_id() or note(library).is_file()
+    """Whether `library` is known to compute right on this CPU.
+
+    Its manifest is believed where nobody but a build writes; elsewhere files may have been exchanged since.
+    """
+    try:
+        is_ours = library.directory.parent == backends_dir()
+        return (is_ours and library.verified == cpu_id()) or note(library).is_file()
+    except OSError:
+        return False
 
 
 def note(library: Backend) -> Path:

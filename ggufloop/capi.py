@@ -19,8 +19,8 @@ from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
 
 ABI = 3
 
-OUT_OF_MEMORY = -6
-"""The one refusal after which the context has lost what it held."""
+OUT_OF_MEMORY, LOST = -6, -7
+"""The refusals after which the context may be empty, and after the second it has no plan either."""
 
 
 class Params(ctypes.Structure):
@@ -102,17 +102,17 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
 def install(lib: ctypes.CDLL, ctx: Any, loop: LoopSpec | None) -> None:
     """Give a context the plan of `loop`, None for the plain model.
 
-    Raises Refused; then the context is as it was, and empty if `lost`.
+    Raises Refused; then the context is as it was, but for what `lost` and `plain` say.
     """
     code = lib.llama_loop_set(ctx, params(loop) if loop is not None and loop.is_loop else None)
     if code != 0:
         message, _, hint = lib.llama_loop_error().decode().partition("\n")
-        raise Refused(message, hint, lost=code == OUT_OF_MEMORY)
+        raise Refused(message, hint, lost=code in (OUT_OF_MEMORY, LOST), plain=code == LOST)
 
 
 class Refused(GgufloopError):
-    """A plan that the context does not take; lost: whether the context has lost what it held."""
+    """A plan that the context does not take. lost: it may be empty now; plain: it has no plan any more."""
 
-    def __init__(self, message: str, hint: str, lost: bool) -> None:
+    def __init__(self, message: str, hint: str, lost: bool, plain: bool = False) -> None:
         super().__init__(message, hint)
-        self.lost = lost
+        self.lost, self.plain = lost, plain

@@ -92,9 +92,10 @@ def diagnose() -> Report:
         library = backend.locate()
         if known.binding == backend.BINDING_VERSION:
             found = _loaded(library)
+            note = backend.note(library)
             computes = check(library.directory)
             if not computes.failures and not backend.is_verified(library):
-                remember(library)
+                remember(note)
     except BackendError as e:
         faults.append(e)
     if library and computes:

@@ -227,6 +227,8 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         except capi.Refused as e:
             if e.lost:
                 self._forget()
+            if e.plain:
+                self._loop = None
             raise
         self._loop = loop
         if not keep_cache:

@@ -113,7 +113,11 @@ class Sequences:
         """
         if loop == self._loop:
             return
-        capi.install(self._lib, self._ctx.ctx, loop)
+        try:
+            capi.install(self._lib, self._ctx.ctx, loop)
+        except capi.Refused as e:
+            self._loop = None if e.plain else self._loop
+            raise
         self._loop = loop
 
     def enable(self, looped: bool) -> None:

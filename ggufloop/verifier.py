@@ -112,6 +112,7 @@ def _check(
     place = device.name if device else "CPU"
     case: list[Any] = [model.kind, 0, place, "plain"]
     send({"begin": case})
+    context = None
     try:
         context = _Context(low, model.path, device)
         for name, loop in loops.items():
@@ -125,9 +126,11 @@ def _check(
                 what = wrong(rows, wanted[name][begin:end], model.kind, place)
                 if what:
                     send({"wrong": [*case, what]})
-        context.close()
-    except Refused as e:
+    except (Refused, capi.Refused) as e:
         send({"wrong": [*case, str(e)]})
+    finally:
+        if context:
+            context.close()
 
 
 def main() -> None:
@@ -144,6 +147,9 @@ def main() -> None:
     keep = low.llama_log_callback(lambda level, text, user: None)
     low.llama_log_set(keep, ctypes.c_void_p(0))
     low.llama_backend_init()
-    with tempfile.TemporaryDirectory(prefix="ggufloop-") as folder:
-        directory, types = Path(os.environ["LLAMA_CPP_LIB_PATH"]), sys.argv[2:] or TYPES
-        send({"done": verify(low, directory, types, Path(folder), send)})
+    try:
+        with tempfile.TemporaryDirectory(prefix="ggufloop-") as folder:
+            directory, types = Path(os.environ["LLAMA_CPP_LIB_PATH"]), sys.argv[2:] or TYPES
+            send({"done": verify(low, directory, types, Path(folder), send)})
+    except Exception as e:  # the machine's fault or ours: no word on the library
+        send({"error": f"{type(e).__name__}: {e}"})

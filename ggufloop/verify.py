@@ -26,7 +26,7 @@ from ggufloop.backend import Backend
 from ggufloop.cache import writing
 from ggufloop.errors import BackendError, GgufloopError
 
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from ggufloop.verifier import main; main()"
+_START = "import sys; sys.path[0] = sys.argv[1]; from ggufloop.verifier import main; main()"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ class Verification:
 
 
 def check(directory: Path, timeout: float = 300, types: Sequence[str] = ()) -> Verification:
-    """Verify the library in `directory`. Raises BackendError if it does not load, other than by a crash.
+    """Verify the library in `directory`.
+
+    Raises BackendError if it does not load, other than by a crash, and if what failed was not the library: no memory
+    or no disk for the check.
 
     types: the weight types, all of oracle.TYPES if none is given.
     """
@@ -96,35 +99,50 @@ def check(directory: Path, timeout: float = 300, types: Sequence[str] = ()) -> V
     finished = next((event["done"] for event in events if "done" in event), None)
     if finished:
         return Verification(failures=tuple(failures), seconds=seconds, **{k: tuple(v) for k, v in finished.items()})
+    error = next((event["error"] for event in events if "error" in event), None)
+    if error or status == -getattr(signal, "SIGKILL", 0):
+        raise BackendError(
+            f"the library in {directory} could not be verified: {error or 'the process was killed'}.",
+            "free memory and disk space, and run again.",
+        )
     words = errors.decode(errors="replace").strip().splitlines()[-1:]
-    if status is None:
-        how = f"no end after {timeout:.0f} s"
-    elif status < 0:
-        how = ": ".join([f"signal {signal.Signals(-status).name}", *words])
-    else:
-        how = words[0] if words else f"exit status {status}"
+    crashed = status is not None and (status < 0 or status >= 0xC0000000)  # the latter is Windows' way
+    how = f"no end after {timeout:.0f} s" if status is None else ": ".join([_ending(status), *words])
     last = cases[-1] if cases else ("", 0, "CPU", "plain")
-    if not last[0] and status is not None and status > 0:
+    if not last[0] and status is not None and not crashed:
         raise BackendError(f"the library in {directory} does not load: {how}", "run: ggufloop build --force")
     return Verification((), (), (), (*failures, Failure(*last, how)), seconds)
+
+
+def _ending(status: int) -> str:
+    """What ended a process, in words."""
+    if status < 0:
+        try:
+            return f"signal {signal.Signals(-status).name}"
+        except ValueError:
+            return f"signal {-status}"
+    return f"exit status {status:#x}" if status >= 0xC0000000 else f"exit status {status}"
 
 
 def trust(library: Backend) -> None:
     """Verify `library` unless that was done on this CPU before. Raises BackendError, one line, if it fails."""
     if backend.is_verified(library):
         return
+    note = backend.note(library)  # of the files as they are before the check
     found = check(library.directory)
     if found.failures:
+        given = "GGUFLOOP_STOCK_LIB_DIR" if library.stock else "GGUFLOOP_LIB_DIR"
         raise BackendError(
             f"the library in {library.directory} does not compute right on this CPU: {found}.",
-            "run: ggufloop build" + (" --stock" if library.stock else ""),
+            f"build it anew, or unset {given}."
+            if os.environ.get(given)
+            else "run: ggufloop build" + (" --stock" if library.stock else ""),
         )
-    remember(library)
+    remember(note)
 
 
-def remember(library: Backend) -> None:
-    """Note that `library` computes right on this CPU; a cache that cannot be written means asking again."""
-    note = backend.note(library)
+def remember(note: Path) -> None:
+    """Note that a library computes right on this CPU; a cache that cannot be written means asking again."""
     try:
         with writing(note):
             note.touch()

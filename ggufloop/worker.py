@@ -24,7 +24,7 @@ from ggufloop.errors import GgufloopError
 
 OnEvent = Callable[[dict[str, Any]], None]
 
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from ggufloop.quantiser import main; main()"
+_START = "import sys; sys.path[0] = sys.argv[1]; from ggufloop.quantiser import main; main()"
 
 
 class Worker:

@@ -7,6 +7,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #ifndef GGUFLOOP_PATCH_ID
 #error "GGUFLOOP_PATCH_ID is set by the CMake hook"
@@ -75,6 +76,15 @@ uint32_t llama_context::loop_max_nodes(uint32_t n_nodes) const {
     return n_nodes + n_more;
 }
 
+// The scheduler takes its address space at once, for the most that a graph of so many nodes could be cut into, and does
+// not look at whether it got it.
+bool llama_context::loop_has_room() const {
+    void * p = malloc((size_t) graph_max_nodes(std::min(cparams.n_ctx, cparams.n_ubatch))*64*sizeof(ggml_tensor));
+    free(p);
+
+    return p != nullptr;
+}
+
 int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
     if (plan && cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return llama_loop_refuse(LLAMA_LOOP_ERR_ARCH, "a context of a draft head (MTP) has no layers to loop.",
@@ -118,29 +128,42 @@ int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
         // A plan may need more nodes and buffers than there is room for, and graphs kept for reuse may point at slots that go.
         // Reserving builds the graphs, which is where an architecture that passes the window by is found out; the memory is
         // touched only after that.
-        const auto n_outputs_before = n_outputs;
-        const auto try_reserve = [&]() {
+        if (!loop_has_room()) {
+            loop_reserved.clear(); // what it would be nice to keep
+            if (!loop_has_room()) {
+                put_back();
+                return llama_loop_refuse(LLAMA_LOOP_ERR_ALLOC, "out of memory: the graph of the loop does not fit.",
+                        "use fewer passes, or a narrower window.");
+            }
+        }
+
+        const auto before_n_outputs         = n_outputs;
+        const auto before_pipeline_parallel = cparams.pipeline_parallel;
+
+        const auto try_reserve = [&](std::string & why) {
             sched_need_reserve = true;
             try {
                 sched_reserve();
-                return std::string();
-            } catch (const llama_loop_unreached & e) {
-                n_outputs = n_outputs_before; // left as it was in the middle of reserving
-                return std::string(e.what());
+                return LLAMA_LOOP_OK;
             } catch (const std::exception & e) {
-                n_outputs = n_outputs_before;
-                return "out of memory: " + std::string(e.what());
+                n_outputs = before_n_outputs; // left as it was in the middle of reserving
+                why = e.what();
+                return dynamic_cast<const llama_loop_unreached *>(&e) ? LLAMA_LOOP_ERR_ARCH : LLAMA_LOOP_ERR_ALLOC;
             }
         };
 
-        const std::string failed = try_reserve();
-        if (!failed.empty()) {
+        std::string why;
+        const auto res = try_reserve(why);
+        if (res != LLAMA_LOOP_OK) {
             put_back();
-            sched_need_reserve = !try_reserve().empty(); // then the next decode tries again
+            cparams.pipeline_parallel = before_pipeline_parallel;
 
-            const bool is_short = failed.rfind("out of memory", 0) == 0;
-            return llama_loop_refuse(is_short ? LLAMA_LOOP_ERR_ALLOC : LLAMA_LOOP_ERR_ARCH, failed + ".",
-                    is_short ? "use fewer passes, or a smaller ubatch." : "use another window, or run it without a loop.");
+            std::string again;
+            sched_need_reserve = try_reserve(again) != LLAMA_LOOP_OK; // then the next decode tries
+
+            return res == LLAMA_LOOP_ERR_ARCH ?
+                llama_loop_refuse(res, why + ".", "use another window, or run it without a loop.") :
+                llama_loop_refuse(res, "out of memory: " + why + ".", "use fewer passes, or a smaller ubatch.");
         }
 
         if (plan && plan->n_slot == 1) {
@@ -157,12 +180,16 @@ int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
 
         if (reserve(plan) != LLAMA_LOOP_OK) {
             put_back();
-            if (reserve(before) != LLAMA_LOOP_OK) {
+            sched_need_reserve = true; // there is room for the graph of the plan that was refused
+
+            const bool kept = reserve(before) == LLAMA_LOOP_OK;
+            if (!kept) {
                 loop_plan = nullptr;
                 loop_apply();
                 reserve(nullptr);
             }
-            return llama_loop_refuse(LLAMA_LOOP_ERR_ALLOC, "out of memory: the K/V slots of the loop do not fit.",
+            return llama_loop_refuse(kept ? LLAMA_LOOP_ERR_ALLOC : LLAMA_LOOP_ERR_LOST,
+                    "out of memory: the K/V slots of the loop do not fit.",
                     "use fewer passes, a smaller context, or another kv than each.");
         }
     }

@@ -44,6 +44,7 @@ extern "C" {
         LLAMA_LOOP_ERR_RECURRENT  = -4, // a layer of the window carries recurrent state, which rules this out
         LLAMA_LOOP_ERR_MEMORY     = -5, // the context has a kind of memory that cannot keep what the plan needs
         LLAMA_LOOP_ERR_ALLOC      = -6, // out of memory
+        LLAMA_LOOP_ERR_LOST       = -7, // out of memory, and the context has lost its plan as well
     };
 
     struct llama_loop_params {
@@ -76,8 +77,8 @@ extern "C" {
 
     // Give a context a plan and switch it on; NULL removes it, after which graphs are the unmodified ones.
     // Clears the context's memory when the K/V slots change, else keeps it: tokens stay as they were evaluated.
-    // A plan that is refused leaves the context as it was: plan, memory and outputs. When memory runs out in the middle of
-    // changing the slots, the context is left with the plan it had, and empty.
+    // A plan that is refused leaves the context as it was: plan, memory and outputs. Only when memory runs out, the context
+    // may be empty afterwards; it has the plan it had, or none if the status says so.
     LLAMA_API int32_t llama_loop_set(struct llama_context * ctx, const struct llama_loop_params * params);
 
     // Switch the plan off and on again between two decodes. Off, tokens take the plain single pass;

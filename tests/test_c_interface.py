@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import archs
+import contexts
 import headers
 import numpy as np
 import pytest
@@ -204,6 +206,56 @@ def test_slots_that_do_not_fit_the_memory_are_one_sentence(tiny_model: Callable[
     said, loop, kept, same = json.loads(done.stdout)
     assert said.startswith("out of memory")
     assert (loop, kept, same) == (str(LoopSpec.parse("2:4 k=2")), 0, True)
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from contexts import Context, Part, text
+from ggufloop import capi
+path, before, after, n_ctx, margin = sys.argv[1:]
+with Context(Path(path), before, n_ctx=int(n_ctx), n_ubatch=32, swa_full=False) as c:
+    rows = c.decode(Part(text(20)))[0]
+    with open("/proc/self/statm") as f:
+        pages = int(f.read().split()[0])
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (int(margin) << 20), unlimited[1]))
+    try:
+        c.set_loop(after)
+        said = "took it"
+    except capi.Refused as e:
+        said = e.message
+    resource.setrlimit(resource.RLIMIT_AS, unlimited)
+    c.clear()
+    print(said, "|", bool((c.decode(Part(text(20)))[0] == rows).all()))
+"""
+
+
+def limited(*words: object) -> str:
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-300:]}"
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and a limit of address space")
+def test_the_graph_of_the_plan_before_fits_after_slots_that_did_not(tmp_path: Path) -> None:
+    """The scheduler then has room for the plan refused, whose graph is smaller: its slots are of the large kind."""
+    path = contexts.write("gemma3", tmp_path)  # odd layers see everything, even ones slide
+    said = limited(path, "2:3 k=64 kv=each", "3:4 k=7 kv=each", 524288, 250)
+    assert said == "out of memory: the K/V slots of the loop do not fit. | True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and a limit of address space")
+def test_a_scheduler_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """ggml does not look at what malloc returns."""
+    said = limited(contexts.write("llama", tmp_path), "2:4 k=2", "1:5 k=64", 256, 300)
+    assert said.startswith("out of memory")
+    assert said.endswith("| True\n")
 
 
 def test_recurrent_layers_with_a_state_per_pass_cannot_be_switched_off(tiny_model: Callable[[str], Path]) -> None:

@@ -17,13 +17,15 @@ import tiny
 import zoo
 from serving import SMALL, Server, alone
 
+from ggufloop import capi
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.generate import complete
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
 from ggufloop.sequences import Aborted, Row, Sequences
-from ggufloop.server.lanes import Lane
+from ggufloop.server.lanes import Lane, Lanes
+from ggufloop.server.slots import Cuts
 
 TinyModel = Callable[[str], Path]
 
@@ -332,4 +334,32 @@ def test_rows_are_computed_together_only_where_that_changes_nothing(model: Path)
     assert found["equal"] + found["different"] == 2
     for sequences in (lane.sequences, *own):
         sequences.close()
+    llm.close()
+
+
+def test_seats_are_empty_where_they_say_so_after_a_refused_loop(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compute buffer that does not fit is refused before the context is emptied."""
+    llm = LoopedLlama(tiny_model("llama"), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False)
+    lanes = Lanes(llm, 1, 256, Cuts(64, 64), 0)
+    two, three = (LoopSpec.parse(f"2:4 k={k} kv=each") for k in (2, 3))
+
+    def answer(loop: LoopSpec, tokens: list[int]) -> None:
+        found = lanes.find_seat(loop, tokens, None)
+        assert found
+        seat, n, _ = found
+        seat.lane.sequences.decode([Row(0, t, i, i == len(tokens) - 1) for i, t in enumerate(tokens)][n:])
+        lanes.leave(seat, whole=True)
+
+    def refuse(*arguments: object) -> None:
+        raise capi.Refused("out of memory: failed to allocate compute pp buffers.", "use fewer passes.", lost=True)
+
+    answer(two, [5, 6, 7, 8])
+    with monkeypatch.context() as patch:
+        patch.setattr(capi, "install", refuse)
+        with pytest.raises(GgufloopError, match="out of memory"):
+            answer(three, [1, 2, 3])
+    answer(two, [9, 10])
+    lanes.close()
     llm.close()

@@ -230,3 +230,25 @@ def test_a_cache_that_cannot_be_written_means_asking_again(tmp_path: Path, monke
     library = Backend(tmp_path, "cpu", False, "", "", tools=False, binding="", cpu="", compiler="")
     verify.remember(library)
     assert not backend.is_verified(library)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of file sizes")
+def test_a_disk_that_is_full_is_no_broken_kernel(tmp_path: Path) -> None:
+    """Else a build gives up the CPU's instructions for it, and `run` refuses a right library."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+    code += "from ggufloop import backend, verify\nfrom ggufloop.errors import BackendError\n"
+    code += "try: print(verify.check(backend.locate().directory, types=('Q5_1',)).failures)\n"
+    code += "except BackendError as e: print('BackendError', e)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("BackendError"), done.stdout + done.stderr[-300:]
+
+
+def test_modules_of_the_working_folder_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With -c Python looks there before its own library."""
+    (tmp_path / "random.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = verify.check(backend.locate().directory, types=("Q5_1",))
+    except BackendError as e:
+        pytest.fail(str(e))
+    assert not found.failures

@@ -182,6 +182,7 @@ class Lanes:
                 return None
             for seat in self.each.seats:
                 self._keep(seat)
+                self.each.sequences.cut(seat.number, 0)  # a loop that is refused leaves them
                 seat.loop, seat.history = None, History()
             self.each.sequences.set_loop(loop)
         return self.each
