@@ -228,7 +228,7 @@ def test_a_cache_that_cannot_be_written_means_asking_again(tmp_path: Path, monke
     (tmp_path / "verified").write_text("a file where the folder should be")
     monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path))
     library = Backend(tmp_path, "cpu", False, "", "", tools=False, binding="", cpu="", compiler="")
-    verify.remember(library)
+    verify.remember(backend.note(library))
     assert not backend.is_verified(library)
 
 
