@@ -88,7 +88,7 @@ class Record:
     @property
     def p_diff(self) -> Floats:
         """Probability of the token under the model minus that under the base, float32."""
-        return np.asarray(np.exp(-self.nll) - np.exp(-self.nll_base), dtype=np.float32)
+        return _expf(-self.nll) - _expf(-self.nll_base)
 
     def put(self, part: slice, rows: Logits, norms: Normalisers, targets: NDArray[np.intp], base: Packed) -> None:
         """Compare logits with the base's distributions, base[i] with rows[i], into the places `part`."""
@@ -103,7 +103,7 @@ class Record:
             log_p, seen = log_p[kept], row[kept]
             terms = np.subtract(log_p, seen, out=seen)
             terms += end
-            terms *= np.exp(log_p, out=log_p)
+            terms *= _expf(log_p)
             self.kl[i] = terms.sum(dtype=np.float64)
             self.same_top[i] = row.argmax() == steps.argmax()
 
@@ -227,6 +227,11 @@ def _root(a: float, b: float, covariance: float) -> float:
     """Standard error of a difference; nan where rounding makes its square negative, as llama-perplexity prints it."""
     square = a * a + b * b - 2 * covariance
     return math.sqrt(square) if square >= 0 else math.nan
+
+
+def _expf(x: Floats) -> Floats:
+    """C's expf. numpy's own for float32 is off by some units in the last place, more or fewer by CPU."""
+    return np.exp(x, dtype=np.float64).astype(np.float32)
 
 
 def _percentiles(x: Floats) -> dict[float, float]:
