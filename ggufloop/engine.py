@@ -37,9 +37,9 @@ from ggufloop.settings import check_settings
 ACTIVE = backend.activate()
 
 import llama_cpp as llama_cpp  # noqa: E402  # the library it loads is chosen by activate(); re-exported
-from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL  # noqa: E402
-from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402
-from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402
+from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL  # noqa: E402  # as above
+from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402  # as above
+from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402  # as above
 
 # llama_cpp is one off in ggml's log levels: it prints warnings and hides errors. Here verbose shows both, else neither,
 # and debug lines (one per graph node) are never shown.

@@ -95,9 +95,11 @@ def measure(path: Path, threads: int, rounds: int, loops: int) -> Iterator[list[
                    statistics.median(loaded) / middle, min(loaded) / middle]  # fmt: skip
 
 
-def thread_counts(text: str | None) -> list[int]:
+def thread_counts(ctx: click.Context, option: click.Parameter, text: str | None) -> list[int]:
     """Those asked for; without a word 1, 2, 4 and so on to all cores."""
     if text:
+        if not all(n.isdecimal() and int(n) > 0 for n in text.split(",")):
+            raise click.BadParameter(f"{text!r} is no list of thread counts such as 1,2.")
         return [int(n) for n in text.split(",")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return sorted({cores, *(2**i for i in range(cores.bit_length()) if 2**i <= cores)})
@@ -106,17 +108,17 @@ def thread_counts(text: str | None) -> list[int]:
 @click.command()
 @click.argument("model", default="smollm2-135m")
 @click.option("-r", "rounds", type=click.IntRange(2), default=10, show_default=True, help="Runs of each cell.")
-@click.option("-t", "threads", metavar="N,...", help="Threads; default: 1, 2, 4 ... all cores.")
+@click.option("-t", "threads", metavar="N,...", callback=thread_counts, help="Threads; default: 1, 2, 4 ... all cores.")
 @click.option("-b", "loops", type=click.IntRange(1), default=2, show_default=True, help="Busy loops beside it.")
 @click.option("-o", "form", type=click.Choice(FORMS), default="md", show_default=True, help="How to print it.")
-def main(model: str, rounds: int, threads: str | None, loops: int, form: str) -> None:
+def main(model: str, rounds: int, threads: list[int], loops: int, form: str) -> None:
     """Measure MODEL quiet and beside busy loops, in tokens per second, for each way to wait at a barrier."""
     columns = [Column("test"), Column("threads"), Column("setting"), Column("quiet", ".1f"), Column("worst", ".1f"),
                Column("quiet ratio", ".3f"), Column("low", ".3f"), Column("high", ".3f"), Column("loaded", ".1f"),
                Column("loaded worst", ".1f"), Column("kept", ".2f"), Column("kept worst", ".2f")]  # fmt: skip
     try:
         path = registry.resolve(model)
-        rows = [row for n in thread_counts(threads) for row in measure(path, n, rounds, loops)]
+        rows = [row for n in threads for row in measure(path, n, rounds, loops)]
     except GgufloopError as e:
         raise click.ClickException(f"{e.message} {e.hint}") from None
     click.echo(Table(tuple(columns), rows).render(form), nl=False)

@@ -24,7 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ggufloop import backend, fetch, toolchain  # noqa: E402
+from gpu_library import library  # noqa: E402
+
+from ggufloop import fetch, toolchain  # noqa: E402
 from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
 
@@ -113,31 +115,17 @@ def prepare() -> Path:
     return folder
 
 
-def library() -> Path:
-    """Folder of the CUDA library, built if it is not in the cache, and not the one that is used by default."""
-    before = backend.installed()
-    words = [sys.executable, "-c", "from ggufloop.cli import main; main()", "build", "--backend", "cuda"]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
-    if done.returncode:
-        sys.exit(done.returncode)
-    built = Path(done.stdout.strip())
-    others = [b.directory / backend.MANIFEST for b in before if b.directory != built]
-    if others:  # what cannot compute here must not become what everything runs on
-        oldest = min(manifest.stat().st_mtime for manifest in others) - 1
-        os.utime(built / backend.MANIFEST, (oldest, oldest))
-    return built
-
-
 def main() -> int:
     """Build; an exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="90", help="compute capability without its dot, as CMake has it (default 90)")
     args = parser.parse_args()
+    if not re.fullmatch(r"\d+[af]?", args.arch):
+        parser.error(f"--arch {args.arch!r} is no compute capability without its dot, such as 90.")
     os.environ["CUDAARCHS"] = args.arch
     try:
         folder = prepare()
-        print(library())
+        print(library("cuda"))
     except GgufloopError as e:
         print(f"build_cuda: {e.message}\n  {e.hint}", file=sys.stderr)
         return 3

@@ -27,7 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ggufloop import backend  # noqa: E402
+from gpu_library import library  # noqa: E402
+
 from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
 
@@ -131,22 +132,6 @@ def _download(work: Path) -> list[Path]:
     return sorted((work / "debs").glob("*.deb"))
 
 
-def library() -> Path:
-    """Folder of the Vulkan library, built if it is not in the cache, and not the one that is used by default."""
-    before = backend.installed()
-    words = [sys.executable, "-c", "from ggufloop.cli import main; main()", "build", "--backend", "vulkan"]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
-    if done.returncode:
-        sys.exit(done.returncode)
-    built = Path(done.stdout.strip())
-    others = [b.directory / backend.MANIFEST for b in before if b.directory != built]
-    if others:  # a software device must not become what everything runs on
-        oldest = min(manifest.stat().st_mtime for manifest in others) - 1
-        os.utime(built / backend.MANIFEST, (oldest, oldest))
-    return built
-
-
 def check() -> int:
     """Run the tests of the library; their exit status."""
     words = [sys.executable, "-m", "pytest", "-q", "-rs", str(ROOT / "tests" / "test_vulkan.py")]
@@ -163,7 +148,7 @@ def main() -> int:
         folder = sdk()
         if folder:
             os.environ["VULKAN_SDK"] = str(folder)
-        print(library())
+        print(library("vulkan"))
     except GgufloopError as e:
         print(f"build_vulkan: {e.message}\n  {e.hint}", file=sys.stderr)
         return 3

@@ -142,6 +142,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where models go and stay (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     args = parser.parse_args()
+    unknown = [word for word in args.only if not any(check.name.startswith(word) for check in CHECKS)]
+    if unknown:
+        parser.error(f"no check begins with {unknown[0]!r}: {', '.join(check.name for check in CHECKS)}")
     start = time.monotonic()
     try:
         library, found = devices(args)
