@@ -85,12 +85,15 @@ class Placement:
         rpc.hold(placement, [a for a in addresses if str(a) in {d.description for d in used}])
         return placement
 
-    @property
-    def hint(self) -> str:
-        """What to try if llama.cpp does not load the model."""
+    def hint(self, reason: str) -> str:
+        """What to try if llama.cpp does not load the model and gives this reason."""
         if self.split_mode == "tensor":
             return "llama.cpp cannot split the tensors of every architecture: try split mode layer, or -v for its log."
-        return "run with -v to see llama.cpp's own log; if memory is short, a smaller context (-c) helps."
+        if "alloc" in reason or "memory" in reason:
+            return "a smaller context (-c) or a smaller quantisation needs less memory; -v shows llama.cpp's own log."
+        if any(word in reason for word in ("unknown", "unsupported")):
+            return "it may need a newer llama.cpp than `ggufloop version` names; -v shows llama.cpp's own log."
+        return "convert it again, or get it from another source; -v shows llama.cpp's own log."
 
     def release(self) -> None:
         """The model is gone, and with it its connections."""
@@ -121,7 +124,11 @@ class Placed:
         """llama_cpp calls this just before it loads the model, which is when the devices have to be in there."""
         if self._placement.handles is not None:
             params.devices = ctypes.cast(self._placement.handles, ctypes.c_void_p)
+        self._prepare(params)
         self._model_params = params
+
+    def _prepare(self, params: Any) -> None:
+        """What else the parameters of a model want, before it is loaded."""
 
 
 def parse_servers(value: str | Sequence[str] | None) -> list[rpc.Address]:

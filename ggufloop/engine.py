@@ -13,10 +13,10 @@ policies, on the steps that did, so every way back in (prefix reuse, saved state
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,68 +24,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop import backend, capi
+from ggufloop import backend, capi, memory
 from ggufloop.architectures import check_loop
 from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
+from ggufloop.interrupts import Held
+from ggufloop.llama_log import Log
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file, read_header
+from ggufloop.prompt_cache import LoopCache
 from ggufloop.records import State, Timings
 from ggufloop.score import entropy
 from ggufloop.settings import check_settings
+from ggufloop.template import lazily_compiled
 
 ACTIVE = backend.activate()
 
 import llama_cpp as llama_cpp  # noqa: E402  # the library it loads is chosen by activate(); re-exported
-from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL  # noqa: E402  # as above
+from llama_cpp import llama_chat_format  # noqa: E402  # as above
+from llama_cpp._logger import logger  # noqa: E402  # as above
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402  # as above
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402  # as above
 
-# llama_cpp is one off in ggml's log levels: it prints warnings and hides errors. Here verbose shows both, else neither,
-# and debug lines (one per graph node) are never shown.
-GGML_LOG_LEVEL_TO_LOGGING_LEVEL.update(
-    {1: logging.NOTSET, 2: logging.INFO, 3: logging.WARNING, 4: logging.WARNING, 5: logging.DEBUG}
-)
+_log = Log(shown=lambda: logger.level <= logging.DEBUG)  # llama_cpp's own is one off in the levels
+_log_callback = llama_cpp.llama_log_callback(_log)
+llama_cpp.llama_log_set(_log_callback, None)
 
 _SEE_LOG = "run with -v (verbose=True) to see llama.cpp's own log."
 _lib = None if ACTIVE.stock else capi.declare(llama_cpp.llama_cpp._lib)
 
 
-class _LoopCache(BaseLlamaCache):  # type: ignore[misc]  # llama_cpp is untyped here
-    """A llama_cpp prompt cache whose keys start with the loop, so that loops never meet each other's states."""
-
-    def __init__(self, inner: BaseLlamaCache, llm: LoopedLlama) -> None:
-        self._inner = inner
-        self._llm = llm
-
-    def _key(self, tokens: Sequence[int]) -> tuple[int, ...]:
-        digest = hashlib.sha256(str(self._llm.loop).encode()).digest()
-        return (-1 - int.from_bytes(digest[:6], "little"), *tokens)  # negative: never a token
-
-    @property
-    def cache_size(self) -> int:
-        return int(self._inner.cache_size)
-
-    @property
-    def capacity_bytes(self) -> int:
-        return int(self._inner.capacity_bytes)
-
-    def _find_longest_prefix_key(self, key: tuple[int, ...]) -> tuple[int, ...] | None:
-        found = self._inner._find_longest_prefix_key(self._key(key))
-        # the loop counts as a token in common, so a key that shares nothing else is found as well
-        return tuple(found[1:]) if found is not None and found[1:2] == self._key(key)[1:2] else None
-
-    def __getitem__(self, key: Sequence[int]) -> Any:
-        if key not in self:
-            raise KeyError("no entry shares a prefix")
-        return self._inner[self._key(key)]
-
-    def __contains__(self, key: Sequence[int]) -> bool:
-        return self._find_longest_prefix_key(tuple(key)) is not None
-
-    def __setitem__(self, key: Sequence[int], value: Any) -> None:
-        self._inner[self._key(key)] = value
-
+llama_chat_format.Jinja2ChatFormatter = lazily_compiled(llama_chat_format.Jinja2ChatFormatter)
 
 Take = Callable[[int, NDArray[np.float32]], None]
 
@@ -125,13 +94,8 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         check_model_file(Path(model_path))
         check_settings(kwargs, read_header(Path(model_path)).text("general.architecture") or "unknown")
         self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
-        try:
-            super().__init__(str(model_path), *args, **kwargs)
-        except ValueError as e:
-            raise GgufloopError(
-                f"llama.cpp cannot use {model_path}: {e}".rstrip(".") + ".",
-                self._placement.hint,
-            ) from None
+        self._load(model_path, *args, **kwargs)
+        self._plain_memory = self.memory_bytes()
         if len(self.input_ids) < self.n_ctx():  # llama.cpp rounds the context up; llama_cpp's arrays do not
             self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)
             if self._logits_all:
@@ -141,6 +105,21 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         except BaseException:
             self.close()
             raise
+
+    def _load(self, model_path: str | Path, *args: Any, **kwargs: Any) -> None:
+        _log.clear()
+        with Held() as self._interrupted:
+            try:
+                super().__init__(str(model_path), *args, **kwargs)
+            except (ValueError, RuntimeError, MemoryError) as e:
+                reason = _log.reason or str(e).rstrip(".")
+                hint = self._placement.hint(reason)
+                raise GgufloopError(f"llama.cpp cannot use {model_path}: {reason}.", hint) from None
+
+    def _prepare(self, params: Any) -> None:
+        """A model that is being loaded is given up when Ctrl-C is pressed."""
+        interrupted = self._interrupted  # no reference to self: params would keep it alive
+        params.progress_callback = llama_cpp.llama_progress_callback(lambda share, user_data: not interrupted())
 
     def close(self) -> None:
         """Free the model; nothing to do if it never loaded."""
@@ -279,7 +258,11 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
     def _install(self, loop: LoopSpec | None) -> None:
         """Give the context the plan of `loop`. Raises capi.Refused; then the context is as it was."""
         assert _lib is not None
-        capi.install(_lib, self.ctx, loop)
+        if loop is not None and not self.devices:
+            layers = [self._plain_memory // self.n_layer()] * self.n_layer()
+            memory.check_slots(loop.extra_kv_bytes(layers), str(loop))
+        with Held():
+            capi.install(_lib, self.ctx, loop)
 
     def skipped_evaluations(self) -> int:
         """Evaluations of the window (in layer mode, of a layer) that halt saved since the loop was set."""
@@ -367,11 +350,36 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         if self._ctx.memory is None:
             self._logits_step(tokens, 0, lambda i, rows: None)
             return
-        try:
-            super().eval(tokens)
-        except RuntimeError as e:
-            raise GgufloopError(f"llama.cpp could not evaluate {len(tokens)} tokens: {e}.", _SEE_LOG) from e
+        self._evaluate(len(tokens), partial(super().eval, tokens))
         self._evaluated += len(tokens)
+        if tokens and not self.context_params.embeddings:
+            rows = (len(tokens) - 1) % self.n_batch + 1 if self._logits_all else 1  # of the last batch
+            self._check_finite(np.ctypeslib.as_array(self._ctx.get_logits(), shape=(rows, self._n_vocab)))
+
+    def _evaluate(self, n: int, decode: Callable[[], object]) -> None:
+        """Let llama.cpp evaluate n tokens. Raises GgufloopError with its reason."""
+        _log.clear()
+        with Held():
+            try:
+                decode()
+            except RuntimeError as e:
+                reason = _log.reason or str(e)
+                raise GgufloopError(f"llama.cpp could not evaluate {n} tokens: {reason}.", _SEE_LOG) from e
+
+    def _check_finite(self, rows: NDArray[np.float32]) -> None:
+        """Raise GgufloopError if a row of logits has no finite largest entry: what follows would be noise."""
+        if np.isfinite(rows.max(axis=1)).all():
+            return
+        self._forget()
+        if self._loop is None or not self._loop.is_loop:
+            raise GgufloopError(
+                f"{self.model_path} computes logits that are not finite: its weights are damaged, or overflow.",
+                "get it from another source, or convert or quantise it again.",
+            )
+        raise GgufloopError(
+            f"under the loop {self._loop}, {self.model_path} computes logits that are not finite.",
+            "try without the loop: either the file is damaged, or it wants fewer passes or a damped solver.",
+        )
 
     def _logits_step(self, tokens: Sequence[int], first: int, take: Take) -> None:
         n_batch = self.n_batch
@@ -390,15 +398,13 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
             skipped = min(max(first - i, 0), len(batch))
             for j in range(skipped):
                 self._batch.batch.logits[j] = False
-            try:
-                self._ctx.decode(self._batch)
-            except RuntimeError as e:
-                raise GgufloopError(f"llama.cpp could not evaluate {len(batch)} tokens: {e}.", _SEE_LOG) from e
+            self._evaluate(len(batch), lambda: self._ctx.decode(self._batch))
             self.input_ids[n:end] = batch
             self.n_tokens = end
             self._requires_eval = False
             if skipped < len(batch):
                 rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(batch) - skipped, self._n_vocab))
+                self._check_finite(rows)
                 if self._logits_all:
                     self.scores[n + skipped : end] = rows
                 take(i + skipped, rows)
@@ -536,7 +542,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
 
     def set_cache(self, cache: BaseLlamaCache | None) -> None:
         """llama_cpp's prompt cache; entries made under one loop are not seen under another."""
-        super().set_cache(None if cache is None else _LoopCache(cache, self))
+        super().set_cache(None if cache is None else LoopCache(cache, self))
 
     def _identity(self) -> tuple[int | str, ...]:
         name = self.metadata.get("general.architecture", ""), self.metadata.get("general.name", "")

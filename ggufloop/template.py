@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, Protocol, TypedDict
 
 import jinja2
@@ -52,6 +53,74 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
+TEMPLATE_FAILURES = (
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""What compiling or rendering somebody's template may raise."""
+
+
+def _words(e: BaseException) -> str:
+    text = str(e).rstrip(".") or type(e).__name__
+    return f"line {e.lineno}: {text}" if isinstance(e, jinja2.TemplateSyntaxError) else text
+
+
+def unreadable(e: BaseException) -> GgufloopError:
+    """What to say of a template that does not compile."""
+    return GgufloopError(f"the model's chat template cannot be read: {_words(e)}.", _WITHOUT)
+
+
+def refused(e: BaseException) -> GgufloopError:
+    """What to say of a template that fails on a conversation."""
+    return GgufloopError(f"the model's chat template refuses this conversation: {_words(e)}.", _WITHOUT)
+
+
+def lazily_compiled(formatter: Any) -> Any:
+    """llama_cpp's Jinja2ChatFormatter, made to compile a template when it is first used.
+
+    It compiles all of a model's while it loads, so one that is wrong would keep the model from everything that needs
+    no template. Raises GgufloopError when used.
+    """
+
+    class Lazy(formatter):  # type: ignore[misc]  # llama_cpp is untyped here
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._compile = partial(formatter.__init__, self, *args, **kwargs)
+            self._compiled = False
+
+        def __call__(self, **kwargs: Any) -> Any:
+            if not self._compiled:
+                try:
+                    self._compile()
+                except TEMPLATE_FAILURES as e:
+                    raise unreadable(e) from e
+                self._compiled = True
+            try:
+                return super().__call__(**kwargs)
+            except TEMPLATE_FAILURES as e:
+                raise refused(e) from e
+
+    return Lazy
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which bounds `range`, but neither 9**9**9 (even while compiling) nor 'a' * 10**9."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" and not (numbers and abs(left) < 2**64 and abs(right) < 64):
+            raise jinja2.TemplateError(f"{operator} of these operands is too large")
+        if operator == "*" and not numbers and not _small(left, right):
+            raise jinja2.TemplateError("a repeated text is too long")
+        return super().call_binop(context, operator, left, right)
+
+
+def _small(left: Any, right: Any, most: int = 2**20) -> bool:
+    text, times = (left, right) if isinstance(right, int) else (right, left)
+    return not isinstance(times, int) or len(text) * times <= most
+
+
 def _tojson(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
@@ -64,7 +133,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, bos: str = "", eos: str = "", stop: tuple[str, ...] = ()) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _tojson
@@ -77,8 +146,8 @@ class ChatTemplate:
         self.stop = stop
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as e:
-            raise GgufloopError(f"the model's chat template cannot be read: {e}.", _WITHOUT) from e
+        except TEMPLATE_FAILURES as e:
+            raise unreadable(e) from e
 
     @classmethod
     def of(cls, model: _HasMetadata) -> ChatTemplate | None:
@@ -100,8 +169,8 @@ class ChatTemplate:
         """
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, tools=tools)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as e:
-            raise GgufloopError(f"the model's chat template refuses this conversation: {e}.", _WITHOUT) from e
+        except TEMPLATE_FAILURES as e:
+            raise refused(e) from e
 
 
 _WITHOUT = "`ggufloop run --raw -p TEXT` continues a text without a template."

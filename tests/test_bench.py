@@ -199,7 +199,7 @@ def run(
         return backend.Backend(Path("/"), "cpu", stock, "" if stock else "abc", "", False, "", "", "")
 
     monkeypatch.setattr(backend, "activate", activate)
-    monkeypatch.setattr(backend, "locate", activate)
+    monkeypatch.setattr(backend, "locate", lambda stock=False: activate(stock))
     monkeypatch.setattr(bench, "backends", lambda directory, devices: "CPU")
     monkeypatch.setattr(bench, "now", lambda: "2026-01-02T03:04:05Z")
     monkeypatch.setattr(cli_bench, "Child", FakeChild)
@@ -406,7 +406,7 @@ def test_tests_beyond_what_a_model_was_trained_on(run: Run) -> None:
 
 
 def test_without_a_stock_library(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def locate(stock: bool) -> backend.Backend:
+    def locate(stock: bool = False) -> backend.Backend:
         raise BackendError("no stock llama.cpp is built yet.", "run: ggufloop build --stock")
 
     monkeypatch.setattr(backend, "locate", locate)

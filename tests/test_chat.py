@@ -72,7 +72,10 @@ def test_a_template_sees_what_templates_are_written_for() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{% if %}", "the model's chat template cannot be read: Expected an expression, got 'end of statement block'."),
+        (
+            "{% if %}",
+            "the model's chat template cannot be read: line 1: Expected an expression, got 'end of statement block'.",
+        ),
         (
             "{{ raise_exception('no system role') }}",
             "the model's chat template refuses this conversation: no system role.",

@@ -21,7 +21,7 @@ import click
 from ggufloop import backend, bench
 from ggufloop.bench import Child, Result, Variant, Workload
 from ggufloop.cli import terminal
-from ggufloop.cli.context import check_context, check_loops, context_options, engine_settings
+from ggufloop.cli.context import check_context, check_loops, check_memory, context_options, engine_settings
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
@@ -349,6 +349,7 @@ def command(
     check_loops(path, loops)
     if flags["ctx_size"] is None:
         flags["ctx_size"] = max(work.context for work in works)
+    check_memory([path], flags, loops)
     settings = engine_settings(path, flags) | {"swa_full": False}  # as llama-bench
     _check_context_holds(works, settings["n_ctx"])
     library = backend.activate(stock=stock and not compare)

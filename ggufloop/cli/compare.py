@@ -19,15 +19,14 @@ from ggufloop import compare, corpus, report, rungs
 from ggufloop import study as studies
 from ggufloop.cache import atomic_path, lock
 from ggufloop.cli import study_file, terminal
-from ggufloop.cli.context import batch_options, check_context, check_loops, engine_settings
+from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.options import LOOP_FLAGS, loop_list_options, loops_from_flags, model_from_flags, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.digest import file_sha256
 from ggufloop.doctor import versions
-from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.errors import UsageError, nearest
 from ggufloop.inspect import describe
 from ggufloop.loop import LoopSpec, parse_window
-from ggufloop.memory import free_bytes
 from ggufloop.perplexity import LEAST_CONTEXT
 from ggufloop.quantize import UNQUANTISED
 from ggufloop.registry import suggest_window
@@ -173,16 +172,6 @@ def _ladder(path: Path, place: _Place, study: Study, window: tuple[int, int], pl
     return study, ladder
 
 
-def _check_memory(ladder: Sequence[Rung], elsewhere: bool) -> None:
-    """Raise GgufloopError if the files, all open at once, are more than the memory that is free."""
-    free, need = free_bytes(), sum(rung.file.nbytes for rung in ladder)
-    if free is not None and need > free and not elsewhere:
-        raise GgufloopError(
-            f"{len(ladder)} files of {need / 1e9:.1f} GB are open at once, {free / 1e9:.1f} are free.",
-            "give fewer --types: the same --out and other --types go on with the study.",
-        )
-
-
 def _open(path: Path, settings: dict[str, Any], verbose: bool) -> LoopedLlama:
     from ggufloop.engine import LoopedLlama
 
@@ -210,7 +199,7 @@ def _measure(
     lacking = [r for r in ladder if compare.missing(study, [r.file.type], loops, chunks)]
     if lacking:
         needed = [ladder[0], *(r for r in lacking if r is not ladder[0])]
-        _check_memory(needed, bool(plan.flags["rpc_servers"]))
+        check_memory([rung.path for rung in needed], plan.flags, loops)
         with ExitStack() as stack:
             models = {}
             for rung in needed:
@@ -278,6 +267,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
 
     place = _Place(plan.out / path.stem)
     window, loops = _loops(path, plan)
+    check_memory([path], plan.flags, loops)
     settings = engine_settings(path, plan.flags)
     settings |= {name: min(settings[name], settings["n_ctx"]) for name in ("n_batch", "n_ubatch")}
     header = _header(path, window, plan, settings)

@@ -28,7 +28,7 @@ from click.shell_completion import CompletionItem
 from ggufloop.cli import terminal
 from ggufloop.cli.options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
 from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
-from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
 
@@ -162,8 +162,8 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
         **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
-    if flags["ctx_size"] is not None:
-        check_memory(path, flags)
+    check_loops(path, [] if loop is None else [loop])
+    check_memory([path], flags, [loop])
     terminal.note_horizon(loop)
     with terminal.progress(f"loading {path.name} ..."):
         llm = _open(path, loop, flags, verbose)
@@ -180,23 +180,34 @@ def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:
         return replace(opened, llm=_open(opened.path, loop, flags, verbose))
 
 
-def check_memory(path: Path, flags: dict[str, Any]) -> None:
-    """Raise GgufloopError if the K/V cache of -c tokens cannot fit into the memory that is free."""
-    from ggufloop import backend
-    from ggufloop.inspect import KV_PREDICTED, describe, plain_kv_bytes
-    from ggufloop.memory import free_bytes
+def check_memory(paths: Sequence[Path], flags: dict[str, Any], loops: Iterable[LoopSpec | None] = ()) -> None:
+    """Raise GgufloopError if these models, open at once, each under the hungriest of `loops`, cannot fit the memory.
 
-    info, free = describe(path), free_bytes()
-    if free is None or info.architecture not in KV_PREDICTED:
+    Only what runs on this machine's CPU is counted: how much other devices have, llama.cpp knows.
+    """
+    from ggufloop import backend, memory
+
+    try:
+        if flags["rpc_servers"] or backend.locate().name not in ("", "cpu"):
+            return
+    except BackendError:  # whoever loads the model says so
         return
     flash = flags["flash_attn"] != "off"
-    needed = sum(plain_kv_bytes(info, flags["ctx_size"], flags["type_k"], flags["type_v"], flash_attn=flash))
-    if needed > free and not flags["rpc_servers"] and backend.locate().name in ("", "cpu"):
-        raise GgufloopError(
-            f"the K/V cache of {flags['ctx_size'] or info.n_ctx_train} tokens needs {needed / 1e9:.1f} GB, "
-            f"and {free / 1e9:.1f} GB of memory are free.",
-            "give a smaller -c.",
-        )
+    loops = list(loops)
+    memory.check([
+        memory.Need.of(path, context_size(path, flags), flags["type_k"], flags["type_v"], flash_attn=flash, loops=loops)
+        for path in paths
+    ])  # fmt: skip
+
+
+def context_size(path: Path, flags: dict[str, Any]) -> int:
+    """Tokens of context that -c means for this model file."""
+    from ggufloop.modelfile import read_header
+
+    header = read_header(path)
+    trained = header.number(f"{header.text('general.architecture')}.context_length") or DEFAULT_CONTEXT
+    asked: int | None = flags["ctx_size"]
+    return min(DEFAULT_CONTEXT, trained) if asked is None else asked or trained
 
 
 def cores() -> int:
@@ -232,7 +243,7 @@ def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
     architecture = header.text("general.architecture") or "unknown"
     can_flash = architecture not in NO_FLASH_ATTENTION
     trained = header.number(f"{architecture}.context_length") or DEFAULT_CONTEXT
-    n_ctx = min(DEFAULT_CONTEXT, trained) if flags["ctx_size"] is None else flags["ctx_size"] or trained
+    n_ctx = context_size(path, flags)
     if n_ctx > trained:
         terminal.note(f"a context of {n_ctx} tokens is more than the {trained} this model was trained on.")
     threads = flags["threads"] or cores()
@@ -253,5 +264,4 @@ def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
 def _open(path: Path, loop: LoopSpec | None, flags: dict[str, Any], verbose: bool) -> LoopedLlama:
     from ggufloop.engine import LoopedLlama
 
-    check_loops(path, [] if loop is None else [loop])
     return LoopedLlama(path, loop=loop, verbose=verbose, **engine_settings(path, flags))

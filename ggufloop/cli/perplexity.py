@@ -362,7 +362,7 @@ def command(
     path = model_from_flags(*(flags[name] for name in ("model", "model_path", "hf", "offline")))
     if len(contexts) > 1 and 0 in contexts:
         contexts = list(dict.fromkeys(c or describe(path).n_ctx_train for c in contexts))
-    check_memory(path, flags | {"ctx_size": max(contexts)})
+    check_memory([path], flags | {"ctx_size": max(contexts)})
     asked = _Asked(contexts, chunks, stored, kl_base, source, save)
     done = _measure(asked, flags, path, verbose)
     several = len(done.results) > 1

@@ -316,7 +316,7 @@ def command(
     n_ctx = flags["ctx_size"]
     loops = _loops(path, flags)
     flags["ctx_size"] = max(n_ctx if has_text else 0, TASK_CONTEXT if tasks else 0)
-    check_memory(path, flags)
+    check_memory([path], flags, loops)
     settings = engine_settings(path, flags)
     library = backend.activate()
     from ggufloop.engine import LoopedLlama
