@@ -272,6 +272,7 @@ def activate(stock: bool | None = None) -> Backend:
         )
     chosen = usable(stock)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(chosen.directory)
+    os.environ.pop("LLAMA_LOOP", None)  # for programs that know no loops: here the caller says which
     spin_briefly()
     _active = chosen
     return chosen

@@ -17,7 +17,7 @@ import numpy as np
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
 
-ABI = 3
+ABI = 4
 
 OUT_OF_MEMORY, LOST = -6, -7
 """The refusals after which the context may be empty, and after the second it has no plan either."""

@@ -33,7 +33,18 @@ ROUTINGS = ("free", "frozen")
 DECODES = ("full", "bypass", "first:n (n >= 1)", "entropy:t (t >= 0)")
 
 _DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+_SIGNED_DECIMAL = re.compile(rf"[+-]?{_DECIMAL.pattern}", re.ASCII | re.IGNORECASE)
+_SIGNED_WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_LAYERS = re.compile(r"\s*(\d{1,9})\s*([:-])\s*(\d{1,9})\s*", re.ASCII)
+_MOST_TEXT = 512
 _MOST_POSITIONS = 2**31 - 1  # llama_pos is an int32
+
+_FORMS = {
+    int: (_SIGNED_WHOLE, "whole number", 3),
+    float: (_SIGNED_DECIMAL, "number", 0.5),
+    str: (re.compile(r".*"), "word", ""),
+}
+_LIKE = "write it like '14:20 k=3 kv=each'."
 
 Vector = NDArray[np.float64]
 F = Callable[[Vector], Vector]
@@ -196,7 +207,8 @@ def _whole(value: Any, name: str, low: int, high: int, hint: str) -> int:
 def _real(value: object, name: str, low: float, high: float, hint: str) -> float:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not ok or not low <= float(value) <= high:  # type: ignore[arg-type]  # ok says it is a number
-        raise UsageError(f"{name} {value!r} is not a number in the range {low:g} to {high:g}.", hint)
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise UsageError(f"{name} {shown} is not a number in the range {low:g} to {high:g}.", hint)
     return float(value)  # type: ignore[arg-type]  # checked above
 
 
@@ -211,21 +223,20 @@ def parse_window(text: str) -> tuple[int, int]:
 
     Raises UsageError for anything else; '14-19' gets the half-open spelling as a hint.
     """
-    first, colon, last = text.partition(":")
-    if len(text) > 32:  # no layer number is that long, and int() refuses thousands of digits
-        raise UsageError(
-            f"window {text[:16]!r}... is not of the form first:end.", "write it like 14:20, layers 14 to 19."
-        )
-    if colon and first.strip().isdecimal() and last.strip().isdecimal():
-        return int(first), int(last)
-    low, dash, high = text.partition("-")
-    if dash and low.strip().isdecimal() and high.strip().isdecimal():
-        a, b = sorted((int(low), int(high)))
-        raise UsageError(
-            f"window {text} is not of the form first:end.",
-            f"windows are half-open: layers {a} to {b} are --window {a}:{b + 1}.",
-        )
-    raise UsageError(f"window {text!r} is not of the form first:end.", "write it like 14:20, layers 14 to 19.")
+    like = "write it like 14:20, layers 14 to 19."
+    if len(text) > 32:
+        raise UsageError(f"window {text[:16]!r}... is not of the form first:end.", like)
+    match = _LAYERS.fullmatch(text)
+    if match is None:
+        raise UsageError(f"window {text!r} is not of the form first:end.", like)
+    first, last = int(match[1]), int(match[3])
+    if match[2] == ":":
+        return first, last
+    a, b = sorted((first, last))
+    raise UsageError(
+        f"window {text} is not of the form first:end.",
+        f"windows are half-open: layers {a} to {b} are --window {a}:{b + 1}.",
+    )
 
 
 def _check_window(window: object) -> tuple[int, int]:
@@ -254,7 +265,7 @@ def parse_decode(text: str) -> tuple[int | None, float | None]:
     if text in ("full", "bypass"):
         return None if text == "full" else 0, None
     head, _, value = text.partition(":")
-    if head == "first" and value.isdecimal() and len(value) < 10 and int(value) >= 1:
+    if head == "first" and _SIGNED_WHOLE.fullmatch(value) and value[0] not in "+-" and len(value) < 10 and int(value):
         return int(value), None
     if head == "entropy" and _DECIMAL.fullmatch(value) and math.isfinite(float(value)):
         return 0, float(value)
@@ -487,11 +498,19 @@ class LoopSpec:
 
     @classmethod
     def parse(cls, text: str) -> LoopSpec:
-        """'14:20 k=3 beta=0.5 kv=each' -> LoopSpec; the inverse of str(). Raises UsageError."""
+        """'14:20 k=3 beta=0.5 kv=each' -> LoopSpec; the inverse of str(). Raises UsageError.
+
+        llama-loop-text.cpp of the patch reads the same text, with the same words for what is wrong.
+        """
+        odd = next((i for i, c in enumerate(text) if not " " <= c <= "~" or c in "'\"\\"), None)
+        if odd is not None:  # so that C++ can quote whatever is left as Python does
+            raise UsageError(f"a loop has no such character as its number {odd + 1}.", _LIKE)
+        if len(text) > _MOST_TEXT:
+            raise UsageError(f"a loop of {len(text)} characters is too long.", _LIKE)
         words = text.split()
         if not words or "=" in words[0]:
-            raise UsageError(f"loop {text!r} does not start with a window.", "write it like '14:20 k=3 kv=each'.")
-        kinds: dict[str, Callable[[str], Any]] = {
+            raise UsageError(f"loop {text!r} does not start with a window.", _LIKE)
+        kinds: dict[str, type] = {
             "k": int, "mode": str, "solver": str, "damping": float, "beta": float,
             "mu": float, "passes": int, "kv": str, "decode": str,
             "routing": str, "attention": int, "sinks": int, "halt": float,
@@ -506,11 +525,10 @@ class LoopSpec:
                 raise UsageError(f"loop setting {name!r} is not known.", nearest(name, kinds))
             if name in values:
                 raise UsageError(f"loop setting {name} is given twice.", "give it once.")
-            try:
-                values[name] = kinds[name](value)
-            except ValueError:
-                rule, example = ("whole number", 3) if kinds[name] is int else ("number", 0.5)
-                raise UsageError(f"{name} {value!r} is not a {rule}.", f"write it like {name}={example}.") from None
+            form, rule, example = _FORMS[kinds[name]]
+            if not form.fullmatch(value):
+                raise UsageError(f"{name} {value!r} is not a {rule}.", f"write it like {name}={example}.")
+            values[name] = kinds[name](value)
         if "k" not in values:
             raise UsageError(f"loop {text!r} has no k.", "write it like '14:20 k=3'.")
         return cls(parse_window(words[0]), **values)

@@ -1,12 +1,14 @@
 #include "llama-loop-impl.h"
 
 #include "llama-arch.h"
+#include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-memory.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 
 #ifndef GGUFLOOP_PATCH_ID
@@ -85,7 +87,7 @@ bool llama_context::loop_has_room() const {
     return p != nullptr;
 }
 
-int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
+int32_t llama_context::loop_set(llama_loop_plan_ptr plan, int32_t decode_first) {
     if (plan && cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return llama_loop_refuse(LLAMA_LOOP_ERR_ARCH, "a context of a draft head (MTP) has no layers to loop.",
                 "set the loop on the context of the model itself.");
@@ -196,7 +198,22 @@ int32_t llama_context::loop_set(llama_loop_plan_ptr plan) {
 
     loop_watch->n_skipped = 0;
 
+    loop_decode_first = decode_first;
+    loop_decoded      = 0;
+
     return LLAMA_LOOP_OK;
+}
+
+// A single token that has others before it was generated; anything else is a prompt, which always loops.
+void llama_context::loop_step(const llama_batch_ext & batch_inp) {
+    if (!loop_plan || loop_decode_first < 0) {
+        return;
+    }
+
+    const bool generated = batch_inp.tokens.size() == 1 && batch_inp.tokens[0].pos[0] > 0;
+
+    loop_decoded = generated ? loop_decoded + 1 : 0;
+    loop_enable(loop_decoded <= loop_decode_first);
 }
 
 int32_t llama_context::loop_enable(bool enable) {
@@ -270,6 +287,53 @@ int32_t llama_loop_set(llama_context * ctx, const llama_loop_params * params) {
     }
 
     return ctx->loop_set(std::move(plan));
+}
+
+int32_t llama_loop_set_text(llama_context * ctx, const char * text) {
+    if (!text || !*text) {
+        return ctx->loop_set(nullptr);
+    }
+
+    auto spec = std::make_unique<llama_loop_spec>();
+
+    int32_t res = llama_loop_parse(text, ctx->get_model().hparams.n_layer(), spec.get());
+    if (res != LLAMA_LOOP_OK) {
+        return res;
+    }
+    if (spec->decode_entropy >= 0.0) {
+        return llama_loop_refuse(LLAMA_LOOP_ERR_TEXT, "decode entropy evaluates a token twice, which this program does not.",
+                "use another decode, or `ggufloop run`.");
+    }
+
+    auto plan = std::make_shared<llama_loop_plan>();
+
+    res = llama_loop_plan_init(ctx->get_model(), llama_loop_spec_params(spec.get()), *plan);
+    if (res != LLAMA_LOOP_OK) {
+        return res;
+    }
+    if (plan->recurrent && plan->kv == LLAMA_LOOP_KV_EACH && spec->decode_first >= 0) {
+        return llama_loop_refuse(LLAMA_LOOP_ERR_RECURRENT,
+                format("window %d:%d has recurrent layers, and with kv each a state per pass: "
+                       "a token with one pass would leave the other states behind.", plan->first, plan->last),
+                "use decode full, or kv first.");
+    }
+
+    const bool is_loop = plan->n_eval > 1; // one evaluation is the model as it is
+
+    return ctx->loop_set(is_loop ? std::move(plan) : nullptr, spec->decode_first);
+}
+
+// LLAMA_LOOP makes any program loop that was linked to this library. What it asks for is done or the context is not made.
+llama_context * llama_loop_from_environment(llama_context * ctx) {
+    const char * text = getenv("LLAMA_LOOP");
+
+    if (text && *text && llama_loop_set_text(ctx, text) != LLAMA_LOOP_OK) {
+        fprintf(stderr, "error: LLAMA_LOOP: %s\n", llama_loop_error()); // many programs mute the library's log
+        delete ctx;
+        return nullptr;
+    }
+
+    return ctx;
 }
 
 int32_t llama_loop_enable(llama_context * ctx, bool enable) {

@@ -1,7 +1,7 @@
 #pragma once
 
 // The plan a context runs, and what the graph builder does with it. A plan is a tableau (A, B) over a window [first, last).
-// Solver names, damping and decode policies are the caller's business; nothing here knows them.
+// What solver and damping it comes from, nothing here knows.
 
 #include "llama-loop.h"
 
@@ -19,9 +19,13 @@ struct ggml_context;
 struct ggml_tensor;
 
 class  llama_kv_cache;
+struct llama_context;
 struct llama_memory_context_i;
 class  llm_graph_result;
 class  llama_loop_input;
+
+// the context, with the plan of LLAMA_LOOP; null, and no context any more, if that is refused
+llama_context * llama_loop_from_environment(llama_context * ctx);
 
 // a graph was built in which the window never opened or never closed, or not all of it obeys the loop
 struct llama_loop_unreached : std::runtime_error {

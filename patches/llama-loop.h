@@ -4,7 +4,7 @@
 //
 // A plan is a tableau (A, B) over a window [first, last). With g the window and f(x) = g(x) - x, the graph evaluates
 //     y_i = x_0 + sum_j A_ij f(y_j)    and leaves the window with    x_0 + sum_j B_j f(y_j).
-// Solver names, damping and decode policies are the caller's business; nothing here knows them.
+// Solver names, damping and decode policies are known to llama_loop_parse alone, which reads them from a text.
 
 #include "llama.h"
 
@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LLAMA_LOOP_ABI       3
+#define LLAMA_LOOP_ABI       4
 #define LLAMA_LOOP_MAX_EVALS 64
 
 #ifdef __cplusplus
@@ -45,6 +45,7 @@ extern "C" {
         LLAMA_LOOP_ERR_MEMORY     = -5, // the context has a kind of memory that cannot keep what the plan needs
         LLAMA_LOOP_ERR_ALLOC      = -6, // out of memory
         LLAMA_LOOP_ERR_LOST       = -7, // out of memory, and the context has lost its plan as well
+        LLAMA_LOOP_ERR_TEXT       = -8, // a text that is no loop
     };
 
     struct llama_loop_params {
@@ -68,6 +69,17 @@ extern "C" {
         double halt;
     };
 
+    // What a text says: a plan, and which generated tokens loop.
+    struct llama_loop_spec {
+        struct llama_loop_params params; // but for A and B, which are below: see llama_loop_spec_params
+
+        int32_t decode_first;   // the first so many after a prompt; -1: all
+        double  decode_entropy; // those whose distribution, evaluated plain, has an entropy above this, in nats; -1: none
+
+        double A[LLAMA_LOOP_MAX_EVALS*LLAMA_LOOP_MAX_EVALS];
+        double B[LLAMA_LOOP_MAX_EVALS];
+    };
+
     // Version of this interface and identity of the patch, to be checked by callers before anything else.
     LLAMA_API int32_t      llama_loop_abi(void);
     LLAMA_API const char * llama_loop_patch_id(void);
@@ -80,6 +92,19 @@ extern "C" {
     // A plan that is refused leaves the context as it was: plan, memory and outputs. Only when memory runs out, the context
     // may be empty afterwards; it has the plan it had, or none if the status says so.
     LLAMA_API int32_t llama_loop_set(struct llama_context * ctx, const struct llama_loop_params * params);
+
+    // Read a loop's text, such as `12:16 k=3 solver=euler beta=0.5 kv=frozen decode=bypass`. n_layer: of the model the window
+    // has to lie in; 0: not known yet.
+    LLAMA_API int32_t llama_loop_parse(const char * text, int32_t n_layer, struct llama_loop_spec * spec);
+
+    // The plan of a spec, good while the spec is.
+    LLAMA_API struct llama_loop_params llama_loop_spec_params(const struct llama_loop_spec * spec);
+
+    // Parse and set, decode policy included: every decode of a single token behind others is a generated token then. (A plan
+    // given to llama_loop_set has no policy: the caller knows what it decodes, and has llama_loop_enable.) `entropy:t` is
+    // refused, as it wants a token evaluated twice. NULL and "" remove the plan.
+    // llama_init_from_model does this with the environment variable LLAMA_LOOP, and fails if the text is refused.
+    LLAMA_API int32_t llama_loop_set_text(struct llama_context * ctx, const char * text);
 
     // Switch the plan off and on again between two decodes. Off, tokens take the plain single pass;
     // with kv = each their K/V goes to every slot, because one pass is all the passes they have. A window with
