@@ -64,7 +64,7 @@ class Backend:
     stock: bool
     patch_id: str  # "" for stock
     key: str
-    tools: bool
+    programs: list[str]  # llama.cpp's that are beside it
     binding: str  # version of llama-cpp-python whose source it was built from
     cpu: str  # cpu_id() of the machine it was built on
     compiler: str
@@ -86,7 +86,7 @@ class Backend:
         (self.directory / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
-        return self.directory.name + (" with tools" if self.tools else "")
+        return self.directory.name + (f" with {', '.join(self.programs)}" if self.programs else "")
 
 
 def backends_dir() -> Path:
@@ -106,6 +106,11 @@ def patches_dir() -> Path:
 def patch_id() -> str:
     """Short hash of the patch files; the library reports the one it was built from."""
     return _hash("ggml-*.patch", "llama-loop*")
+
+
+def programs_id() -> str:
+    """Short hash of what makes llama.cpp's programs loop."""
+    return _hash("llama-server-loop.patch", "server-loop.h")
 
 
 def mends_id() -> str:
@@ -146,6 +151,17 @@ def installed() -> list[Backend]:
         if backend:
             found.append((manifest.stat().st_mtime_ns, backend))
     return [backend for _, backend in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def program(name: str, stock: bool = False) -> Path:
+    """One of llama.cpp's programs, of a library that computes right here. Raises BackendError if none has it."""
+    file = f"{name}.exe" if sys.platform == "win32" else name
+    for found in installed():
+        fits = found.stock == stock and (stock or found.patch_id == patch_id()) and is_verified(found)
+        if fits and requested_name() in (None, found.name) and (found.directory / file).is_file():
+            return found.directory / file
+    flag = "--server" if name == "llama-server" and not stock else "--with-tools"
+    raise BackendError(f"{name} is not built yet.", f"run: ggufloop build {'--stock ' * stock}{flag}")
 
 
 def requested_name() -> str | None:

@@ -32,7 +32,11 @@ from ggufloop.steps import Log, Report, Step
 from ggufloop.toolchain import Narrowing
 from ggufloop.verify import check, remember
 
-TOOLS = ("llama-perplexity", "llama-bench", "llama-quantize")
+SERVER = "llama-server"
+PROGRAMS = (
+    "llama-cli", "llama-bench", "llama-perplexity", "llama-quantize", "llama-imatrix", "llama-mtmd-cli", SERVER,
+)  # fmt: skip
+"""llama.cpp's programs that `--with-tools` builds; `--server` builds the last alone."""
 
 # Folders of llama.cpp a build reads; the others (models, docs, tests) are 80 % of the archive. Its .git is left out
 # because it is a pointer into a repository that is not there.
@@ -52,22 +56,23 @@ class Request:
     name: str = "auto"
     stock: bool = False
     tools: bool = False
+    server: bool = False
     force: bool = False
     replace_binding: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One library: its flags and the key that names it."""
+    """One library: its flags and the key that names it. programs: those built with it."""
 
     name: str
     stock: bool
-    tools: bool
+    programs: tuple[str, ...]
     versions: tuple[str, ...]
 
     @property
     def flags(self) -> list[str]:
-        whole = "ON" if self.tools else "OFF"  # the programs live in llama.cpp's tools folder
+        whole = "ON" if self.programs else "OFF"  # the programs live in llama.cpp's tools folder
         flags = {
             "CMAKE_BUILD_TYPE": "Release",
             "BUILD_SHARED_LIBS": "ON",
@@ -78,7 +83,9 @@ class Plan:
             "LLAMA_BUILD_TOOLS": whole,
             "LLAMA_BUILD_TESTS": "OFF",
             "LLAMA_BUILD_EXAMPLES": "OFF",
-            "LLAMA_BUILD_SERVER": "OFF",
+            "LLAMA_BUILD_SERVER": whole,
+            "LLAMA_BUILD_UI": "OFF",  # needs npm, or a download
+            "LLAMA_USE_PREBUILT_UI": "OFF",
             "LLAMA_BUILD_APP": "OFF",
             "LLAMA_OPENSSL": "OFF",
             "LLAMA_BUILD_NUMBER": "0",
@@ -100,13 +107,15 @@ class Plan:
 
     @property
     def targets(self) -> list[str]:
-        """What to compile: by default ninja builds programs that do not compile without the server."""
-        return ["llama", *(TOOLS if self.tools else [])]
+        """What to compile."""
+        return ["llama", *self.programs]
 
     @property
     def key(self) -> str:
         hook = (backend.patches_dir() / "hook.cmake").read_text("utf-8")
         patch = hook + (backend.mends_id() if self.stock else backend.patch_id())
+        if self.programs and not self.stock:
+            patch += backend.programs_id()
         env = {name: os.environ[name] for name in _BUILD_ENV if os.environ.get(name)}
         parts = [backend.SDIST_SHA256, patch, self.name, self.flags, self.targets, self.versions, backend.cpu_id(), env]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
@@ -119,14 +128,16 @@ class Plan:
 def build(request: Request, report: Report) -> Backend:
     """The library `request` asks for, built if it is not in the cache, and the binding installed for it.
 
-    A cached library with the tools will do where none were asked for, if it computes right. Raises UsageError for an
+    A cached library with more programs than were asked for will do, if it computes right. Raises UsageError for an
     unknown backend and BackendError, with the step, the log and the remedy, for everything else; nothing half-built
     stays.
     """
     choice = toolchain.choose(request.name)
     fetch.check_binding(request.replace_binding)
     versions = toolchain.preflight(choice.name, request.stock)
-    wider = [Plan(choice.name, request.stock, tools, versions) for tools in (request.tools, True)]
+    least = PROGRAMS if request.tools else (SERVER,) if request.server else ()
+    enough = [programs for programs in ((), (SERVER,), PROGRAMS) if set(least) <= set(programs)]
+    wider = [Plan(choice.name, request.stock, programs, versions) for programs in enough]
     plan = wider[0]
     bound = backend.binding_version() == backend.BINDING_VERSION
     ready = _cached(wider) if bound and not request.force else None
@@ -303,7 +314,7 @@ def _manifest(plan: Plan, directory: Path, gave_up: str) -> Backend:
             "a compiler cache may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
         )
     built = Backend(
-        directory, plan.name, plan.stock, expected or "", plan.key, plan.tools,
+        directory, plan.name, plan.stock, expected or "", plan.key, list(plan.programs),
         backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions), backend.cpu_id() if loads else "", gave_up,
     )  # fmt: skip
     built.save()

@@ -20,6 +20,9 @@ set(GGUFLOOP_PATCHES ${CMAKE_CURRENT_LIST_DIR})
 set(GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-amx.patch)
 if(NOT GGUFLOOP_PATCH_ID STREQUAL "stock")
     list(APPEND GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-loop.patch ${GGUFLOOP_PATCHES}/llama-loop.patch)
+    if(LLAMA_BUILD_COMMON) # llama.cpp's own programs, its server among them
+        list(APPEND GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/llama-server-loop.patch)
+    endif()
 endif()
 
 # One hash over the files that a patch names, so that it can be seen whether they changed. The exit code of the tool that

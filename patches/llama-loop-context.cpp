@@ -87,15 +87,24 @@ bool llama_context::loop_has_room() const {
     return p != nullptr;
 }
 
-int32_t llama_context::loop_set(llama_loop_plan_ptr plan, int32_t decode_first) {
-    if (plan && cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+int32_t llama_context::loop_check(const llama_loop_plan & plan) const {
+    if (cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return llama_loop_refuse(LLAMA_LOOP_ERR_ARCH, "a context of a draft head (MTP) has no layers to loop.",
                 "set the loop on the context of the model itself.");
     }
-    if (plan && memory && !memory->loop_supports(plan->n_slot)) {
+    if (memory && !memory->loop_supports(plan.n_slot)) {
         return llama_loop_refuse(LLAMA_LOOP_ERR_MEMORY,
-                format("this context has a kind of memory that cannot keep %d K/V slots per layer.", plan->n_slot),
-                plan->n_slot > 1 ? "use another kv than each." : "run it without a loop.");
+                format("this context has a kind of memory that cannot keep %d K/V slots per layer.", plan.n_slot),
+                plan.n_slot > 1 ? "use another kv than each." : "run it without a loop.");
+    }
+
+    return LLAMA_LOOP_OK;
+}
+
+int32_t llama_context::loop_set(llama_loop_plan_ptr plan, int32_t decode_first) {
+    const int32_t checked = plan ? loop_check(*plan) : LLAMA_LOOP_OK;
+    if (checked != LLAMA_LOOP_OK) {
+        return checked;
     }
 
     synchronize();
@@ -287,6 +296,14 @@ int32_t llama_loop_set(llama_context * ctx, const llama_loop_params * params) {
     }
 
     return ctx->loop_set(std::move(plan));
+}
+
+int32_t llama_loop_check(const llama_context * ctx, const llama_loop_params * params) {
+    llama_loop_plan plan;
+
+    const int32_t res = llama_loop_plan_init(ctx->get_model(), *params, plan);
+
+    return res == LLAMA_LOOP_OK ? ctx->loop_check(plan) : res;
 }
 
 int32_t llama_loop_set_text(llama_context * ctx, const char * text) {

@@ -100,6 +100,9 @@ extern "C" {
     // The plan of a spec, good while the spec is.
     LLAMA_API struct llama_loop_params llama_loop_spec_params(const struct llama_loop_spec * spec);
 
+    // Whether llama_loop_set would take this plan, but for want of memory; changes nothing.
+    LLAMA_API int32_t llama_loop_check(const struct llama_context * ctx, const struct llama_loop_params * params);
+
     // Parse and set, decode policy included: every decode of a single token behind others is a generated token then. (A plan
     // given to llama_loop_set has no policy: the caller knows what it decodes, and has llama_loop_enable.) `entropy:t` is
     // refused, as it wants a token evaluated twice. NULL and "" remove the plan.

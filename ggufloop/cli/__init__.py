@@ -19,7 +19,8 @@ from ggufloop.errors import GgufloopError, nearest
 COMMANDS = {
     "run": "Answer one prompt, or chat, with a model's window looped.",
     "chat": "Chat with a model.",
-    "serve": "Serve a model behind OpenAI's API, and a page.",
+    "serve": "Serve a model with llama-server, a loop per request, and a page.",
+    "exec": "Run one of llama.cpp's own programs with a loop.",
     "trace": "How a loop converges on a text, pass by pass and layer by layer.",
     "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
     "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",

@@ -9,11 +9,11 @@ from types import FrameType
 import click
 
 from ggufloop.backend import NAMES
-from ggufloop.build import Request, build
+from ggufloop.build import PROGRAMS, Request, build
 from ggufloop.steps import Step
 
 
-class _Progress:
+class Progress:
     """Steps as lines; a count as one line that counts on a terminal, and as a line per tenth elsewhere."""
 
     def __init__(self) -> None:
@@ -52,19 +52,20 @@ def _stopped(signum: int, frame: FrameType | None) -> None:
     help=f"One of auto, {', '.join(NAMES)}.",
 )  # fmt: skip
 @click.option("--stock", is_flag=True, help="The unpatched llama.cpp, for comparisons; kept beside the patched one.")
-@click.option("--with-tools", "tools", is_flag=True, help="Also llama-perplexity, llama-bench and llama-quantize.")
+@click.option("--with-tools", "tools", is_flag=True, help=f"Also {', '.join(PROGRAMS)}; all of them loop.")
+@click.option("--server", "server", is_flag=True, help="Also llama-server, which `ggufloop serve` starts.")
 @click.option("--force", is_flag=True, help="Build even if the library is in the cache.")
 @click.option("--replace-binding", is_flag=True, help="Replace another version of llama-cpp-python.")
-def command(name: str, stock: bool, tools: bool, force: bool, replace_binding: bool) -> None:
+def command(name: str, stock: bool, tools: bool, server: bool, force: bool, replace_binding: bool) -> None:
     """Build the patched llama.cpp for this machine and install its Python binding.
 
     Prints the library's folder. Built once and kept in the cache; asking again takes no time and makes this library
     the one that is used.
     """
     signal.signal(signal.SIGTERM, _stopped)  # an exception, so that the build stops its compilers and cleans up
-    progress = _Progress()
+    progress = Progress()
     try:
-        built = build(Request(name, stock, tools, force, replace_binding), progress)
+        built = build(Request(name, stock, tools, server, force, replace_binding), progress)
     finally:
         progress.finish()
     click.echo(built.directory)

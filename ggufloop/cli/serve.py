@@ -1,18 +1,25 @@
-"""`ggufloop serve`: a model behind OpenAI's API, and a page; words on stderr, until Ctrl-C."""
+"""`ggufloop serve`: llama-server with a loop per request, and a page; words on stderr, until Ctrl-C."""
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ggufloop import backend
 from ggufloop.cli import terminal
-from ggufloop.cli.context import check_context, check_loops, context_options, engine_settings, sampling_options
+from ggufloop.cli.build import Progress
+from ggufloop.cli.context import (
+    check_context,
+    check_loops,
+    check_memory,
+    context_options,
+    context_size,
+    cores,
+    sampling_options,
+)
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_from_flags,
@@ -22,12 +29,21 @@ from ggufloop.cli.options import (
     model_options,
     window_suggestion,
 )
-from ggufloop.errors import UsageError
+from ggufloop.errors import BackendError, UsageError
+from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
 
-if TYPE_CHECKING:
-    from ggufloop.engine import LoopedLlama
-    from ggufloop.server.run import Config
+MENU = ({"k": 3}, {"k": 3, "kv": "frozen"})
+"""What the list of models offers of the suggested window."""
+_SAMPLING = {
+    "n": "-n", "seed": "-s", "temp": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p",
+    "repeat_penalty": "--repeat-penalty",
+}  # fmt: skip
+_CONTEXT = {
+    "batch_size": "-b", "ubatch_size": "-ub", "gpu_layers": "-ngl", "rpc_servers": "--rpc", "split_mode": "-sm",
+    "tensor_split": "-ts", "main_gpu": "-mg", "device": "-dev", "flash_attn": "-fa", "type_k": "-ctk", "type_v": "-ctv",
+}  # fmt: skip
+_HANDED = {"mmproj": "--mmproj", "model_draft": "-md", "reasoning_budget": "--reasoning-budget"}
 
 
 def model_name(path: Path) -> str:
@@ -38,167 +54,120 @@ def model_name(path: Path) -> str:
     return entry.name if entry is not None else path.stem.replace("@", "-")
 
 
-def _config(flags: dict[str, Any], verbose: bool) -> Config:
-    """The server that the flags describe. Raises UsageError, GgufloopError."""
-    from ggufloop.server.limits import Limits
+def program() -> Path:
+    """llama-server, built if it is not there. Raises BackendError."""
+    try:
+        return backend.program("llama-server")
+    except BackendError:
+        from ggufloop.build import Request, build
+
+        terminal.note("building llama-server, once; that takes some minutes.")
+        progress = Progress()
+        try:
+            build(Request(backend.requested_name() or "auto", server=True), progress)
+        finally:
+            progress.finish()
+        return backend.program("llama-server")
+
+
+def menu(path: Path, loop: LoopSpec | None) -> list[LoopSpec]:
+    """Loops the list of models offers: the one served, and two of the suggested window."""
+    found = [] if loop is None else [loop]
+    if loop is None or loop.kv != "each":  # the slots of kv each serve no other loop
+        try:
+            found += [LoopSpec(window_suggestion(path)(), **settings) for settings in MENU]  # type: ignore[arg-type]
+            check_loops(path, found)
+        except UsageError:  # a model too small, or one that does not loop there
+            found = found[:1] if loop is not None else []
+    return list(dict.fromkeys(found))
+
+
+def server_words(path: Path, flags: dict[str, Any], loop: LoopSpec | None) -> list[str]:
+    """The arguments of llama-server that the flags mean."""
+    threads = str(flags["threads"] or cores())
+    words = ["-m", str(path), "-a", model_name(path), "-t", threads, "-tb", threads]
+    # every answer has a context, and K/V, of its own: what it computes does not depend on the others
+    words += ["-np", str(flags["parallel"]), "-c", str(flags["parallel"] * context_size(path, flags)), "--no-kv-unified"]
+    for names in (_CONTEXT, _SAMPLING, _HANDED):
+        words += [word for name, flag in names.items() if flags[name] is not None for word in (flag, str(flags[name]))]
+    words += ["--embeddings"] * flags["embeddings"] + ["--jinja"] * flags["jinja"]
+    if loop is not None:
+        words += ["--loop", str(loop)]
+    return words + [word for each in menu(path, loop) for word in ("--loop-menu", str(each))]
+
+
+@click.command(name="serve", context_settings={"allow_interspersed_args": True})
+@model_options
+@click.option("-H", "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
+              help="Address to listen at; one that other machines can reach needs --api-key.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N",
+              help="Port to listen at; 0: any that is free.")  # fmt: skip
+@click.option("--api-key", envvar="GGUFLOOP_API_KEY", metavar="KEY",
+              help="What requests must carry as a bearer token (or set GGUFLOOP_API_KEY).")  # fmt: skip
+@click.option("-np", "--parallel", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
+              help="Answers generated at a time, each with a context of -c tokens.")  # fmt: skip
+@click.option("--cors", metavar="ORIGIN,...", help="Pages elsewhere whose scripts may use the server; *: all.")
+@click.option("--results", type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder whose sweeps and comparisons the page shows.")  # fmt: skip
+@click.option("--jinja", is_flag=True, help="Use the model's chat template as it is (llama-server's default).")
+@click.option("--reasoning-budget", type=int, metavar="N", help="Tokens a model may think; 0: none, -1: any.")
+@click.option("--embeddings", is_flag=True, help="Serve embeddings, and nothing else.")
+@click.option("--mmproj", metavar="FILE", help="The projector of a model that sees or hears.")
+@click.option("-md", "--model-draft", "model_draft", metavar="FILE", help="A draft model, for speculative decoding.")
+@loop_options
+@sampling_options
+@context_options
+@click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA-SERVER FLAGS]")
+@click.pass_context
+def command(ctx: click.Context, /, **flags: Any) -> None:
+    """Serve a model with llama-server, a loop per request, and a page that shows plain and looped side by side.
+
+    The loop and the sampling flags hold where a request says nothing; a request chooses its own by "loop", or by the
+    model's name as in MODEL@12:16x3. What follows -- goes to llama-server as it is.
+
+    \b
+    ggufloop serve smollm2-135m --window 12:16 --K 3
+    ggufloop serve smollm2-135m -np 4 -- --metrics --slots
+    curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+        -d '{"messages": [{"role": "user", "content": "Hello"}], "loop": {"window": "12:16", "k": 6}}'
+    """
     from ggufloop.server.results import check_folder
-    from ggufloop.server.run import Config, check_address, check_installed
-    from ggufloop.server.worker import Settings
+    from ggufloop.server.serve import Site, check_address, free_port, serve
 
     check_context(flags)
-    key, host = flags.pop("api_key"), flags.pop("host")
+    key, host, results = flags.pop("api_key"), flags.pop("host"), flags.pop("results")
     check_address(host, key)
-    check_installed()
-    names = {"parallel": "parallel", "queue": "queue", "max_prompt": "prompt_tokens", "max_predict": "max_tokens"}
-    values = {field: flags.pop(flag) for flag, field in names.items()}
-    mib = 2**20
-    limits = Limits(**values, body_bytes=flags.pop("max_body") * mib, cache_bytes=flags.pop("cache_ram") * mib)
-    sampling = Sampling(**{name: flags.pop(name) for name in Sampling.__dataclass_fields__})
-    origins = tuple(word.strip().rstrip("/") for word in (flags.pop("cors") or "").split(",") if word.strip())
-    for origin in origins:
-        if origin != "*" and "://" not in origin:
-            raise UsageError(f"--cors {origin!r} is no origin.", "write it like https://example.org, or * for all.")
-    results = flags.pop("results")
     if results is not None:
         check_folder(results)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
     loop = loop_from_flags(
         flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
+    if loop is not None and loop.decode_entropy() is not None:
+        raise UsageError(f"decode {loop.decode} evaluates tokens twice, which the server does not.", "use run or chat.")
     path = find()
     terminal.note_horizon(loop)
     check_loops(path, [] if loop is None else [loop])
-    try:
-        suggested = window_suggestion(path)()
-    except UsageError:
-        suggested = None
-    name = model_name(path)
-    engine = engine_settings(path, flags)
-    settings = Settings(engine["n_ctx"], min(engine["n_batch"], engine["n_ctx"]), engine["n_ubatch"])
+    check_memory([path], flags | {"ctx_size": flags["parallel"] * context_size(path, flags)}, [loop])
+    Sampling(**{name: flags[name] for name in Sampling.__dataclass_fields__})  # refuses what no sampler takes
+    server = program()
+    port = free_port(host, flags.pop("port"))
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def open_model() -> LoopedLlama:
-        from ggufloop.engine import LoopedLlama
-
-        terminal.note(f"loading {name} ...")
-        # its own context is for nothing but looking at the model: the worker makes those that answer
-        llm = LoopedLlama(path, verbose=verbose, **{**engine, "n_ctx": 256, "n_batch": 64, "n_ubatch": 64})
-        if llm.devices:
-            terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
-        return llm
-
-    return Config(
-        name,
-        open_model,
-        settings,
-        loop,
-        suggested,
-        sampling,
-        limits,
-        host,
-        flags.pop("port"),
-        key,
-        origins,
-        results,
-    )
-
-
-@click.command(name="serve")
-@model_options
-@click.option(
-    "-H",
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    metavar="ADDRESS",
-    help="Address to listen at; one that other machines can reach needs --api-key.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    metavar="N",
-    help="Port to listen at; 0: any that is free.",
-)
-@click.option(
-    "--api-key",
-    envvar="GGUFLOOP_API_KEY",
-    metavar="KEY",
-    help="What requests must carry as a bearer token (or set GGUFLOOP_API_KEY).",
-)
-@click.option(
-    "--parallel",
-    type=click.IntRange(1, 64),
-    default=2,
-    show_default=True,
-    metavar="N",
-    help="Answers generated at a time, each with a context of -c tokens.",
-)
-@click.option(
-    "--queue",
-    type=click.IntRange(min=0),
-    default=256,
-    show_default=True,
-    metavar="N",
-    help="Requests that may wait; more are refused.",
-)
-@click.option(
-    "--cache-ram",
-    type=click.IntRange(min=0),
-    default=512,
-    show_default=True,
-    metavar="MIB",
-    help="Memory for conversations that may come back.",
-)
-@click.option(
-    "--max-body", type=click.IntRange(min=1), default=4, show_default=True, metavar="MIB", help="Largest request."
-)
-@click.option(
-    "--max-prompt",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Most tokens of a prompt (default: what the context holds).",
-)
-@click.option(
-    "--max-predict",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Most tokens of an answer, whatever a request says (default: what the context holds).",
-)
-@click.option("--cors", metavar="ORIGIN,...", help="Pages elsewhere whose scripts may use the server; *: all.")
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder whose sweeps and comparisons the page shows.",
-)
-@loop_options
-@sampling_options
-@context_options
-@click.pass_context
-def command(ctx: click.Context, /, **flags: Any) -> None:
-    """Serve a model behind OpenAI's API, and a page that shows plain and looped answers side by side.
-
-    The loop and the sampling flags are what holds where a request says nothing; a request can choose its own loop.
-
-    \b
-    ggufloop serve smollm2-135m --window 12:16 --K 3
-    curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
-        -d '{"messages": [{"role": "user", "content": "Hello"}], "loop": {"window": "12:16", "k": 6}}'
-    """
-    from ggufloop.server.run import serve
-
-    config = _config(flags, ctx.obj["verbose"])
-
-    def ready(url: str) -> None:
+    def ready() -> None:
         click.echo(
-            f"serving {config.name}, {terminal.describe(config.loop)}, at {url} (the API: {url}/v1). Ctrl-C ends it.",
+            f"serving {model_name(path)}, {terminal.describe(loop)}, at {url} (the API: {url}/v1). Ctrl-C ends it.",
             err=True,
         )
 
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that goes away
-    ended = serve(config, ready)
-    click.echo("stopped", err=True)
-    if not ended:
-        sys.stderr.flush()
-        os._exit(0)  # its thread is in C and cannot be ended
+    terminal.note(f"loading {path.name} ...")
+    with Site(results) as site:
+        words = [str(server), *server_words(path, flags, loop), "--host", host, "--port", str(port)]
+        words += ["--path", str(site.folder), "--check-host", "--cors-origins", flags["cors"] or "localhost"]
+        words += [*(["-v"] if ctx.obj["verbose"] else []), *flags["more"]]
+        backend.spin_briefly()
+        env = {"LLAMA_LOOP": ""} | ({} if key is None else {"LLAMA_API_KEY": key})
+        try:
+            serve(words, url, site, env, ready)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)

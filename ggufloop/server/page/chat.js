@@ -219,7 +219,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
       answer.finish = finish;
       answer.tokens = usage?.completion_tokens ?? timings?.predicted_n ?? pieces;
       answer.rate = timings?.predicted_per_second ?? rateOf(answer.tokens, last - first);
-      if (usage?.loop?.text && v === "looped") answer.loop = usage.loop.text;
+      if (usage?.loop && v === "looped") answer.loop = usage.loop;
       answer.state = "done";
     } catch (e) {
       answer.state = e.name === "AbortError" || (leaving && e.status === 0) ? "stopped" : "error";

@@ -11,7 +11,6 @@ export const DECODES = {
   full: null,
   bypass: null,
   first: { name: "Tokens", value: 16, least: 1, whole: true },
-  entropy: { name: "Nats", value: 2, least: 0, whole: false },
 };
 export const MOST_EVALUATIONS = 64;
 

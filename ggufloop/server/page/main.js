@@ -57,14 +57,15 @@ async function isToWait() {
 }
 
 function useModel(props) {
-  modelName = props.model;
-  const context = props.n_ctx ? `, context ${props.n_ctx}` : "";
-  showModel("ready", `${props.model}, ${props.n_layer} layers${context}`);
-  document.title = `${props.model} \u2013 ggufloop`;
-  const started = props.default_loop?.text ?? props.default_loop; // the loop `serve` was given, as text
+  const { n_ctx, params = {} } = props.default_generation_settings ?? {};
+  modelName = props.model_alias;
+  const context = n_ctx ? `, context ${n_ctx}` : "";
+  showModel("ready", `${modelName}, ${props.n_layer} layers${context}`);
+  document.title = `${modelName} \u2013 ggufloop`;
   controls.setModel({
-    name: props.model, layers: props.n_layer, started, suggested: props.suggested_window,
-    sampling: props.default_sampling,
+    name: modelName, layers: props.n_layer, started: props.loop || null, // the loop `serve` was given, as text
+    suggested: props.loop_menu?.[0]?.split(" ")[0],
+    sampling: { temp: params.temperature, n: params.n_predict },
   });
 }
 

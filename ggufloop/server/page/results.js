@@ -1,16 +1,18 @@
 // The second tab: what sweeps and comparisons left in the server's results folder.
 
 import { $, announce, download, el } from "./dom.js";
-import { getJson, hasKey, request } from "./api.js";
+import { getJson, request } from "./api.js";
 import { jsonView, jsonlView, markdownView } from "./tables.js";
 
 const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
 const EMPTY = "Tables (.jsonl, .json, .md), figures (.png) and reports (.html) written to this folder appear here.";
-const SEALED = "A report of its own; it is opened without scripts and cannot reach this page.";
 const LABELS = { jsonl: "table", json: "table", md: "report", png: "figure", html: "page" };
 
-/** The address of a result; its folders stay folders. */
-const address = (name) => `results/${name.split("/").map(encodeURIComponent).join("/")}`;
+/** The address of a result; its folders stay folders, and a report is offered as text. */
+function address(name) {
+  const path = name.split("/").map(encodeURIComponent).join("/");
+  return `results/${path}${/\.html$/i.test(name) ? ".txt" : ""}`;
+}
 
 /** Wire the tab up. onLocked(): the server wants a key. -> { show(name), refresh() } */
 export function createResults({ onLocked }) {
@@ -22,7 +24,7 @@ export function createResults({ onLocked }) {
   async function refresh() {
     $("files").setAttribute("aria-busy", "true");
     try {
-      const listing = await getJson("results");
+      const listing = await getJson("results/index.json");
       results = listing.results;
       $("folder").textContent = listing.folder ?? "Results";
       drawList();
@@ -90,12 +92,10 @@ export function createResults({ onLocked }) {
   }
 
   async function view({ name, kind }) {
-    if (kind === "html") {
-      if (hasKey()) return [el("p", {}, "A report of its own. Download it: a link cannot carry the API key.")];
-      const link = el("a", { href: address(name), target: "_blank", rel: "noopener noreferrer" }, "Open the report");
-      return [el("p", {}, SEALED), el("p", {}, link)];
-    }
     const response = await request(address(name), { cache: "no-store" });
+    if (kind === "html") { // somebody's page: it is looked at, its scripts do not run and it has no origin
+      return [el("iframe", { class: "report", sandbox: "", title: name, srcdoc: await response.text() })];
+    }
     if (kind === "png") {
       const blob = await response.blob();
       release();

@@ -10,7 +10,7 @@ export const VARIANTS = ["plain", "looped"];
 
 const DEFAULTS = {
   view: "both", windows: {}, k: 3, solver: "euler", kv: "first", decode: "full",
-  decodeValue: { first: 16, entropy: 2 }, further: "",
+  decodeValue: { first: 16 }, further: "",
   temperature: null, seed: null, maxTokens: null, system: "", panels: {}, // null: the server's
 };
 
