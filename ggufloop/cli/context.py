@@ -89,6 +89,8 @@ _CONTEXT = [
                  show_default=True, help=f"Type of the K cache: {', '.join(CACHE_TYPES)}."),
     click.option("-ctv", "--cache-type-v", "type_v", type=_CACHE_TYPE, metavar="TYPE", default="f16",
                  show_default=True, help="Type of the V cache; the same types."),
+    click.option("--no-try", "no_try", is_flag=True,
+                 help="Do not try a file that was never computed on in a process of its own first."),
 ]  # fmt: skip
 
 _SAMPLING = [
