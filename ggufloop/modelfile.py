@@ -87,12 +87,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in one GGUF file but the tensor data. data_end: bytes a whole file has at least."""
+    """Everything in one GGUF file but the tensor data, which lie from data_start on.
+
+    data_end: bytes a whole file has at least.
+    """
 
     path: Path
     version: int
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+    data_start: int
     data_end: int
     file_bytes: int
 
@@ -269,7 +273,7 @@ def _walk(c: _Cursor) -> Header:
         names.add(tensor.name)
         tensors.append(tensor)
     data_start = _pad(c.at, alignment) if tensors else c.at
-    return Header(path, version, metadata, tuple(tensors), data_start + data_bytes, c.end)
+    return Header(path, version, metadata, tuple(tensors), data_start, data_start + data_bytes, c.end)
 
 
 def _pad(n: int, to: int) -> int:

@@ -167,7 +167,7 @@ def main() -> int:
         results = []
         for result in run(cases, given.count, given.seed, given.jobs):
             results.append(result)
-            if result.ended.outcome in forked.BAD:
+            if result.ended.outcome in (TRIED, *forked.BAD):
                 e = result.ended
                 print(f'{e.outcome}: {result.command} --case "{result.case}" --at {result.at}: {e.words}', flush=True)
     print(table(results))

@@ -235,12 +235,19 @@ def check_loops(path: Path, loops: Iterable[LoopSpec]) -> None:
 
 
 def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of LoopedLlama that the flags of `context_options` mean for this model file."""
+    """The keywords of LoopedLlama that the flags of `context_options` mean for this model file.
+
+    Every command that computes asks for them, so this is where a file that nobody has computed on is tried: raises
+    GgufloopError.
+    """
     import gguf
 
+    from ggufloop import trial
     from ggufloop.modelfile import read_header
     from ggufloop.settings import NO_FLASH_ATTENTION
 
+    if not flags["no_try"]:
+        trial.check(path)
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
     can_flash = architecture not in NO_FLASH_ATTENTION

@@ -132,7 +132,7 @@ def run(words: Sequence[str], timeout: float, most: int | None = None) -> Ended:
     outcome, line = _judge(status, said)
     if outcome in (WORKED, LINE) and most is not None and peak > most:
         outcome, line = MEMORY, f"{peak >> 20} MiB of {most >> 20}: {line}"
-    return Ended(outcome, line, peak)
+    return Ended(outcome, line[:300], peak)
 
 
 def _wait(pid: int, timeout: float) -> tuple[int | None, int]:

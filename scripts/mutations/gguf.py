@@ -40,7 +40,7 @@ COMMANDS = {
 }
 ROWS = (
     "gpt2", "bloom", "phi3", "command-r", "falcon", "minicpm", "gpt-oss", "llama4", "mamba", "mamba2", "rwkv6", "rwkv7",
-    "lfm2", "jamba", "falcon-h1", "nemotron_h", "gemma3n", "glm4moe", "openelm", "llada",
+    "lfm2", "jamba", "falcon-h1", "nemotron_h", "gemma3n", "glm4moe", "openelm",
 )  # fmt: skip
 """Rows of tests/archs.py, beside the families of tests/tiny.py."""
 
@@ -437,6 +437,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 def _with_context(data: bytes) -> bytes:
     """The same, trained on 4096 tokens: a damaged number must not be what makes the context larger."""
     file = parse(data)
+    if any(w.name == b"position_embd.weight" for w in file.weights):
+        return data  # has a row for each
     for k in file.keys:
         if k.name.endswith(b".context_length"):
             k.value = 4096

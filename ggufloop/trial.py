@@ -1,0 +1,91 @@
+"""A file nobody has computed on here is tried once, in a process of its own: what ends llama.cpp there is a line here.
+
+    check(path)          # raises GgufloopError if computing on it ends a process; milliseconds once it was tried
+
+`modelfile` refuses what a header can tell. What it cannot, llama.cpp may answer by an assert or a crash, which would
+end a command without a word of ours. The file is known again by its header, its size and the library, so a copy needs
+no other trial; only what did not fail is remembered. A trial is short or none: files larger than half the free memory
+are not tried, and one that takes longer than `LIMIT` is as good as tried, for it has not crashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ggufloop import backend
+from ggufloop.cache import cache_dir, writing
+from ggufloop.errors import BackendError, GgufloopError
+from ggufloop.memory import free_bytes
+from ggufloop.modelfile import Header, read_model
+
+LIMIT = 10.0
+"""Seconds a trial may take."""
+_OWN = 2 << 30  # bytes a trial may allocate beside the weights, which some kernels copy
+
+_START = "import sys; sys.path[0] = sys.argv[1]; from ggufloop.trier import main; main()"
+_LAST_WORDS = re.compile(r"\S+:\d+: (GGML_ASSERT|.*(fatal|abort|not implemented|unsupported|failed)).*|.*what\(\):.*")
+
+
+def check(path: Path) -> None:
+    """Raise GgufloopError if computing on this model for the first time ends a process, or raises what no caller could.
+
+    What the engine itself refuses is left to it, and so is what is not the file's fault: no library, no memory.
+    """
+    headers = read_model(path)
+    try:
+        note = _note(headers)
+    except BackendError:
+        return
+    if note.is_file():
+        return
+    free, size = free_bytes(), sum(h.file_bytes for h in headers)
+    if free is not None and size > free / 2:
+        return
+    wrong = _try(path, 0 if free is None else min(size + _OWN, free))
+    if wrong:
+        raise GgufloopError(
+            f"llama.cpp cannot compute {path}: {wrong}.",
+            "get the file from another source, or convert it again; --no-try runs it as it is.",
+        )
+    try:
+        with writing(note):
+            note.touch()
+    except GgufloopError:  # a cache that cannot be written means trying again
+        pass
+
+
+def _note(headers: Sequence[Header]) -> Path:
+    """The empty file that says that these files were tried with this library, on this CPU. Raises BackendError."""
+    digest = hashlib.sha256(backend.note(backend.locate()).name.encode())
+    for header in headers:
+        with header.path.open("rb") as f:
+            digest.update(f.read(header.data_start))
+        digest.update(str(header.file_bytes).encode())
+    return cache_dir() / "tried" / digest.hexdigest()[:24]
+
+
+def _try(path: Path, most: int) -> str:
+    """What ended the process that computed on a file, '' if it answered or took too long."""
+    command = [sys.executable, "-c", _START, str(Path(__file__).resolve().parent.parent), str(path), str(most)]
+    env = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1", **os.environ, "GGML_NO_BACKTRACE": "1"}
+    try:
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return ""
+    words = done.stderr.decode(errors="replace").splitlines()
+    if done.returncode == 0:
+        answer = json.loads(done.stdout.decode().splitlines()[-1])
+        return "" if answer.get("done") or answer["ours"] else f"llama_cpp fails with {answer['failed']}".rstrip(".")
+    if done.returncode == -getattr(signal, "SIGKILL", 0) or any("bad_alloc" in line for line in words):
+        return ""  # by the system, for want of memory
+    last = next((line.strip() for line in reversed(words) if _LAST_WORDS.match(line)), "")
+    how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit status {done.returncode}"
+    return f"it ends its process ({how})" + (f": {last[:300]}".rstrip(".") if last else "")
