@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Damages thousands of files with a seed and gives them to the commands: none may end in a signal, a traceback or silence.
+"""Damages thousands of files with a seed and gives them to the commands: none may crash, hang or say nothing.
 
     python scripts/mutate.py --count 3000                   # GGUF files and records, a table of how commands ended
     python scripts/mutate.py --only gguf --seed 7           # cases whose name begins so

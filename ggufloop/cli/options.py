@@ -180,10 +180,10 @@ def resolve_flags(model: str | None, model_path: str | None, hf: str | None, off
 
 def model_from_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
     """As `resolve_flags`, and the file is known to be a whole GGUF model. Raises UsageError, GgufloopError."""
-    from ggufloop.modelfile import check_model_file
+    from ggufloop.modelfile import read_model
 
     path = resolve_flags(model, model_path, hf, offline)
-    check_model_file(path)
+    read_model(path)
     return path
 
 

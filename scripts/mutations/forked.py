@@ -83,7 +83,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
 def _streams() -> None:
     """Python's streams, on whatever is 0, 1 and 2 now."""
     sys.stdin, sys.stdout, sys.stderr = (
-        open(i, mode, encoding="utf-8", closefd=False) for i, mode in enumerate(("r", "w", "w"))
+        os.fdopen(i, mode, encoding="utf-8", closefd=False) for i, mode in enumerate(("r", "w", "w"))
     )
 
 

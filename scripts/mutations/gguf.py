@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mutations import FILE, FOLDER, Case, forked
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
@@ -134,7 +135,7 @@ def _pad(n: int, to: int) -> int:
 
 def _nbytes(shape: list[int], kind: int) -> int:
     _, block, size = type_sizes()[kind]
-    return int(np.prod([n for n in shape], dtype=object)) // block * size if shape else size
+    return int(np.prod(list(shape), dtype=object)) // block * size if shape else size
 
 
 def _string(text: bytes) -> bytes:
@@ -183,7 +184,8 @@ _REAL = (0.0, -0.0, 1.0, -1.0, 1e-12, 1e-45, 1e30, -1e30, 3e38, float("inf"), fl
 _WORDS = (b"", b"llama", b"gpt2", b"bert", b"t5", b"rwkv", b"plamo2", b"none", b"default", b"yarn", b"longrope",
           b"linear", b"\0", b"a\0b", b"\xff\xfe", b"x" * 300, "\u4f60\u597d".encode())  # fmt: skip
 _TEMPLATES = (b"{{", b"{% for %}", b"{% if x %}", b"{{ 1/0 }}", b"{{ messages[0].nothing.deeper }}", b"{% endfor %}",
-              b"{{ raise_exception('no') }}", b"", b"\xff{{", b"{% for m in messages %}{{ m }}{% endfor %}")  # fmt: skip
+              b"{{ raise_exception('no') }}", b"", b"\xff{{", b"{% for m in messages %}{{ m }}{% endfor %}",
+              b"{{ messages " * 5000)  # fmt: skip
 _SECRET = (b"general.architecture", b"tokenizer.ggml.tokens")  # where nearly every change is seen at once
 
 
@@ -491,5 +493,5 @@ def cases(folder: Path, real: Path | None = None) -> Iterator[Case]:
     with multiprocessing.get_context("fork").Pool(1, initializer=forked.quiet) as pool:
         pool.apply(_write, (folder, real))  # llama.cpp has computed nothing in the process that is forked
     for path in sorted(folder.glob("*.gguf")):
-        seldom = path.stem in (*ROWS, "real")
-        yield Case(f"gguf {path.stem}", "m.gguf", _with_context(path.read_bytes()), mutate, COMMANDS, 0.4 if seldom else 1)
+        share = 0.4 if path.stem in (*ROWS, "real") else 1.0
+        yield Case(f"gguf {path.stem}", "m.gguf", _with_context(path.read_bytes()), mutate, COMMANDS, share)
