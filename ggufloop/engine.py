@@ -143,6 +143,14 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         """Whether a token ends an answer: end of text, of turn, or of message."""
         return bool(llama_cpp.llama_vocab_is_eog(self._model.vocab, token))
 
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """llama_cpp's. Raises GgufloopError for a model that has no tokenizer, where llama.cpp would abort."""
+        if llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise GgufloopError(
+                f"{self.model_path} has no tokenizer: it takes tokens, no text.", "get a file that has one."
+            )
+        return list(super().tokenize(text, add_bos, special))
+
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """The bytes of tokens. llama_cpp's own returns none for a piece of more than 32, which loses indentation."""
         if not isinstance(self.tokenizer_, LlamaTokenizer):

@@ -23,10 +23,19 @@ NOT_WEIGHTS = ("F64", "I64", "I32", "I16", "I8", "Q8_1", "Q8_K")
 """Types that nothing multiplies with weights of: the last two are what activations become."""
 _TABLES = re.compile(r"tid2eid")
 """Tensors of whole numbers."""
-_EXACT = re.compile(r"norm\d?\.weight$|\.bias$")
-"""Tensors that are added or multiplied element by element, for which the CPU has no other type than F32."""
+_EXACT = re.compile(r"norm\d?\.weight$|\.bias$|conv1d(_[qkv])?\.weight$|shortconv\.conv\.weight$|lerp_fused")
+"""Tensors that are added, multiplied element by element or convolved, where the CPU has no other type than F32."""
 _MATRICES_OF_ONE_ROW = re.compile(r"_inp|^cls|^output\.|nextn")
 """Vectors that are multiplied as matrices, or not at all."""
+
+_SQUARE = """
+    apertus arcee arctic baichuan codeshell cogvlm dbrx deci deepseek dots1 dream ernie4_5 ernie4_5-moe exaone exaone4
+    exaone-moe falcon granite granitemoe grok grovemoe hunyuan-moe hunyuan_vl internlm2 jais2 llada llada-moe llama
+    llama4 maincoder mellum mistral3 olmo olmo2 olmoe orion paddleocr pangu-embedded plamo qwen2 qwen2moe qwen2vl qwen3
+    qwen3moe qwen3vl qwen3vlmoe rnd1 seed_oss smallthinker smollm3 starcoder2 talkie xverse
+"""
+_ONE_SIZE = frozenset(_SQUARE.split())
+"""Architectures whose graph asserts that a head's K, its V and what is rotated of it are of one size."""
 
 # what a tokenizer assumes where the file does not say: beginning, end of text, and whether the first is added
 _SPECIAL: dict[str, tuple[int | None, int | None, bool]] = {
@@ -108,9 +117,14 @@ def _check_attention(header: Header, arch: str) -> None:
         if n > 0 and n_kv > 0 and n % n_kv:
             raise unusable(header.path, f"its {n} heads of layer {il} do not share {n_kv} heads of K and V evenly")
     if heads[0] > 0:
-        size = row or header.positive(f"{arch}.embedding_length") // heads[0]
-        if rope % 2 or rope > size:
-            raise unusable(header.path, f"it rotates {rope} values of heads of {size}")
+        given = {"key": row, "value": number("attention.value_length")}
+        default = header.positive(f"{arch}.embedding_length") // heads[0]
+        size, value = (
+            given[x] if f"{arch}.attention.{x}_length" in header.metadata else default for x in ("key", "value")
+        )
+        rope = rope if f"{arch}.rope.dimension_count" in header.metadata else size
+        if rope % 2 or rope > size or (arch in _ONE_SIZE and not rope == size == value):
+            raise unusable(header.path, f"its heads have {size} values of K, {value} of V, and {rope} that are rotated")
 
 
 def _check_type(header: Header, tensor: Tensor) -> None:
@@ -121,14 +135,12 @@ def _check_type(header: Header, tensor: Tensor) -> None:
         raise wrong("which no weights have")
     vector = math.prod(tensor.shape[1:]) == 1 and not _MATRICES_OF_ONE_ROW.search(tensor.name)
     if tensor.type != "F32" and (vector or _EXACT.search(tensor.name)):
-        raise wrong("and only F32 can be added or multiplied there")
+        raise wrong("and only F32 is computed there")
 
 
 def check_tokenizer(header: Header) -> None:
-    """Raise GgufloopError if a text cannot be cut into tokens without the end of the process."""
-    model = header.text("tokenizer.ggml.model")
-    if model is None or model in ("none", "no_vocab"):
-        raise unusable(header.path, "it has no tokenizer")
+    """Raise GgufloopError if cutting a text into tokens may end the process. None at all is the engine's to tell."""
+    model = header.text("tokenizer.ggml.model") or ""
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Array) or model not in _SPECIAL:
         return

@@ -42,7 +42,7 @@ def main() -> None:
 
 def _compute(path: Path) -> None:
     from ggufloop.engine import LoopedLlama
-    from ggufloop.errors import UsageError
+    from ggufloop.errors import GgufloopError, UsageError
     from ggufloop.modelfile import read_header
     from ggufloop.settings import NO_FLASH_ATTENTION
 
@@ -58,7 +58,7 @@ def _compute(path: Path) -> None:
         verbose=True,  # its last words are asked for
     )
     n = llm.n_vocab()
-    with contextlib.suppress(UsageError):  # a text that the vocabulary has no tokens for
+    with contextlib.suppress(GgufloopError):  # a model without a tokenizer
         llm.detokenize(llm.tokenize(b"The 3 quick brown foxes\n\xc3\xa9", add_bos=True, special=True))
     llm.eval([n // 2])
     tokens = [i * (n - 1) // BATCH for i in range(BATCH)]
