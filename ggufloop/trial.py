@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ggufloop import backend
+from ggufloop.backend import Backend
 from ggufloop.cache import cache_dir, writing
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.memory import free_bytes
@@ -41,15 +42,17 @@ def check(path: Path) -> None:
     """
     headers = read_model(path)
     try:
-        note = _note(headers)
+        library = backend.usable()
     except BackendError:
         return
+    note = _note(headers, library)
     if note.is_file():
         return
     free, size = free_bytes(), sum(h.file_bytes for h in headers)
     if free is not None and size > free / 2:
         return
-    wrong = _try(path, 0 if free is None else min(size + _OWN, free))
+    most = 0 if free is None or library.name not in ("", "cpu") else min(size + _OWN, free)  # a GPU's maps much more
+    wrong = _try(path, most)
     if wrong:
         raise GgufloopError(
             f"llama.cpp cannot compute {path}: {wrong}.",
@@ -62,9 +65,9 @@ def check(path: Path) -> None:
         pass
 
 
-def _note(headers: Sequence[Header]) -> Path:
-    """The empty file that says that these files were tried with this library, on this CPU. Raises BackendError."""
-    digest = hashlib.sha256(backend.note(backend.locate()).name.encode())
+def _note(headers: Sequence[Header], library: Backend) -> Path:
+    """The empty file that says that these files were tried with this library, on this CPU."""
+    digest = hashlib.sha256(backend.note(library).name.encode())
     for header in headers:
         with header.path.open("rb") as f:
             digest.update(f.read(header.data_start))
