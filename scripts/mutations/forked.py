@@ -11,7 +11,9 @@ are made forks as well. Linux and other Unixes only.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -42,14 +44,13 @@ class Ended:
 def prepare() -> None:
     """Import what commands import, and let the processes they start be forks."""
     os.environ |= {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    import gguf  # noqa: F401
     import jinja2.sandbox  # noqa: F401
 
-    from ggufloop import cli, engine, verify  # noqa: F401
+    import ggufloop
 
-    for name in cli.COMMANDS:
-        with contextlib.suppress(ImportError):
-            cli.cli.get_command(None, name)  # type: ignore[arg-type]
+    for module in pkgutil.walk_packages(ggufloop.__path__, "ggufloop."):
+        with contextlib.suppress(ImportError):  # of what only an extra installs
+            importlib.import_module(module.name)
     subprocess.Popen = _Forked  # type: ignore[misc]
 
 
