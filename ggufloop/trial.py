@@ -58,6 +58,8 @@ def check(path: Path) -> None:
             f"llama.cpp cannot compute {path}: {wrong}.",
             "get the file from another source, or convert it again; --no-try runs it as it is.",
         )
+    if wrong is None:
+        return
     try:
         with writing(note):
             note.touch()
@@ -75,8 +77,8 @@ def _note(headers: Sequence[Header], library: Backend) -> Path:
     return cache_dir() / "tried" / digest.hexdigest()[:24]
 
 
-def _try(path: Path, most: int) -> str:
-    """What ended the process that computed on a file, '' if it answered or took too long."""
+def _try(path: Path, most: int) -> str | None:
+    """What ended the process that computed on a file, '' if nothing did in time; None if that was not the file."""
     command = [sys.executable, "-c", _START, str(Path(__file__).resolve().parent.parent), str(path), str(most)]
     env = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1", **os.environ, "GGML_NO_BACKTRACE": "1"}
     try:
@@ -86,9 +88,11 @@ def _try(path: Path, most: int) -> str:
     words = done.stderr.decode(errors="replace").splitlines()
     if done.returncode == 0:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
-        return "" if answer.get("done") or answer["ours"] else f"llama_cpp fails with {answer['failed']}".rstrip(".")
+        if answer.get("done"):
+            return ""
+        return None if answer["ours"] else f"llama_cpp fails with {answer['failed']}".rstrip(".")
     if done.returncode == -getattr(signal, "SIGKILL", 0) or any("bad_alloc" in line for line in words):
-        return ""  # by the system, for want of memory
+        return None  # by the system, for want of memory
     last = next((line.strip() for line in reversed(words) if _LAST_WORDS.match(line)), "")
     how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit status {done.returncode}"
     return f"it ends its process ({how})" + (f": {last[:300]}".rstrip(".") if last else "")

@@ -102,10 +102,11 @@ def test_one_that_takes_too_long_is_let_pass(
     ids=["memory", "refused"],
 )
 def test_what_is_not_the_files_fault_is_left_to_the_engine(
-    code: str, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    code: str, tiny_model: TinyModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_START", code)
     trial.check(tiny_model("llama"))
+    assert not notes(cache)
 
 
 def test_a_file_of_more_than_half_the_memory_is_not_tried(
