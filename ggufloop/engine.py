@@ -144,7 +144,8 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         return bool(llama_cpp.llama_vocab_is_eog(self._model.vocab, token))
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """llama_cpp's. Raises GgufloopError for a model that has no tokenizer, where llama.cpp would abort."""
+        """llama_cpp's. Raises GgufloopError for a model that has no tokenizer or is closed: llama.cpp would abort."""
+        assert self.ctx
         if llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             raise GgufloopError(
                 f"{self.model_path} has no tokenizer: it takes tokens, no text.", "get a file that has one."
