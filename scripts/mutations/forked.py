@@ -11,6 +11,7 @@ are made forks as well. Linux and other Unixes only.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pkgutil
@@ -30,6 +31,7 @@ TRACEBACK, ASSERT, SIGNAL, HANG, MEMORY = "traceback", "assert", "signal", "hang
 OUTCOMES = (WORKED, LINE, SILENT, TRACEBACK, ASSERT, SIGNAL, HANG, MEMORY)
 """How a command ends: it worked; an error of ours in its two lines; failed without one; and what must not be."""
 BAD = OUTCOMES[2:]
+_HEAVY = ("eval", "lm", "reference", "server", "tasks")  # torch makes each fork ten times as slow
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,15 @@ def prepare() -> None:
     os.environ |= {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     import jinja2.sandbox  # noqa: F401
 
-    import ggufloop
+    import ggufloop.cli
 
-    for module in pkgutil.walk_packages(ggufloop.__path__, "ggufloop."):
-        with contextlib.suppress(ImportError):  # of what only an extra installs
-            importlib.import_module(module.name)
+    for module in pkgutil.iter_modules(ggufloop.__path__):
+        if module.name not in _HEAVY:
+            with contextlib.suppress(ImportError):  # of what only an extra installs
+                importlib.import_module(f"ggufloop.{module.name}")
+    for module in pkgutil.iter_modules(ggufloop.cli.__path__):
+        importlib.import_module(f"ggufloop.cli.{module.name}")
+    gc.freeze()  # a collection in a fork would write to every page
     subprocess.Popen = _Forked  # type: ignore[misc]
 
 
