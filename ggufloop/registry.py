@@ -15,31 +15,28 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import platformdirs
 
-from ggufloop import digest, hub, wheels
+from ggufloop import digest, hub, reading, wheels
 from ggufloop.architectures import check_window
 from ggufloop.cache import atomic_path, cache_dir, lock
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.inspect import ModelInfo, describe
 from ggufloop.loop import LoopSpec, parse_window
-from ggufloop.modelfile import read_header
+from ggufloop.modelfile import MAX_LAYERS, read_header
 from ggufloop.wheels import Progress, WheelPart, quiet
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+_CORRECT = "correct the file, or remove it."
 
 RULE_OF_THUMB = "rule of thumb: 4 layers centred at 0.48 of the depth"
 
+_KEY = re.compile(r"[\w.-]{1,80}", re.ASCII)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -83,7 +80,7 @@ def models() -> list[Model]:
     shipped, own = _shipped_path(), user_models_path()
     tables = _load(shipped, shipped.stat().st_mtime_ns)
     read = {name: _entry(name, table, shipped) for name, table in tables.items()}
-    if own.is_file():
+    if own.exists():
         for name, table in _load(own, own.stat().st_mtime_ns).items():
             amends = isinstance(table, dict) and "file" not in table
             read[name] = _entry(name, {**tables.get(name, {}), **table} if amends else table, own)
@@ -112,10 +109,9 @@ def _shipped_path() -> Path:
 @lru_cache(maxsize=8)
 def _load(path: Path, _changed: int) -> dict[str, Any]:
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return reading.toml(reading.content(path, _CORRECT))
     except (OSError, ValueError) as e:
-        raise GgufloopError(f"cannot read {path}: {e}.", "correct the file, or remove it.") from None
-    return tables
+        raise GgufloopError(f"cannot read {path}: {e}.", _CORRECT) from None
 
 
 def _entry(name: str, table: Any, path: Path) -> Model:
@@ -124,17 +120,24 @@ def _entry(name: str, table: Any, path: Path) -> Model:
     except (TypeError, ValueError, KeyError) as e:
         reason = f"{e} is missing" if isinstance(e, KeyError) else str(e).rstrip(".")
         raise GgufloopError(
-            f"model {name} in {path} cannot be understood: {reason}.",
+            f"model {_shown(name)} in {path} cannot be understood: {reason}.",
             "an entry has file, architecture, layers and sources; see the shipped models.toml.",
         ) from None
 
 
 def _model(name: str, table: Any) -> Model:
     """One entry. Raises TypeError, ValueError or KeyError, with words for the user."""
-    if not isinstance(table, dict):
-        raise TypeError("it is not a table")
+    _table(table, "it")
     _only(table, {f.name for f in fields(Model)} - {"name"})
     layers = _typed(table, "layers", int)
+    if not 1 <= layers <= MAX_LAYERS:
+        raise ValueError(f"layers is {layers}, not in 1 to {MAX_LAYERS}")
+    file = _typed(table, "file", str)
+    if not file or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+        raise ValueError(f"file is {reading.shown(file)}, not a name in the source")
+    size = _typed(table, "bytes", int) if "bytes" in table else None
+    if size is not None and size < 1:
+        raise ValueError(f"bytes is {size}, not 1 or more")
     loop = LoopSpec.parse(_typed(table, "loop", str)) if "loop" in table else None
     window = parse_window(_typed(table, "window", str)) if "window" in table else None
     if loop is not None:
@@ -145,24 +148,29 @@ def _model(name: str, table: Any) -> Model:
         _typed(table, "origin", str)
     return Model(
         name=name,
-        file=_typed(table, "file", str),
+        file=file,
         architecture=_typed(table, "architecture", str),
         layers=layers,
         sources=tuple(_source(s) for s in _typed(table, "sources", list)),
-        bytes=_typed(table, "bytes", int) if "bytes" in table else None,
+        bytes=size,
         sha256=_typed(table, "sha256", str).lower() if "sha256" in table else None,
         window=window,
-        origin=table.get("origin", ""),
+        origin=_typed(table, "origin", str) if "origin" in table else "",
         loop=loop,
     )
 
 
-def _source(table: dict[str, Any]) -> Source:
+def _source(table: Any) -> Source:
+    _table(table, "a source")
     _only(table, {"hf", "wheels"})
     if "hf" in table:
-        return Source(hf=_typed(table, "hf", str))
+        hf = _typed(table, "hf", str)
+        if not _REPO.fullmatch(hf):
+            raise ValueError(f"hf is {reading.shown(hf)}, not user/repo")
+        return Source(hf=hf)
     parts = []
     for part in _typed(table, "wheels", list):
+        _table(part, "a wheel")
         _only(part, {f.name for f in fields(WheelPart)})
         parts.append(WheelPart(*(_typed(part, f.name, str if f.type == "str" else int) for f in fields(WheelPart))))
     return Source(tuple(parts))
@@ -170,14 +178,24 @@ def _source(table: dict[str, Any]) -> Source:
 
 def _typed(table: dict[str, Any], key: str, kind: type) -> Any:
     if type(table[key]) is not kind:
-        raise TypeError(f"{key} is {table[key]!r}, not of type {kind.__name__}")
+        raise TypeError(f"{key} is {reading.shown(table[key])}, not of type {kind.__name__}")
     return table[key]
+
+
+def _table(value: Any, what: str) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is not a table")
 
 
 def _only(table: dict[str, Any], allowed: Iterable[str]) -> None:
     for key in table:
         if key not in allowed:
-            raise ValueError(f"{key} is no setting; {nearest(key, sorted(allowed))}")
+            raise ValueError(f"{_shown(key)} is no setting; {nearest(key, sorted(allowed))}")
+
+
+def _shown(key: str) -> str:
+    """A key as a message names it: bare where it can be."""
+    return key if _KEY.fullmatch(key) else reading.shown(key)
 
 
 def downloaded(model: Model) -> Path | None:
@@ -301,11 +319,11 @@ def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
         lines = [f"file = {json.dumps(path.name)}", f"architecture = {json.dumps(info.architecture)}",
                  f"layers = {info.n_layer}", "sources = []", *lines]  # fmt: skip
     with lock(own.with_name(f".{own.name}.lock")), atomic_path(own) as partial:
-        text = own.read_text(encoding="utf-8") if own.is_file() else ""
+        text = own.read_text(encoding="utf-8-sig") if own.is_file() else ""
         partial.write_text(_with_entry(text, name, lines), encoding="utf-8")
         try:
-            saved = tomllib.loads(partial.read_text(encoding="utf-8"))[name]["loop"]
-        except (ValueError, KeyError):
+            saved = reading.toml(partial.read_bytes())[name]["loop"]
+        except (ValueError, KeyError, TypeError):
             saved = None
         if saved != str(loop):
             raise GgufloopError(f"{own} has entry {name} in a form this program cannot change.",

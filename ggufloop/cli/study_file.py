@@ -12,19 +12,14 @@ An option on the command line counts instead of the one in the file. Paths are s
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _OWN = ("study", "form", "help")
 
@@ -48,10 +43,10 @@ def load(ctx: click.Context, parameter: click.Parameter, path: str | None) -> st
     if path is None:
         return None
     try:
-        data = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as e:
-        raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "name a TOML file.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        data = reading.toml(reading.content(Path(path).expanduser(), "name a TOML file."))
+    except FileNotFoundError as e:
+        raise GgufloopError(f"cannot read {path}: {e.strerror}.", "name a TOML file.") from e
+    except ValueError as e:
         raise GgufloopError(f"{path} is not TOML: {e}.", "write lines like: types = ['Q8_0', 'Q4_0'].") from e
     known = names(ctx.command)
     defaults: dict[str, Any] = {}
