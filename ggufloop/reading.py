@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_
 import math
+import re
 import sys
 import types
 import typing
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 DEEPEST = 20
 """Tables and lists within each other that are read. No file of ours has more than five."""
+_MOST_DOTS = 100
+_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -67,8 +70,11 @@ def json(data: bytes | str) -> Any:
 
 def toml(data: bytes | str) -> dict[str, Any]:
     """A TOML table. Raises ValueError saying what and where."""
+    text = _text(data)
+    if any(part.count(".") > _MOST_DOTS for part in re.split(r"[\n,=]", _QUOTED.sub("", text))):
+        raise ValueError(_TOO_DEEP)  # a key a.a.a..., whose every prefix the parser keeps
     try:
-        table: dict[str, Any] = _usable(tomllib.loads(_text(data)))
+        table: dict[str, Any] = _usable(tomllib.loads(text))
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     return table
@@ -102,7 +108,7 @@ def _no_number(word: str) -> None:
 def _usable(value: Any) -> Any:
     """The value, if a program can go on with all of it. Raises ValueError."""
     left = [(value, 0)]
-    while left:  # no recursion: a TOML key a.a.a... nests as deep as it is long
+    while left:  # no recursion, which is what a deep value would end
         item, depth = left.pop()
         if isinstance(item, str):
             if "\0" in item or not (item.isascii() or item.encode("utf-8", "ignore").decode() == item):

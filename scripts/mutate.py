@@ -70,6 +70,7 @@ def _commands(case: Case, data: bytes, most: dict[str, int] | None) -> Iterator[
     with tempfile.TemporaryDirectory(prefix="mutate-") as name:
         folder = Path(name)
         path = folder / case.file
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         for command, words in case.commands.items():
             place = folder / command

@@ -120,7 +120,10 @@ def _no_return() -> Any:
 
 
 def run(words: Sequence[str], timeout: float, most: int | None = None) -> Ended:
-    """Run a command. most: bytes of memory beyond which that is what is wrong with it."""
+    """Run a command; words like NAME=value in front of it go into its environment.
+
+    most: bytes of memory beyond which that is what is wrong with it.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if not pid:
@@ -132,7 +135,11 @@ def run(words: Sequence[str], timeout: float, most: int | None = None) -> Ended:
                 _streams()
                 from ggufloop.cli import main
 
-                main(list(words))
+                left = list(words)
+                while "=" in left[0]:
+                    name, _, value = left.pop(0).partition("=")
+                    os.environ[name] = value
+                main(left)
         status, peak = _wait(pid, timeout)
         err.seek(0)
         said = err.read().decode(errors="replace")
