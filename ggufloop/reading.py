@@ -59,7 +59,7 @@ def content(path: Path, hint: str) -> bytes:
 def json(data: bytes | str) -> Any:
     """A JSON value. Raises ValueError saying what and where."""
     try:
-        value = json_.loads(_text(data), object_pairs_hook=_once, parse_constant=_no_number)
+        value = json_.loads(_text(data), object_pairs_hook=_once, parse_constant=_no_number, parse_int=_whole)
     except json_.JSONDecodeError as e:
         where = f"line {e.lineno}, column {e.colno}" if e.lineno > 1 else f"column {e.colno}"
         raise ValueError(f"{e.msg} at {where}") from None
@@ -80,6 +80,7 @@ def toml(data: bytes | str) -> dict[str, Any]:
     return table
 
 
+_TOO_LARGE = "it has a number of more than 64 bits"
 _TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
 
 
@@ -101,6 +102,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+def _whole(word: str) -> int:
+    if len(word) > 20:  # before Python refuses thousands of digits in its own words
+        raise ValueError(_TOO_LARGE)
+    return int(word)
+
+
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
@@ -115,7 +122,7 @@ def _usable(value: Any) -> Any:
                 raise ValueError(f"{shown(item)} is no text")
         elif isinstance(item, int):
             if not -(2**63) <= item < 2**63:
-                raise ValueError("it has a number of more than 64 bits")
+                raise ValueError(_TOO_LARGE)
         elif isinstance(item, float):
             if not math.isfinite(item):
                 raise ValueError(f"{item} is no number")

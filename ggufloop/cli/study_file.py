@@ -63,11 +63,15 @@ def _value(path: str, key: str, value: Any, parameter: click.Parameter) -> Any:
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, (str, int, float)) for item in items):
         raise UsageError(f"{path}: {key} is not a word, a number, or a list of them.", "see ggufloop compare --help.")
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: {key} is true or false, not {reading.shown(value)}.", f"write: {key} = true")
+        return value
     if parameter.nargs == -1:
         return tuple(str(item) for item in items)
     if isinstance(value, list):
         return ",".join(str(item) for item in items)
-    return value
+    return str(value)  # as on the command line: what checks it expects a word
 
 
 def dump(command: click.Command, values: Mapping[str, Any]) -> str:

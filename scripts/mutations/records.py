@@ -351,10 +351,10 @@ def cases(folder: Path) -> Iterator[Case]:
         f'models = ["{model}"]\ntypes = ["Q8_0"]\nK = [2]\nwindow = "2:4"\ntext = "{text}"\nctx-size = {_N_CTX}\n'
         f'chunks = 2\nthreads = 1\nreference = "F32"\nsolver = ["euler"]\nbatch-size = 32\nflash-attn = "on"\n'
     )
-    yield case("study.toml", "study.toml", toml.encode(), tables, 0.5,
+    yield case("toml", "study.toml", toml.encode(), tables, 0.5,
                study=("compare", "--study", FILE, "--out", FOLDER))  # fmt: skip
     own = f"GGUFLOOP_MODELS={FILE}"
-    yield case("models.toml", "models.toml", _OWN.encode(), tables, 2, list=(own, "list"), inspect=(own, "inspect", model),
+    yield case("models", "models.toml", _OWN.encode(), tables, 2, list=(own, "list"), inspect=(own, "inspect", model),
                auto=(own, "inspect", model, "--window", "auto"))  # fmt: skip
     matrix = next((folder / "q").glob("m-imatrix-*.gguf"))
     quantize = ("quantize", model, "--types", "IQ4_NL", "-t", "1", "--out", FOLDER, "--imatrix", FILE)
