@@ -6,6 +6,7 @@ drawn by `scripts/mutate.py --only records`; the last test runs some of them.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import struct
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from test_study import FILES, HEADER, LOOPS, written
 
-from ggufloop import imatrix, ladder_data, registry, shannon_data, study
+from ggufloop import backend, imatrix, ladder_data, registry, shannon_data, study
 from ggufloop.cli import main
 from ggufloop.errors import GgufloopError
 from ggufloop.perplexity import MAGIC, Stored, stored_bytes
@@ -470,12 +471,24 @@ def test_a_file_of_numbers_without_an_end(monkeypatch: pytest.MonkeyPatch) -> No
             read("/dev/zero")
 
 
+# archives
+
+
+def test_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path))
+    (tmp_path / "sdist").mkdir()
+    path = tmp_path / "sdist" / backend.SDIST
+    for content in (b"", b"no archive", gzip.compress(bytes(range(256)) * 9), gzip.compress(bytes(4096))[:-20]):
+        path.write_bytes(content)
+        assert f"{path} is damaged" in told(capsys, "perplexity", tmp_path / "m.gguf", "--text", "sdist-docs")
+
+
 # many
 
 
 def test_mutated_records() -> None:
-    """Of every kind but those that quantise or draw figures; each command in a process of its own, which may die."""
-    kinds = ("kl-base", "journal", "study", "models", "imatrix", "csv", "json", "grid", "ladder", "text")
+    """Of every kind whose command takes no second; each command in a process of its own, which may die."""
+    kinds = ("kl-base", "journal", "study", "models", "imatrix", "ladder", "text")
     only = [word for kind in kinds for word in ("--only", f"records {kind}")]
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "mutate.py", *only, "--count", "100", "--seed", "12", "--jobs", "2"],

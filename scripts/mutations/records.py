@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mutations import FILE, FOLDER, Case, Mutate, forked
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
@@ -27,14 +28,30 @@ import tiny
 
 _N_CTX, _CHUNKS = 32, 8
 _TEXT = "".join(f"Line {i} says that {i * i} is the square of {i}. " for i in range(60))
+_QUICK = ("--starts", "2", "--resamples", "20")
 _LOOP = ("--window", "2:4", "--K", "2")
 
 _ODD_WORDS = (
-    "NaN", "Infinity", "-Infinity", "nan", "inf", "-inf", "1e999", "-1e999", "1e308", "-1", "0", "-0.0", "1.5", "2147483648",
-    "9223372036854775808", "1" + 400 * "0", "1" + 5000 * "0", "true", "null", "[]", "{}", '""', '"5"', "1_0", "0x10", "", " ",
-    "\u0663", "2026-01-01", "[" * 3000, "{" * 3000, '{"a":' * 1500 + "1" + "}" * 1500, "[" * 400 + "]" * 400, "'", '"',
-    "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "1,1", "#",
-)  # fmt: skip
+    *(
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "-1e999",
+        "1e308",
+        "-1",
+        "0",
+        "-0.0",
+        "1.5",
+        "1,1",
+    ),
+    *("2147483648", "9223372036854775808", "1" + 400 * "0", "1" + 5000 * "0", "1_0", "0x10", "\u0663", "2026-01-01"),
+    *("true", "null", "[]", "{}", '""', '"5"', "", " ", "'", '"', "#", "\xed\xa0\x80"),
+    *("[" * 3000, "{" * 3000, '{"a":' * 1500 + "1" + "}" * 1500, "[" * 400 + "]" * 400),
+)
 """What may stand where a number or a word does."""
 _ODD_VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2**31, 2**63, 10**400, 1.5, -0.0, 1e308, math.nan, math.inf, "", "5", "a\0b", "\ud800",
@@ -171,10 +188,22 @@ def _table(data: bytes, rng: random.Random) -> bytes:
     at = [i for i, line in enumerate(lines) if "=" in line]
     i = rng.choice(at)
     key, _, old = lines[i].partition(" = ")
-    values = [*_ODD_WORDS, "-1", "1e400", "[nan]", "[[1]]", '["a", 1, true]', "{ a = 1 }", f"{{ {_DEEP} = 1 }}", '"\\u0000"',
-              '"\\u001b[31m"', "1979-05-27T07:32:00Z", '"' + 3000 * "x" + '"', old + old, f"[{old}, {old}]", "'''", '"3:"',
-              '"0:9999999999999"', "1.0", "[" * 300 + "]" * 300, '"../../x.gguf"', '"/"', '"a:b:c"', '"2:4 k=99999999999"',
-              '"2:4 k=2 beta=nan"', '"2:4 k=-1"', "9" * 30]  # fmt: skip
+    values = (
+        *_ODD_WORDS,
+        *("-1", "1e400", "[nan]", "[[1]]", '["a", 1, true]', "{ a = 1 }", f"{{ {_DEEP} = 1 }}", "1.0", "9" * 30, "'''"),
+        *(
+            '"\\u0000"',
+            '"\\u001b[31m"',
+            f'"{3000 * "x"}"',
+            '"../../x.gguf"',
+            '"/"',
+            '"a:b:c"',
+            '"3:"',
+            "1979-05-27T07:32:00Z",
+        ),
+        *('"0:9999999999999"', '"2:4 k=99999999999"', '"2:4 k=2 beta=nan"', '"2:4 k=-1"', "[" * 300 + "]" * 300),
+        *(old + old, f"[{old}, {old}]"),
+    )
     how = rng.randrange(6)
     if how == 0:
         del lines[i]
@@ -360,17 +389,17 @@ def cases(folder: Path) -> Iterator[Case]:
     quantize = ("quantize", model, "--types", "IQ4_NL", "-t", "1", "--out", FOLDER, "--imatrix", FILE)
     yield case("imatrix", "im.gguf", matrix.read_bytes(), binary, quantize=quantize)
     yield case("imatrix.dat", "im.dat", _legacy(matrix), binary, quantize=quantize)
-    yield case("csv", "loss.csv", _CSV.encode(), csv, fit=("shannon", "fit", FILE, "--level", "4-bit"),
-               predict=("shannon", "predict", FILE, "--N", "2", "--D", "100"))  # fmt: skip
+    yield case("csv", "loss.csv", _CSV.encode(), csv, fit=("shannon", "fit", FILE, "--level", "4-bit", *_QUICK),
+               predict=("shannon", "predict", FILE, "--N", "2", "--D", "100", *_QUICK))  # fmt: skip
     rows = [
         dict(zip(("N", "D", "loss", "bits"), map(float, line.split(",")), strict=True))
         for line in _CSV.split("\n")[2:-1]
     ]
-    yield case("json", "loss.json", json.dumps(rows[32:]).encode(), value, fit=("shannon", "fit", FILE))
-    grid = {"sizes": [0.1, 0.2, 0.4, 1.0], "units": {"N": "total"}, "source": "nowhere", "sets": {
-        "4-bit": {"tokens": [2.0, 4.0, 9.0, 20.0], "loss": [[3 + 1 / (n * d) for d in (2, 4, 9, 20)] for n in (1, 2, 4, 10)]}
-    }}  # fmt: skip
-    yield case("grid", "grid.json", json.dumps(grid).encode(), value, fit=("shannon", "fit", FILE))
+    yield case("json", "loss.json", json.dumps(rows[32:]).encode(), value, fit=("shannon", "fit", FILE, *_QUICK))
+    loss = [[3 + 1 / (n * d) for d in (2, 4, 9, 20)] for n in (1, 2, 4, 10)]
+    grid = {"sizes": [0.1, 0.2, 0.4, 1.0], "units": {"N": "total"}, "source": "nowhere",
+            "sets": {"4-bit": {"tokens": [2.0, 4.0, 9.0, 20.0], "loss": loss}}}  # fmt: skip
+    yield case("grid", "grid.json", json.dumps(grid).encode(), value, fit=("shannon", "fit", FILE, *_QUICK))
     yield case("ladder", "ladder.csv", _LADDER.encode(), csv, ladder=("shannon", "ladder", FILE))
     yield case("text", "notes.txt", _TEXT[:800].encode(), _drawn(_bytes, _encoding, _lines), 0.5,
                run=("run", model, "--raw", "-f", FILE, "-n", "2", "-t", "1", "--seed", "1"),
