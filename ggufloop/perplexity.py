@@ -101,6 +101,8 @@ class Stored:
     @staticmethod
     def is_one(path: Path) -> bool:
         """Whether the file begins like one."""
+        if not path.is_file():  # opening a named pipe would wait for ever
+            return False
         try:
             with path.open("rb") as f:
                 return f.read(len(MAGIC)) == MAGIC
@@ -108,9 +110,10 @@ class Stored:
             return False
 
     @classmethod
-    def open(cls, path: Path) -> Stored:
+    def open(cls, path: Path, chunks: int | None = None) -> Stored:
         """Read the header and the tokens. Raises GgufloopError unless its numbers are those of a file of its size.
 
+        chunks: how many will be asked for, all if None; a file cut short may be good for that.
         Nothing is read before that is known, so that a damaged header asks for no memory; and a token outside the
         vocabulary would end the process in llama.cpp.
         """
@@ -128,12 +131,16 @@ class Stored:
                     if value < least:
                         raise GgufloopError(f"{path} is damaged: its {name} is {value}, not {least} or more.", again)
                 whole = stored_bytes(n_ctx, n_vocab, n_chunk)
-                if size != whole:
+                row = (stored_bytes(n_ctx, n_vocab, 2) - stored_bytes(n_ctx, n_vocab, 1)) - 4 * n_ctx  # of a chunk
+                lacking = -(-max(0, whole - size) // row)
+                if size > whole or lacking > n_chunk - min(chunks or n_chunk, n_chunk):
                     how = "cut short" if size < whole else "damaged"
+                    left = n_chunk - lacking
                     raise GgufloopError(
                         f"{path} is {how}: {size} bytes of {whole} for {n_chunk} chunks of {n_ctx} tokens out of "
-                        f"{n_vocab}.", again
-                    )  # fmt: skip
+                        f"{n_vocab}.",
+                        f"{again[:-1]}; or give --chunks {left}: they are there." if 0 < left < n_chunk else again,
+                    )
                 tokens = np.frombuffer(f.read(4 * n_ctx * n_chunk), dtype="<i4")
         except OSError as e:
             raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "check the path.") from e

@@ -119,6 +119,23 @@ def test_what_is_before_the_damage_of_a_kl_base_can_be_used(
     assert run(capsys, *words, "--chunks", 1)[0] == 0
 
 
+def test_a_kl_base_cut_short_is_good_for_the_chunks_that_are_there(
+    kl_base: bytes, tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "b"
+    words = ("perplexity", tiny_model("llama"), "--window", "2:4", "--kl-base", path, "-t", 1)
+    path.write_bytes(kl_base)
+    whole = run(capsys, *words, "--chunks", N_CHUNK - 1)
+    path.write_bytes(kl_base[:-1])
+    code, _, err = run(capsys, *words)
+    assert code == 1
+    assert f"or give --chunks {N_CHUNK - 1}: they are there." in err
+    assert run(capsys, *words, "--chunks", N_CHUNK - 1) == whole
+    assert whole[0] == 0
+    path.write_bytes(kl_base[: FIRST_ROW + 9])
+    assert "--chunks" not in run(capsys, *words, "--chunks", 1)[2]
+
+
 def test_a_header_asks_for_no_memory(tmp_path: Path) -> None:
     """32 MiB of tokens, in a file that is a hole: refused by its size, and nothing of it is read."""
     path = tmp_path / "b"

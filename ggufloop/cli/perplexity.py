@@ -349,7 +349,7 @@ def command(
         raise UsageError("--save-kl-base writes the chunks of one context.", "give one -c.")
     check_context(flags)
     verbose = ctx.obj["verbose"]
-    stored = Stored.open(Path(kl_base)) if kl_base is not None and Stored.is_one(Path(kl_base)) else None
+    stored = Stored.open(Path(kl_base), chunks) if kl_base is not None and Stored.is_one(Path(kl_base)) else None
     if stored is not None:
         if text is not None or dataset is not None or contexts not in ([CONTEXT], [stored.n_ctx]):
             raise UsageError(
