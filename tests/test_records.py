@@ -512,3 +512,7 @@ def test_mutated_records() -> None:
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert {row[0] for row in rows} >= {"perplexity", "sweep", "advise", "list", "auto", "quantize", "ladder", "run"}
+    assert sum(int(row[2]) for row in rows) >= 20  # worked: not everything is refused,
+    assert sum(int(row[3]) for row in rows) >= 60  # and not everything as good as new

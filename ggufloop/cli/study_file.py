@@ -53,7 +53,7 @@ def load(ctx: click.Context, parameter: click.Parameter, path: str | None) -> st
     for key, value in data.items():
         name = key.replace("_", "-")
         if name not in known:
-            raise UsageError(f"{path}: {key!r} is no option of compare.", nearest(name, known))
+            raise UsageError(f"{path}: {reading.shown(key)} is no option of compare.", nearest(name, known))
         defaults[str(known[name].name)] = _value(path, key, value, known[name])
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
