@@ -32,6 +32,8 @@ from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.modelfile import MAX_LAYERS, read_header
 from ggufloop.wheels import Progress, WheelPart, quiet
 
+_LONGEST = 200
+"""Bytes of a file's name; systems take 255, and a download puts something before and behind it."""
 _CORRECT = "correct the file, or remove it."
 
 RULE_OF_THUMB = "rule of thumb: 4 layers centred at 0.48 of the depth"
@@ -133,7 +135,8 @@ def _model(name: str, table: Any) -> Model:
     if not 1 <= layers <= MAX_LAYERS:
         raise ValueError(f"layers is {layers}, not in 1 to {MAX_LAYERS}")
     file = _typed(table, "file", str)
-    if not file or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+    parts = PurePath(file).parts
+    if not parts or PurePath(file).is_absolute() or ".." in parts or len(file.encode()) > _LONGEST:
         raise ValueError(f"file is {reading.shown(file)}, not a name in the source")
     size = _typed(table, "bytes", int) if "bytes" in table else None
     if size is not None and size < 1:

@@ -355,6 +355,7 @@ MINE = '[mine]\nfile = "m.gguf"\narchitecture = "llama"\nlayers = 7\nsources = [
         (MINE.replace("7", "nan"), "nan is no number"),
         (MINE.replace('"m.gguf"', '"../../m.gguf"'), "file is '../../m.gguf', not a name in the source"),
         (MINE.replace("m.gguf", "m\\u0000"), "is no text"),
+        (MINE.replace("m.gguf", 300 * "x"), "...', not a name in the source"),
         (MINE.replace("[{", "[3, {"), "a source is not a table"),
         (MINE.replace('"me/mine"', '"me"'), "hf is 'me', not user/repo"),
         (MINE.replace("layers", "bytes = -1\nlayers"), "bytes is -1, not 1 or more"),
