@@ -125,6 +125,9 @@ def _check_attention(header: Header, arch: str) -> None:
         rope = rope if f"{arch}.rope.dimension_count" in header.metadata else size
         if rope % 2 or rope > size or (arch in _ONE_SIZE and not rope == size == value):
             raise unusable(header.path, f"its heads have {size} values of K, {value} of V, and {rope} that are rotated")
+        sections = _numbers(header, f"{arch}.rope.dimension_sections")[:4]
+        if f"{arch}.rope.dimension_sections" in header.metadata and not 0 < sum(sections) <= size:
+            raise unusable(header.path, f"its heads of {size} values are rotated in sections of {sections}")
 
 
 def _check_type(header: Header, tensor: Tensor) -> None:
