@@ -37,6 +37,8 @@ _SQUARE = """
 _ONE_SIZE = frozenset(_SQUARE.split())
 """Architectures whose graph asserts that a head's K, its V and what is rotated of it are of one size."""
 
+_OTHER_WIDTH = ("wavtokenizer-dec",)  # whose input is no embedding of its own width
+
 # what a tokenizer assumes where the file does not say: beginning, end of text, and whether the first is added
 _SPECIAL: dict[str, tuple[int | None, int | None, bool]] = {
     "llama": (1, 2, True), "gpt2": (11, 11, False), "bert": (101, None, False), "t5": (None, 1, False),
@@ -53,9 +55,13 @@ def check(headers: Sequence[Header]) -> None:
     _check_numbers(first, arch)
     _check_experts(first, arch)
     _check_attention(first, arch)
+    width = first.positive(f"{arch}.embedding_length")
     for header in headers:
         for tensor in header.tensors:
             _check_type(header, tensor)
+            row = tensor.shape[0] if tensor.shape else 1
+            if tensor.name == "token_embd.weight" and row != width and arch not in _OTHER_WIDTH:
+                raise unusable(first.path, f"its embedding_length is {width}, and its tokens have {row} values")
         if header.tensors and header.data_start % 32:
             raise unusable(header.path, f"its weights begin at byte {header.data_start}, not at a multiple of 32")
 
@@ -125,6 +131,9 @@ def _check_attention(header: Header, arch: str) -> None:
         rope = rope if f"{arch}.rope.dimension_count" in header.metadata else size
         if rope % 2 or rope > size or (arch in _ONE_SIZE and not rope == size == value):
             raise unusable(header.path, f"its heads have {size} values of K, {value} of V, and {rope} that are rotated")
+        sections = _numbers(header, f"{arch}.rope.dimension_sections")[:4]
+        if f"{arch}.rope.dimension_sections" in header.metadata and not 0 < sum(sections) <= size:
+            raise unusable(header.path, f"its heads of {size} values are rotated in sections of {sections}")
 
 
 def _check_type(header: Header, tensor: Tensor) -> None:

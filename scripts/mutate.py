@@ -14,6 +14,7 @@ if nothing ended badly.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -165,12 +166,15 @@ def main() -> int:
             if exact is None:
                 parser.error("--at needs --case NAME.")
             return _once(exact, given.at, given.keep)
-        results = []
-        for result in run(cases, given.count, given.seed, given.jobs):
-            results.append(result)
-            if result.ended.outcome in (TRIED, *forked.BAD):
-                e = result.ended
-                print(f'{e.outcome}: {result.command} --case "{result.case}" --at {result.at}: {e.words}', flush=True)
+        results: list[Result] = []
+        with contextlib.suppress(KeyboardInterrupt):  # what was done so far is told
+            for result in run(cases, given.count, given.seed, given.jobs):
+                results.append(result)
+                if result.ended.outcome in (TRIED, *forked.BAD):
+                    e = result.ended
+                    print(
+                        f'{e.outcome}: {result.command} --case "{result.case}" --at {result.at}: {e.words}', flush=True
+                    )
     print(table(results))
     return int(any(r.ended.outcome in forked.BAD for r in results))
 

@@ -54,6 +54,15 @@ def aligned(n: int) -> Change:
     return change
 
 
+def sections(*values: int) -> Change:
+    def change(file: gguf.File) -> None:
+        key = file.key(b"qwen35.rope.dimension_sections")
+        assert key is not None
+        key.value = list(values)
+
+    return change
+
+
 def without_bytes(file: gguf.File) -> None:
     tokens = file.key(b"tokenizer.ggml.tokens")
     assert tokens is not None
@@ -96,6 +105,9 @@ NAN, INF = float("nan"), float("inf")
         ("qwen3", put("qwen3.rope.dimension_count", 16), "have 32 values of K, 32 of V, and 16 that are rotated"),
         ("qwen3", put("qwen3.attention.value_length", 16), "have 32 values of K, 16 of V, and 32 that are rotated"),
         ("qwen3", put("qwen3.attention.head_count_kv", 3), "its 4 heads of layer 0 do not share 3 heads of K and V"),
+        ("qwen35", sections(3, 3, 64, 0), "its heads of 32 values are rotated in sections of [3, 3, 64, 0]."),
+        ("qwen35", sections(0, 0, 0, 0), "its heads of 32 values are rotated in sections of [0, 0, 0, 0]."),
+        ("llama", put("llama.embedding_length", 128), "its embedding_length is 128, and its tokens have 64 values."),
         ("llama", put("llama.context_length", 2**31 - 1), "its llama.context_length is 2147483647, not in 1 to"),
         ("llama", aligned(1), "its weights begin at byte "),
         ("llama", few_tokens, "its tokenizer adds a token (bos) that is not among its 260"),
