@@ -55,7 +55,11 @@ def _verbose(command: click.Command) -> click.Command:
     if all("-v" not in param.opts for param in command.params):
         command.params.append(
             click.Option(
-                ["-v", "--verbose"], is_flag=True, is_eager=True, expose_value=False, callback=_note_verbose,
+                ["-v", "--verbose"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_note_verbose,
                 help="Show llama.cpp's log and, on an error, the traceback.",
             )  # fmt: skip
         )

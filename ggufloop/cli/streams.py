@@ -70,10 +70,10 @@ class _Raw(io.RawIOBase):
 def _escape(e: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(e, UnicodeEncodeError):
         raise e
-    part = e.object[e.start : e.end]
-    if all("\udc80" <= c <= "\udcff" for c in part):
-        return part.encode("ascii", "surrogateescape"), e.end
-    return part.encode("ascii", "backslashreplace").decode(), e.end
+    letter = e.object[e.start]
+    if "\udc80" <= letter <= "\udcff":
+        return letter.encode("ascii", "surrogateescape"), e.start + 1
+    return letter.encode("ascii", "backslashreplace").decode(), e.start + 1
 
 
 def _ascii_by_another_name(name: str) -> codecs.CodecInfo | None:
