@@ -61,7 +61,7 @@ def _verbose(command: click.Command) -> click.Command:
                 expose_value=False,
                 callback=_note_verbose,
                 help="Show llama.cpp's log and, on an error, the traceback.",
-            )  # fmt: skip
+            )
         )
     return command
 

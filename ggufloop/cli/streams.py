@@ -116,7 +116,7 @@ def _wrap(stream: TextIO | None, fd: int) -> tuple[TextIO, _Raw]:
     ascii = codecs.lookup(stream.encoding).name == "ascii"
     text = io.TextIOWrapper(
         io.BufferedWriter(raw), _ASCII if ascii else stream.encoding, _HANDLER,
-        line_buffering=stream.line_buffering, write_through=getattr(stream, "write_through", False),
+        line_buffering=bool(stream.line_buffering), write_through=getattr(stream, "write_through", False),
     )  # fmt: skip
     return text, raw
 
