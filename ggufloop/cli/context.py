@@ -26,7 +26,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
+from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
 from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.loop import LoopSpec
@@ -155,7 +155,7 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     BackendError.
     """
     check_context(flags)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
     loop = loop_from_flags(
         flags.pop("window", None),
         lambda: loop_suggestion(find())(),

@@ -5,8 +5,8 @@ model; everything else about a loop is checked here, before any model is loaded.
 
     @model_options
     @loop_options
-    def command(model, model_path, hf, offline, window, **loop):
-        path = model_from_flags(model, model_path, hf, offline)
+    def command(model, model_path, hf, hf_file, offline, window, **loop):
+        path = model_from_flags(model, model_path, hf, offline, hf_file)
         spec = loop_from_flags(window, loop_suggestion(path), **loop)
 
 A command that runs several loops in turn takes lists of windows, K, modes, solvers, beta and kv instead:
@@ -35,6 +35,8 @@ LOOP_FLAGS = (
     "k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt"
 )  # fmt: skip
 """The parameters of `loop_options` besides the window."""
+MODEL_FLAGS = ("model", "model_path", "hf", "offline", "hf_file")
+"""The parameters of `model_options`, in the order of `model_from_flags`."""
 
 
 def _words(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -61,6 +63,7 @@ _MODEL = [
         help="A GGUF file, or any other spelling of MODEL.",
     ),
     click.option("-hf", "--hf-repo", "hf", metavar="USER/REPO[:QUANT]", help="A Hugging Face repository."),
+    click.option("-hff", "--hf-file", "hf_file", metavar="FILE", help="Which file of the repository."),
     click.option("--offline", is_flag=True, help="Use only what is downloaded already."),
 ]
 
@@ -151,13 +154,15 @@ _LISTS = {
 
 
 def model_options(command: C) -> C:
-    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf and --offline to a command."""
+    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline to a command."""
     for option in reversed(_MODEL):
         command = option(command)
     return command
 
 
-def resolve_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
+def resolve_flags(
+    model: str | None, model_path: str | None, hf: str | None, offline: bool, hf_file: str | None = None
+) -> Path:
     """The model file the flags of `model_options` name, downloaded if need be; its content is not looked at.
 
     Raises UsageError unless exactly one of them names a model, GgufloopError if it cannot be had.
@@ -175,14 +180,16 @@ def resolve_flags(model: str | None, model_path: str | None, hf: str | None, off
             f"the model is given {len(given)} times: {', '.join(given)}.", "give MODEL, -m or -hf, not several."
         )
     with download_progress() as progress:
-        return registry.resolve(given[0] if hf is None else None, hf, offline, progress)
+        return registry.resolve(given[0] if hf is None else None, hf, offline, progress, hf_file)
 
 
-def model_from_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
+def model_from_flags(
+    model: str | None, model_path: str | None, hf: str | None, offline: bool, hf_file: str | None = None
+) -> Path:
     """As `resolve_flags`, and the file is known to be a whole GGUF model. Raises UsageError, GgufloopError."""
     from ggufloop.modelfile import check_model_file
 
-    path = resolve_flags(model, model_path, hf, offline)
+    path = resolve_flags(model, model_path, hf, offline, hf_file)
     check_model_file(path)
     return path
 

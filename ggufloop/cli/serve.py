@@ -15,6 +15,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import check_context, check_loops, context_options, engine_settings, sampling_options
 from ggufloop.cli.options import (
     LOOP_FLAGS,
+    MODEL_FLAGS,
     loop_from_flags,
     loop_options,
     loop_suggestion,
@@ -61,7 +62,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
     results = flags.pop("results")
     if results is not None:
         check_folder(results)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
     loop = loop_from_flags(
         flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
