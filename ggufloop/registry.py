@@ -4,10 +4,11 @@
     path = resolve(None, hf="Qwen/Qwen3-4B-GGUF:Q8_0")
     (a, b), origin = suggest_window(path)                # what --window auto means
 
-    save_loop(path, loop, "sweep of 2026-05-22: ...")     # and what it will mean
+    save_loop(path, loop, "sweep of 2026-05-22: ...")     # and what it will mean for this very file
 
-A name's sources are tried in order. A user's own models.toml adds names and replaces shipped ones; an entry there
-without a file only changes what it says of the shipped one.
+A loop that was confirmed belongs to the file it was confirmed on, by its sha256: what helps one quantisation need not
+help another. A name's sources are tried in order. A user's own models.toml adds names and replaces shipped ones; an
+entry there without a file only changes what it says of the shipped one.
 """
 
 from __future__ import annotations
@@ -50,8 +51,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class LoopFile:
+    """The file a loop was confirmed on."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def is_file(self, path: Path) -> bool:
+        """Whether it is this one, whatever its name. A sha256 is computed only for a file of its size."""
+        return path.is_file() and path.stat().st_size == self.bytes and digest.file_sha256(path) == self.sha256
+
+
+@dataclass(frozen=True)
 class Model:
-    """An entry of models.toml; see there for the fields."""
+    """An entry of models.toml; see there for the fields. loop_file: None in entries of before it was kept."""
 
     name: str
     file: str
@@ -63,9 +77,13 @@ class Model:
     window: tuple[int, int] | None = None
     origin: str = ""
     loop: LoopSpec | None = None
+    loop_origin: str = ""
+    loop_file: LoopFile | None = None
 
     def suggested_window(self) -> tuple[tuple[int, int], str]:
-        """The window to try first, and where it comes from."""
+        """The window to try first on the entry's own file, and where it comes from."""
+        if self.loop is not None and (self.loop_file is None or self.loop_file.name == self.file):
+            return self.loop.window, self.loop_origin
         return (self.window, self.origin) if self.window else (rule_of_thumb(self.layers), RULE_OF_THUMB)
 
 
@@ -84,7 +102,7 @@ def models() -> list[Model]:
     if own.is_file():
         for name, table in _load(own, own.stat().st_mtime_ns).items():
             amends = isinstance(table, dict) and "file" not in table
-            read[name] = _entry(name, {**tables.get(name, {}), **table} if amends else table, own)
+            read[name] = _entry(name, _amended(tables.get(name, {}), table) if amends else table, own)
     return list(read.values())
 
 
@@ -105,6 +123,13 @@ def _shipped_path() -> Path:
     here = Path(__file__).parent
     installed = here / "models.toml"
     return installed if installed.exists() else here.parent / "models.toml"
+
+
+def _amended(shipped: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A shipped entry with a user's settings; an older file has the loop's origin where the window's belongs."""
+    if "loop" in own and "window" not in own and "origin" in own:
+        own = {"loop_origin": own["origin"], **{key: value for key, value in own.items() if key != "origin"}}
+    return {**shipped, **own}
 
 
 @lru_cache(maxsize=8)
@@ -137,7 +162,8 @@ def _model(name: str, table: Any) -> Model:
     window = parse_window(_typed(table, "window", str)) if "window" in table else None
     if loop is not None:
         loop.check(layers)
-        window = loop.window
+        table = {"loop_origin": table.get("origin"), **table}
+        _typed(table, "loop_origin", str)
     if window is not None:
         LoopSpec(window, k=2).check(layers)
         _typed(table, "origin", str)
@@ -152,7 +178,14 @@ def _model(name: str, table: Any) -> Model:
         window=window,
         origin=table.get("origin", ""),
         loop=loop,
+        loop_origin=table.get("loop_origin", ""),
+        loop_file=_loop_file(_typed(table, "loop_file", dict)) if "loop_file" in table else None,
     )
+
+
+def _loop_file(table: dict[str, Any]) -> LoopFile:
+    _only(table, {f.name for f in fields(LoopFile)})
+    return LoopFile(_typed(table, "name", str), _typed(table, "bytes", int), _typed(table, "sha256", str).lower())
 
 
 def _source(table: dict[str, Any]) -> Source:
@@ -289,13 +322,17 @@ def entry_for(path: Path) -> Model | None:
 def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:
     """The window to try first on a model file, half-open, and where it comes from.
 
-    The published or measured one of a known model with as many layers, else the rule of thumb. Raises GgufloopError
+    That of a loop confirmed on it, the published or measured one of a known model with as many layers, else the rule of
+    thumb. Raises GgufloopError
     for a file that cannot be read, UsageError for a model with too few layers.
     """
     info = model if isinstance(model, ModelInfo) else describe(model)
+    saved = saved_loop(info)
+    if saved is not None and saved.applies:
+        return saved.loop.window, saved.origin
     entry = entry_for(info.files[0])
-    if entry is not None and entry.layers == info.n_layer:
-        return entry.suggested_window()
+    if entry is not None and entry.layers == info.n_layer and entry.window is not None:
+        return entry.window, entry.origin
     thumb = rule_of_thumb(max(info.n_layer, 3))
     LoopSpec(thumb, k=2).check(info.n_layer)
     metadata = read_header(info.files[0]).metadata
@@ -304,21 +341,65 @@ def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:
     return next((w for w in windows if _can_loop(info, w, metadata)), thumb), RULE_OF_THUMB
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A loop saved for a model. file: the one it was confirmed on, '' if the entry does not say."""
+
+    entry: str
+    loop: LoopSpec
+    origin: str
+    file: str
+    applies: bool
+
+
+def saved_loop(model: Path | ModelInfo) -> Saved | None:
+    """The loop saved for a model file: confirmed on it, or on what nobody knows; else that of another quantisation.
+
+    Only the first two apply. None if there is none at all. Raises as `suggest_window` does.
+    """
+    info = model if isinstance(model, ModelInfo) else describe(model)
+    path = info.files[0]
+    found = [(m, m.loop) for m in models() if m.loop is not None and m.layers == info.n_layer]
+    for m, loop in found:
+        if m.loop_file is not None and m.loop_file.is_file(path):
+            return Saved(m.name, loop, m.loop_origin, m.loop_file.name, applies=True)
+    entry, stem = entry_for(path), hubfiles.split_name(path.name)[0].lower()
+    related = [
+        Saved(m.name, loop, m.loop_origin, m.loop_file.name if m.loop_file else "", applies=m.loop_file is None)
+        for m, loop in found
+        if m == entry or stem in (hubfiles.split_name(file)[0].lower() for file in _files(m))
+    ]
+    return max(related, key=lambda saved: saved.applies, default=None)
+
+
+def _files(model: Model) -> list[str]:
+    return [model.file, *([model.loop_file.name] if model.loop_file else [])]
+
+
 def suggest_loop(path: Path) -> LoopSpec | None:
-    """The whole loop saved for a model file, None if there is none. Raises as `suggest_window` does."""
-    info = describe(path)
-    entry = entry_for(info.files[0])
-    return entry.loop if entry is not None and entry.layers == info.n_layer else None
+    """The whole loop that applies to a model file, None if there is none. Raises as `suggest_window` does."""
+    saved = saved_loop(path)
+    return saved.loop if saved is not None and saved.applies else None
 
 
 def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
     """Write a loop into the user's models.toml as what `--window auto` means for this model file; where that is.
 
-    What else the file says, comments too, stays. Raises GgufloopError if it cannot be read or written.
+    What else the file says, comments too, and loops of other quantisations stay. Raises GgufloopError if it cannot be
+    read or written.
     """
-    info, own, entry = describe(path), user_models_path(), entry_for(path)
-    name = path.stem if entry is None else entry.name
-    lines = [f"loop = {json.dumps(str(loop))}", f"origin = {json.dumps(origin)}"]
+    info, own = describe(path), user_models_path()
+    file = LoopFile(path.name, path.stat().st_size, digest.file_sha256(path))
+    entry = next((m for m in models() if m.loop_file is not None and m.loop_file.sha256 == file.sha256), None)
+    name = path.stem
+    if entry is None and (entry := entry_for(path)) is not None and entry.loop_file is not None:
+        entry = None  # another file has its loop there
+        name += f"-{file.sha256[:8]}" if find(name) is not None else ""
+    if entry is not None:
+        name = entry.name
+    words = [f"{f.name} = {json.dumps(getattr(file, f.name))}" for f in fields(file)]
+    lines = [f"loop = {json.dumps(str(loop))}", f"loop_origin = {json.dumps(origin)}",
+             f"loop_file = {{ {', '.join(words)} }}"]  # fmt: skip
     if entry is None:
         lines = [f"file = {json.dumps(path.name)}", f"architecture = {json.dumps(info.architecture)}",
                  f"layers = {info.n_layer}", "sources = []", *lines]  # fmt: skip
@@ -331,13 +412,13 @@ def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
             saved = None
         if saved != str(loop):
             raise GgufloopError(f"{own} has entry {name} in a form this program cannot change.",
-                                f"write into it: {lines[-2]}")  # fmt: skip
+                                f"write into it: {' and '.join(lines[-3:])}")  # fmt: skip
     return own
 
 
 def _with_entry(text: str, name: str, lines: list[str]) -> str:
     """A models.toml with these settings in entry `name`, in place of those of their keys."""
-    keys = {line.partition(" = ")[0] for line in lines} | {"window"}
+    keys = {line.partition(" = ")[0] for line in lines}
     old = text.splitlines()
     header = re.compile(
         rf"\s*\[\s*(?:{re.escape(name)}|{re.escape(json.dumps(name))}|'{re.escape(name)}')\s*\]\s*(#.*)?"
@@ -346,6 +427,9 @@ def _with_entry(text: str, name: str, lines: list[str]) -> str:
     if at is None:
         return "\n".join([*old, *([""] if old else []), f"[{json.dumps(name)}]", *lines]) + "\n"
     end = next((i for i in range(at + 1, len(old)) if old[i].lstrip().startswith("[")), len(old))
+    there = {line.partition("=")[0].strip() for line in old[at + 1 : end]}
+    if "loop" in there and not there & {"loop_origin", "window"}:
+        keys.add("origin")  # of the old loop
     kept = [line for line in old[at + 1 : end] if line.partition("=")[0].strip() not in keys]
     return "\n".join([*old[: at + 1], *lines, *kept, *old[end:]]) + "\n"
 

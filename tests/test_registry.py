@@ -17,7 +17,6 @@ import pytest
 import tiny
 
 from ggufloop import cache, digest, registry, wheels
-from ggufloop.cli.options import loop_from_flags, loop_suggestion
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file
@@ -26,25 +25,6 @@ PUBLISHED = {
     "qwen3-4b": (15, 19), "qwen3-1.7b": (12, 16), "llama-3.2-3b": (12, 16), "qwen3-30b-a3b": (22, 26),
     "moonlight-16b-a3b": (8, 12), "qwen1.5-moe-a2.7b": (13, 17), "deepseek-v2-lite": (13, 17),
 }  # fmt: skip
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test alone."""
-    monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """own_models(text) makes text the user's models.toml."""
-    path = tmp_path / "models.toml"
-    monkeypatch.setenv("GGUFLOOP_MODELS", str(path))
-
-    def write(text: str) -> None:
-        path.write_text(text)
-
-    return write
 
 
 # the list
@@ -123,7 +103,7 @@ def test_own_models(own_models: Callable[[str], None]) -> None:
         (
             ("origin", "orign"),
             "model mine in {path} cannot be understood: orign is no setting; did you mean origin? Known: architecture,"
-            " bytes, file, layers, loop, origin, sha256, sources, window.",
+            " bytes, file, layers, loop, loop_file, loop_origin, origin, sha256, sources, window.",
         ),
         (("hf =", "hub ="), "model mine in {path} cannot be understood: hub is no setting; known: hf, wheels."),
     ],
@@ -159,32 +139,6 @@ def test_suggested_window_of_a_file(tmp_path: Path, own_models: Callable[[str], 
     assert registry.suggest_window(model) == ((2, 4), registry.RULE_OF_THUMB)
     own_models(OWN.replace("layers = 12", "layers = 6"))
     assert registry.suggest_window(model) == ((3, 5), "my sweep")
-
-
-def test_a_saved_loop_is_what_auto_means(tmp_path: Path, own_models: Callable[[str], None]) -> None:
-    """For a shipped model, one of the user's own list and one that is in none; what else the file says stays."""
-    model = tiny.write(tmp_path / "mine-Q8_0.gguf", tiny.FAMILIES["qwen3"])
-    own, loop = registry.user_models_path(), LoopSpec((2, 5), k=4, kv="frozen", beta=0.5)
-    for text in ("", OWN.replace("layers = 12", "layers = 6") + "\n# a comment\n[other]\nfile='o'\narchitecture='a'\n"
-                     "layers=9\nsources=[]\n"):  # fmt: skip
-        own_models(text)
-        own.unlink() if not text else None
-        assert registry.suggest_loop(model) is None
-        for saved in (loop, LoopSpec((1, 3), k=2)):
-            assert registry.save_loop(model, saved, 'a "sweep"') == own
-            assert registry.suggest_loop(model) == saved
-            assert registry.suggest_window(model) == (saved.window, 'a "sweep"')
-        kept = [line for line in text.splitlines() if line.startswith(("#", "[", "file", "layers"))]
-        assert all(line in own.read_text().splitlines() for line in kept)
-        assert loop_suggestion(model)() == saved
-        assert loop_from_flags("auto", loop_suggestion(model), k=None, kv=None) == saved
-        assert loop_from_flags("auto", loop_suggestion(model), k=6, kv=None) == LoopSpec((1, 3), k=6)
-    own.unlink()
-    before = {m.name: m for m in registry.models()}["qwen3-4b"]
-    own_models('["qwen3-4b"]\nloop = "15:19 k=6 beta=0.5"\norigin = "mine"\n')
-    after = {m.name: m for m in registry.models()}["qwen3-4b"]
-    assert (after.window, after.loop) == ((15, 19), LoopSpec((15, 19), k=6, beta=0.5))
-    assert (after.sources, after.file, after.layers) == (before.sources, before.file, before.layers)
 
 
 def test_an_entry_that_cannot_be_changed_is_left_alone(tmp_path: Path, own_models: Callable[[str], None]) -> None:

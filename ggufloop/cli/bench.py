@@ -343,7 +343,7 @@ def command(
         _check_context_holds(works, flags["ctx_size"])
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
     loops = loops_from_flags(
-        flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window"), cache(lambda: loop_suggestion(find())()), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
     variants = _variants(loops, stock, compare, repetitions, bool(flags["rpc_servers"]))
     path = find()

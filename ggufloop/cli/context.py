@@ -156,9 +156,10 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     """
     check_context(flags)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
+    suggest = cache(lambda: loop_suggestion(find())())
     loop = loop_from_flags(
         flags.pop("window", None),
-        lambda: loop_suggestion(find())(),
+        suggest,
         **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
@@ -169,7 +170,7 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
         llm = _open(path, loop, flags, verbose)
     if llm.devices:
         terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
-    return Opened(llm, path, loop_suggestion(path))
+    return Opened(llm, path, suggest)
 
 
 def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:

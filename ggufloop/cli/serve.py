@@ -21,9 +21,9 @@ from ggufloop.cli.options import (
     loop_suggestion,
     model_from_flags,
     model_options,
-    window_suggestion,
 )
 from ggufloop.errors import UsageError
+from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
     terminal.note_horizon(loop)
     check_loops(path, [] if loop is None else [loop])
     try:
-        suggested = window_suggestion(path)()
+        suggested = suggest_window(path)[0]
     except UsageError:
         suggested = None
     name = model_name(path)

@@ -410,4 +410,4 @@ def _save(path: Path, loops: list[LoopSpec], outcomes: list[Outcome]) -> None:
     gain = next(c.gain for c in outcome.decision.finalists if c.name == name)
     origin = f"sweep of {date.today()}: {gain.show('+.4f')} held-out {outcome.measure.item}s of {outcome.measure.name}"
     where = registry.save_loop(path, next(loop for loop in loops if str(loop) == name), origin)
-    terminal.note(f"saved {name} as --window auto of this model in {where}.")
+    terminal.note(f"saved {name} as --window auto of {path.name} in {where}.")
