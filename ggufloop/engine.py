@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ggufloop import backend, capi, memory
 from ggufloop.architectures import check_loop
+from ggufloop.closed import Closed
 from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.interrupts import Held
@@ -34,6 +35,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file, read_header
 from ggufloop.prompt_cache import LoopCache
 from ggufloop.records import State, Timings
+from ggufloop.sampling import drawn
 from ggufloop.score import entropy
 from ggufloop.settings import check_settings
 from ggufloop.template import lazily_compiled
@@ -82,6 +84,10 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
 
     n_tokens: int
     input_ids: NDArray[np.intc]
+    _model: Any = Closed()
+    _ctx: Any = _model
+    _batch: Any = _model
+    tokenizer_: Any = _model
 
     def __init__(self, model_path: str | Path, *args: Any, loop: LoopSpec | str | None = None, **kwargs: Any) -> None:
         self._loop: LoopSpec | None = None
@@ -95,6 +101,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         check_settings(kwargs, read_header(Path(model_path)).text("general.architecture") or "unknown")
         self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
         self._load(model_path, *args, **kwargs)
+        self.set_seed(kwargs.get("seed", -1))  # llama_cpp takes 0 for none
         self._plain_memory = self.memory_bytes()
         if len(self.input_ids) < self.n_ctx():  # llama.cpp rounds the context up; llama_cpp's arrays do not
             self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)
@@ -122,17 +129,16 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         params.progress_callback = llama_cpp.llama_progress_callback(lambda share, user_data: not interrupted())
 
     def close(self) -> None:
-        """Free the model; nothing to do if it never loaded."""
+        """Free the model; nothing to do if it never loaded. Whatever needs it raises GgufloopError from then on."""
         if hasattr(self, "_stack"):
             super().close()
             self._placement.release()
+        for name in ("_model", "_ctx", "_batch", "tokenizer_"):
+            self.__dict__.pop(name, None)
 
-    @property
-    def ctx(self) -> Any:
-        """llama_cpp's context pointer. Raises GgufloopError after close(), where llama.cpp would crash."""
-        if not hasattr(self, "_ctx") or self._ctx.ctx is None:
-            raise GgufloopError("this model is closed.", "load it again.")
-        return self._ctx.ctx
+    def set_seed(self, seed: int | None) -> None:
+        """Draw tokens from this seed; none, -1 or llama.cpp's mark for none draws one, which llama_cpp does not."""
+        super().set_seed(drawn(seed))
 
     @property
     def loop(self) -> LoopSpec | None:

@@ -26,7 +26,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
+from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
 from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.loop import LoopSpec
@@ -157,10 +157,11 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     BackendError.
     """
     check_context(flags)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
+    suggest = cache(lambda: loop_suggestion(find())())
     loop = loop_from_flags(
         flags.pop("window", None),
-        lambda: loop_suggestion(find())(),
+        suggest,
         **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
@@ -171,7 +172,7 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
         llm = _open(path, loop, flags, verbose)
     if llm.devices:
         terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
-    return Opened(llm, path, loop_suggestion(path))
+    return Opened(llm, path, suggest)
 
 
 def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:

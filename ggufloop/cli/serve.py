@@ -15,14 +15,15 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import check_context, check_loops, context_options, engine_settings, sampling_options
 from ggufloop.cli.options import (
     LOOP_FLAGS,
+    MODEL_FLAGS,
     loop_from_flags,
     loop_options,
     loop_suggestion,
     model_from_flags,
     model_options,
-    window_suggestion,
 )
 from ggufloop.errors import UsageError
+from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
     results = flags.pop("results")
     if results is not None:
         check_folder(results)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
     loop = loop_from_flags(
         flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
@@ -69,7 +70,7 @@ def _config(flags: dict[str, Any], verbose: bool) -> Config:
     terminal.note_horizon(loop)
     check_loops(path, [] if loop is None else [loop])
     try:
-        suggested = window_suggestion(path)()
+        suggested = suggest_window(path)[0]
     except UsageError:
         suggested = None
     name = model_name(path)

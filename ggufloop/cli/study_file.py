@@ -28,7 +28,7 @@ def names(command: click.Command) -> dict[str, click.Parameter]:
     """The parameters of a command by what the file calls them: the long flag without its dashes."""
     found = {}
     for parameter in command.params:
-        if parameter.name in _OWN:
+        if parameter.name in _OWN or not parameter.expose_value:  # -v is no setting of a study
             continue
         flags = [flag for flag in parameter.opts if flag.startswith("--")]
         found[flags[0][2:] if flags else str(parameter.name)] = parameter

@@ -18,6 +18,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.options import (
     LOOP_FLAGS,
+    MODEL_FLAGS,
     loop_list_options,
     loop_suggestion,
     loops_from_flags,
@@ -314,7 +315,7 @@ def command(
 
         plots.check_target(plot)
     source = text_from_flags(text, dataset, flags["offline"]) if has_text else None
-    path = model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline")))
+    path = model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS))
     n_ctx = flags["ctx_size"]
     loops = _loops(path, flags)
     flags["ctx_size"] = max(n_ctx if has_text else 0, TASK_CONTEXT if tasks else 0)
@@ -413,4 +414,4 @@ def _save(path: Path, loops: list[LoopSpec], outcomes: list[Outcome]) -> None:
     gain = next(c.gain for c in outcome.decision.finalists if c.name == name)
     origin = f"sweep of {date.today()}: {gain.show('+.4f')} held-out {outcome.measure.item}s of {outcome.measure.name}"
     where = registry.save_loop(path, next(loop for loop in loops if str(loop) == name), origin)
-    terminal.note(f"saved {name} as --window auto of this model in {where}.")
+    terminal.note(f"saved {name} as --window auto of {path.name} in {where}.")
