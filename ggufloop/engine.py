@@ -34,11 +34,12 @@ from ggufloop.llama_log import Log
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file, read_header
 from ggufloop.prompt_cache import LoopCache
-from ggufloop.records import State, Timings
+from ggufloop.records import Timings
 from ggufloop.sampling import drawn
 from ggufloop.score import entropy
 from ggufloop.settings import check_settings
 from ggufloop.template import lazily_compiled
+from ggufloop.tracing import Traced
 
 ACTIVE = backend.activate()
 
@@ -70,7 +71,7 @@ class _Step:
     looped: bool
 
 
-class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untyped here
+class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
     model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. rpc_servers,
@@ -179,6 +180,9 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
     def model_type(self) -> str:
         """Architecture, size class and quantisation as llama.cpp words them: 'llama 256M Q4_1'."""
         return str(self._model.desc())
+
+    def _loops(self) -> ctypes.CDLL | None:
+        return _lib
 
     def synchronize(self) -> None:
         """Wait until everything evaluated is computed; a GPU still computes when `eval` returns."""
@@ -423,65 +427,6 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
                 if self._logits_all:
                     self.scores[n + skipped : end] = rows
                 take(i + skipped, rows)
-
-    def trace(self, tokens: Sequence[int]) -> list[State]:
-        """The states of a prompt on an empty cache where they leave each layer, in order of execution.
-
-        Raises UsageError if the tokens do not fit one batch, and as `logits`.
-        """
-        lib = self._one_batch(tokens)
-        lib.llama_loop_trace(self.ctx, True)
-        try:
-            self.logits(tokens)
-            states = [self._state(lib, i) for i in range(lib.llama_loop_trace_count(self.ctx))]
-        finally:
-            lib.llama_loop_trace(self.ctx, False)
-            self._forget()
-        if not states:
-            arch = self.metadata.get("general.architecture", "unknown")
-            raise GgufloopError(
-                f"architecture {arch} cannot be traced: its graph does not show the states between its layers.",
-                "docs/architectures.md lists all that can loop; those can be traced.",
-            )
-        return states
-
-    def _state(self, lib: ctypes.CDLL, i: int) -> State:
-        layer, evaluation, ne = ctypes.c_int32(), ctypes.c_int32(), (ctypes.c_int64 * 4)()
-        data = lib.llama_loop_trace_get(self.ctx, i, layer, evaluation, ne)
-        shape = [n for n in reversed(ne[2:]) if n > 1] + [ne[1], ne[0]]
-        return State(layer.value, evaluation.value, np.ctypeslib.as_array(data, shape=shape).copy())
-
-    def lens(self, rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits of a state: the model's head, norm and all, applied to it (the 'logit lens').
-
-        rows: the rows of a State that `trace` returned for these tokens. Returns float32 (n_tokens, n_vocab).
-        Empties the cache. Raises as `trace`.
-        """
-        lib = self._one_batch(tokens)
-        if rows.shape[-2:] != (len(tokens), self.n_embd()):
-            raise UsageError(
-                f"a state of shape {rows.shape} is not of {len(tokens)} tokens of {self.n_embd()} numbers.",
-                "give rows and tokens of one trace.",
-            )
-        state = np.ascontiguousarray(rows, dtype=np.float32)
-        lib.llama_loop_lens(self.ctx, state.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), state.size)
-        try:
-            return self.logits(tokens)
-        finally:
-            lib.llama_loop_lens(self.ctx, None, 0)
-            self._forget()
-
-    def _one_batch(self, tokens: Sequence[int]) -> ctypes.CDLL:
-        if _lib is None:
-            raise BackendError("the stock llama.cpp has no traces.", "run without --stock.")
-        most = min(self.n_batch, self.context_params.n_ubatch)
-        if not 0 < len(tokens) <= most:
-            raise UsageError(
-                f"{len(tokens)} tokens are not one batch of 1 to {most}.",
-                "shorten the text, or give larger batches: -b and -ub (n_batch and n_ubatch).",
-            )
-        self._forget()
-        return _lib
 
     def _check_fits(self, n: int) -> None:
         if self.n_tokens + n > len(self.input_ids):
