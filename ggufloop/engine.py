@@ -182,6 +182,7 @@ class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # lla
         return str(self._model.desc())
 
     def _loops(self) -> ctypes.CDLL | None:
+        """The library's loop interface, None for the stock library."""
         return _lib
 
     def synchronize(self) -> None:

@@ -147,7 +147,7 @@ def shown(value: Any) -> str:
 def build(kind: type[T], record: Mapping[str, Any]) -> T:
     """A dataclass from a record that has its fields, of their types. Raises ValueError naming the field."""
     hints = _hints(typing.cast(Any, kind))
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # T: any dataclass
     odd = next((key for key in record if key not in fields), None)
     if odd is not None:
         raise ValueError(f"{shown(odd)} is no field of it")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +25,12 @@ class Traced:
     n_batch: int
     context_params: Any
 
-    def _loops(self) -> ctypes.CDLL | None:
-        """The library's loop interface, None for the stock library."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # theirs, so that nothing here can stand in for them
 
-    def _forget(self) -> None:
-        raise NotImplementedError
-
-    def n_embd(self) -> int:
-        raise NotImplementedError
-
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        raise NotImplementedError
+        def _loops(self) -> ctypes.CDLL | None: ...
+        def _forget(self) -> None: ...
+        def n_embd(self) -> int: ...
+        def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
 
     def trace(self, tokens: Sequence[int]) -> list[State]:
         """The states of a prompt on an empty cache where they leave each layer, in order of execution.
