@@ -57,7 +57,7 @@ def parse(text: str, endpoint: str = "") -> Reference | None:
 
     user/repo, user/repo:quant, user/repo/file.gguf, all three after hf.co/ or https://huggingface.co/, and the
     addresses of a repository's pages and files. endpoint: another host that counts, as HF_ENDPOINT has it. Raises
-    UsageError for a URL of another host.
+    UsageError for a URL of another host, or of none of its repositories.
     """
     hosts = (*_HOSTS, urlsplit(endpoint).netloc) if endpoint else _HOSTS
     scheme = _SCHEME.match(text)
@@ -74,6 +74,8 @@ def parse(text: str, endpoint: str = "") -> Reference | None:
     user, name, below = parts[0], parts[1] if len(parts) > 1 else "", parts[2:]
     name, _, quant = name.partition(":") if not below else (name, "", "")
     if not _USER.fullmatch(user) or not _REPO.fullmatch(name):
+        if scheme:  # else it may be a path
+            raise UsageError(f"{text} names no repository.", "write it like https://huggingface.co/Qwen/Qwen3-4B-GGUF.")
         return None
     repo = f"{user}/{name}"
     if len(below) > 1 and below[0] in _PAGES:

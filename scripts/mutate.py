@@ -158,7 +158,10 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         forked.prepare()
-        cases = collect([given.case] if given.case else given.only, Path(folder), given.real)
+        try:
+            cases = collect([given.case] if given.case else given.only, Path(folder), given.real)
+        except RuntimeError as e:
+            parser.exit(1, f"error: {e}\n")
         if not cases:
             parser.error(f"no case begins with {' or '.join(given.only)}: the kinds are {', '.join(KINDS)}.")
         if given.at is not None:

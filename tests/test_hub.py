@@ -77,7 +77,7 @@ def test_choice_of_a_quantisation(labels: str, quant: str | None, chosen: str) -
         ("https://huggingface.co/user/repo/tree/v2/sub", Reference("user/repo", None, None, "v2")),
         ("https://huggingface.co/user/repo/tree/main", Reference("user/repo")),
         ("http://127.0.0.1:9/user/repo", Reference("user/repo")),  # what HF_ENDPOINT says
-        *((text, None) for text in ("name", "./a", "/a/b", "a/b/c", "../a/b.gguf", "https://huggingface.co/user",
+        *((text, None) for text in ("name", "./a", "/a/b", "a/b/c", "../a/b.gguf",
                                     "hf.co/user", "user/", "user/repo/README.md")),
     ],
 )  # fmt: skip
@@ -89,6 +89,11 @@ def test_an_address_of_another_host(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as e:
         registry.resolve("https://example.org/user/repo/m.gguf")
     assert e.value.message == "https://example.org/user/repo/m.gguf is no address of Hugging Face."
+
+
+def test_an_address_without_a_repository() -> None:
+    with pytest.raises(UsageError, match=r"https://huggingface\.co/user names no repository"):
+        registry.resolve("https://huggingface.co/user")
 
 
 def test_parts_of_a_split_file() -> None:

@@ -8,6 +8,8 @@ value of JSON, a cell, a number of a header), or its bytes, or the kind of text 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import multiprocessing
@@ -341,11 +343,13 @@ def _write(folder: Path) -> None:
         ("compare", str(model), *_LOOP, *given, "--types", "Q8_0", "--out", str(folder / "out")),
         ("quantize", str(model), "--types", "IQ4_NL", "--imatrix", str(text), "-t", "1", "--out", str(folder / "q")),
     ):
+        said = io.StringIO()
         try:
-            main(list(words))
+            with contextlib.redirect_stderr(said):
+                main(list(words))
         except SystemExit as e:
             if e.code:
-                raise RuntimeError(f"{words[0]} ended with exit code {e.code}") from None
+                raise RuntimeError(f"no sound file: {words[0]} says: {said.getvalue().strip()}") from None
 
 
 def cases(folder: Path) -> Iterator[Case]:
