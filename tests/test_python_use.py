@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from gguf import GGUFWriter
+from rewrite import rewritten
 
 from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
@@ -133,24 +133,13 @@ def test_drawn() -> None:
 
 
 @pytest.fixture
-def begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Path]:
+def begins(tiny_model: Callable[[str], Path], tmp_path: Path) -> Callable[[bool], Path]:
     """A model whose BOS is <|im_start|>, and whose tokenizer adds it, or does not."""
+    bos = tiny.vocabulary()[0].index("<|im_start|>")
 
     def make(adds: bool) -> Path:
-        def add_tokenizer(writer: GGUFWriter) -> None:
-            tokens, types = tiny.vocabulary()
-            writer.add_tokenizer_model("gpt2")
-            writer.add_tokenizer_pre("default")
-            writer.add_token_list(tokens)
-            writer.add_token_types(types)
-            writer.add_token_merges(["t h"])
-            writer.add_bos_token_id(tokens.index("<|im_start|>"))
-            writer.add_eos_token_id(tokens.index("<|endoftext|>"))
-            writer.add_add_bos_token(adds)
-
-        with monkeypatch.context() as patch:  # other tests' models are written as always
-            patch.setattr(tiny, "add_tokenizer", add_tokenizer)
-            return tiny.write(tmp_path / f"bos-{adds}.gguf", tiny.FAMILIES["llama"])
+        keys = {"tokenizer.ggml.bos_token_id": bos, "tokenizer.ggml.add_bos_token": adds}
+        return rewritten(tiny_model("llama"), tmp_path / f"bos-{adds}.gguf", keys)
 
     return make
 
