@@ -154,7 +154,7 @@ def _value(data: bytes, rng: random.Random) -> bytes:
     i = rng.choice([i for i, line in enumerate(lines) if line.strip()] or [0])
     try:
         value = json.loads(lines[i])
-    except ValueError:
+    except (ValueError, RecursionError):  # damaged before
         return data
     places = list(_nodes(value))
     if not places:
