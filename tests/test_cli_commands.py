@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -67,3 +67,41 @@ def test_no_module_shadows_a_builtin_that_its_package_uses(init: Path) -> None:
     modules = {path.stem for path in init.parent.iterdir()} & set(dir(builtins))
     used = {node.id for node in ast.walk(ast.parse(init.read_text())) if isinstance(node, ast.Name)}
     assert not modules & used
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"run {LONG}.gguf -p Hi", f"run -m {LONG} -p Hi", f"inspect {LONG}.gguf", f"pull {LONG}.gguf", f"advise {LONG}",
+        f"snr {LONG}.gguf", f"compare --study {LONG}", f"shannon fit {LONG}.csv", f"perplexity MODEL --text {LONG}",
+        f"perplexity MODEL --text TEXT --kl-base {LONG}", f"quantize MODEL --types Q8_0 --imatrix {LONG}",
+        f"quantize MODEL --types Q8_0 --out {LONG}", f"compare MODEL --text TEXT --types {LONG}.gguf",
+    ],
+)  # fmt: skip
+def test_a_name_the_system_does_not_take(
+    words: str, tiny_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A path too long raises where nobody asks for it: even `Path.exists` does."""
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50)
+    given = {"MODEL": str(tiny_model("llama")), "TEXT": "text.txt"}
+    code, out, err = run(capsys, *(given.get(word, word) for word in words.split()))
+    assert (code in (1, 2), out) == (True, ""), err
+    assert "File name too long" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["GGUFLOOP_MODELS", "GGUFLOOP_CACHE"])
+def test_a_folder_the_system_does_not_take(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, str(tmp_path / LONG))
+    code, out, err = run(capsys, "list")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {tmp_path}"[:60])
+    assert err.endswith("-v shows where it was asked for.\n")

@@ -126,11 +126,21 @@ def _run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
-    except GgufloopError as e:
+    except (GgufloopError, OSError) as e:
         if told.get("verbose"):
             traceback.print_exc()
-        click.echo(f"error: {e.message}", err=True)
-        if e.hint:
-            click.echo(f"  {e.hint}", err=True)
-        return e.exit_code
+        error = e if isinstance(e, GgufloopError) else _outside(e)
+        click.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  {error.hint}", err=True)
+        return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _outside(e: OSError) -> GgufloopError:
+    """What to say where the system refuses what nobody thought it would: a name too long, a disk that fails."""
+    name = str(e.filename or "")
+    of = f"{name[:60]}{'...' * (len(name) > 60)}: " if name else ""
+    return GgufloopError(
+        f"{of}{e.strerror or e}.", "check the path and its permissions; -v shows where it was asked for."
+    )
