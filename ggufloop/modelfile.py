@@ -201,6 +201,8 @@ class _Cursor:
             start = at + 8
             at = start + _U64(self.data, at)[0]
             if distinct:
+                if at > self.end:  # no token, but all that is left: `skip` reports it, without a copy
+                    break
                 token = self.data[start:at]
                 if not token or 0 in token:  # llama.cpp stops at a zero byte, and gives an empty token a name
                     token = token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i
