@@ -26,10 +26,11 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
+from ggufloop import reading
 from ggufloop.cache import cache_dir
 from ggufloop.errors import BackendError, nearest
 
@@ -75,9 +76,10 @@ class Backend:
     def load(cls, directory: Path) -> Backend | None:
         """The library in `directory`, None if its manifest is missing or was not written by this version."""
         try:
-            data = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-            return cls(directory, **data)
-        except (OSError, ValueError, TypeError):
+            data = reading.json((directory / MANIFEST).read_bytes())
+            kinds = {f.name: bool if f.type == "bool" else str for f in fields(cls)}
+            return cls(directory, **{name: reading.typed(value, kinds[name], name) for name, value in data.items()})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def save(self) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.generate import Answer, Emit, Model, Stopped, Totals, complete, encode
+from ggufloop.generate import Answer, Emit, Model, Stopped, Totals, complete, encode, prompt_tokens
 from ggufloop.loop import LoopSpec
 from ggufloop.sampling import RANDOM_SEED, Sampling
 from ggufloop.template import ChatTemplate, Message
@@ -214,10 +214,7 @@ class Conversation:
         while True:
             messages = _messages(self.system, turns[dropped:])
             messages.append({"role": "user", "content": text})
-            rendered = encode(self.template.render(messages), "the prompt")
-            tokens = self.model.tokenize(rendered, add_bos=True, special=True)
-            if len(tokens) > 1 and tokens[0] == tokens[1] == self.model.token_bos():
-                del tokens[0]  # the template writes it, and so does the tokenizer
+            tokens = prompt_tokens(self.model, self.template.render(messages))
             if len(tokens) + room <= n_ctx or dropped == len(turns):
                 return tokens, dropped
             dropped += 1

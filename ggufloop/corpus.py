@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def hub_text(name: str, offline: bool = False, progress: Progress = quiet) -> Te
     try:
         with zipfile.ZipFile(path) as archive:
             return Text(name, _decode(archive.read(member), member))
-    except (zipfile.BadZipFile, KeyError) as e:
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, zlib.error) as e:  # RuntimeError: a password
         raise GgufloopError(
             f"{file} of {repo} is no zip archive with {member} in it.", "write USER/REPO:ARCHIVE.zip:MEMBER."
         ) from e
@@ -89,12 +90,15 @@ def markdown() -> list[str]:
             f"the source archive {backend.SDIST} is not in the cache.", f"run: ggufloop build; or take --text {PYDOC}."
         )
     texts = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isfile() and "/vendor/llama.cpp/" in member.name and member.name.endswith(".md"):
-                file = tar.extractfile(member)
-                assert file is not None
-                texts[member.name] = file.read().decode("utf-8", errors="replace")
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.isfile() and "/vendor/llama.cpp/" in member.name and member.name.endswith(".md"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    texts[member.name] = file.read().decode("utf-8", errors="replace")
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
+        raise GgufloopError(f"{archive} is damaged ({type(e).__name__}).", "delete it, and run: ggufloop build") from e
     return [texts[name] for name in sorted(texts)]
 
 

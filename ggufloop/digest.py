@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ggufloop import reading
 from ggufloop.cache import atomic_path, cache_dir, lock
 from ggufloop.errors import GgufloopError
 
@@ -21,25 +22,28 @@ def _records_path() -> Path:
     return cache_dir() / "sha256.json"
 
 
-def _records() -> dict[str, list[object]]:
+def _records() -> dict[str, tuple[int, int, str]]:
+    """Size, time in ns and sha256 by path."""
     try:
-        records = json.loads(_records_path().read_text())
+        records: dict[str, tuple[int, int, str]] = reading.typed(
+            reading.json(_records_path().read_bytes()), dict[str, tuple[int, int, str]], "it"
+        )
     except (OSError, ValueError):  # none yet, or damaged: it is only a memory
         return {}
-    return records if isinstance(records, dict) else {}
+    return records
 
 
-def _stamp(path: Path) -> tuple[str, list[object]]:
+def _stamp(path: Path) -> tuple[str, tuple[int, int]]:
     real = path.resolve()
     stat = real.stat()
-    return str(real), [stat.st_size, stat.st_mtime_ns]
+    return str(real), (stat.st_size, stat.st_mtime_ns)
 
 
 def recall(path: Path) -> str | None:
     """The sha256 of a file if it was computed before and the file has not changed since."""
     name, stamp = _stamp(path)
-    record = _records().get(name, [])
-    return str(record[2]) if record[:2] == stamp and len(record) == 3 else None
+    record = _records().get(name)
+    return record[2] if record is not None and record[:2] == stamp else None
 
 
 def remember(path: Path, sha256: str) -> None:
@@ -48,7 +52,7 @@ def remember(path: Path, sha256: str) -> None:
     target = _records_path()
     try:
         with lock(target.with_name("sha256.json.lock")), atomic_path(target) as partial:
-            partial.write_text(json.dumps(_records() | {name: [*stamp, sha256]}, indent=1))
+            partial.write_text(json.dumps(_records() | {name: (*stamp, sha256)}, indent=1))
     except GgufloopError:
         pass
 

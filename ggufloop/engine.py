@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ggufloop import backend, capi, memory
 from ggufloop.architectures import check_loop
+from ggufloop.closed import Closed
 from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.interrupts import Held
@@ -33,10 +34,12 @@ from ggufloop.llama_log import Log
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file, read_header
 from ggufloop.prompt_cache import LoopCache
-from ggufloop.records import State, Timings
+from ggufloop.records import Timings
+from ggufloop.sampling import drawn
 from ggufloop.score import entropy
 from ggufloop.settings import check_settings
 from ggufloop.template import lazily_compiled
+from ggufloop.tracing import Traced
 
 ACTIVE = backend.activate()
 
@@ -68,7 +71,7 @@ class _Step:
     looped: bool
 
 
-class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is untyped here
+class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
     model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. rpc_servers,
@@ -82,6 +85,10 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
 
     n_tokens: int
     input_ids: NDArray[np.intc]
+    _model: Any = Closed()
+    _ctx: Any = _model
+    _batch: Any = _model
+    tokenizer_: Any = _model
 
     def __init__(self, model_path: str | Path, *args: Any, loop: LoopSpec | str | None = None, **kwargs: Any) -> None:
         self._loop: LoopSpec | None = None
@@ -95,6 +102,7 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         check_settings(kwargs, read_header(Path(model_path)).text("general.architecture") or "unknown")
         self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
         self._load(model_path, *args, **kwargs)
+        self.set_seed(kwargs.get("seed", -1))  # llama_cpp takes 0 for none
         self._plain_memory = self.memory_bytes()
         if len(self.input_ids) < self.n_ctx():  # llama.cpp rounds the context up; llama_cpp's arrays do not
             self.input_ids = np.zeros(self.n_ctx(), dtype=np.intc)
@@ -122,17 +130,16 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
         params.progress_callback = llama_cpp.llama_progress_callback(lambda share, user_data: not interrupted())
 
     def close(self) -> None:
-        """Free the model; nothing to do if it never loaded."""
+        """Free the model; nothing to do if it never loaded. Whatever needs it raises GgufloopError from then on."""
         if hasattr(self, "_stack"):
             super().close()
             self._placement.release()
+        for name in ("_model", "_ctx", "_batch", "tokenizer_"):
+            self.__dict__.pop(name, None)
 
-    @property
-    def ctx(self) -> Any:
-        """llama_cpp's context pointer. Raises GgufloopError after close(), where llama.cpp would crash."""
-        if not hasattr(self, "_ctx") or self._ctx.ctx is None:
-            raise GgufloopError("this model is closed.", "load it again.")
-        return self._ctx.ctx
+    def set_seed(self, seed: int | None) -> None:
+        """Draw tokens from this seed; none, -1 or llama.cpp's mark for none draws one, which llama_cpp does not."""
+        super().set_seed(drawn(seed))
 
     @property
     def loop(self) -> LoopSpec | None:
@@ -142,6 +149,15 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
     def is_eog(self, token: int) -> bool:
         """Whether a token ends an answer: end of text, of turn, or of message."""
         return bool(llama_cpp.llama_vocab_is_eog(self._model.vocab, token))
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """llama_cpp's. Raises GgufloopError for a model that has no tokenizer or is closed: llama.cpp would abort."""
+        assert self.ctx
+        if llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise GgufloopError(
+                f"{self.model_path} has no tokenizer: it takes tokens, no text.", "get a file that has one."
+            )
+        return list(super().tokenize(text, add_bos, special))
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """The bytes of tokens. llama_cpp's own returns none for a piece of more than 32, which loses indentation."""
@@ -164,6 +180,10 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
     def model_type(self) -> str:
         """Architecture, size class and quantisation as llama.cpp words them: 'llama 256M Q4_1'."""
         return str(self._model.desc())
+
+    def _loops(self) -> ctypes.CDLL | None:
+        """The library's loop interface, None for the stock library."""
+        return _lib
 
     def synchronize(self) -> None:
         """Wait until everything evaluated is computed; a GPU still computes when `eval` returns."""
@@ -408,65 +428,6 @@ class LoopedLlama(Placed, llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp i
                 if self._logits_all:
                     self.scores[n + skipped : end] = rows
                 take(i + skipped, rows)
-
-    def trace(self, tokens: Sequence[int]) -> list[State]:
-        """The states of a prompt on an empty cache where they leave each layer, in order of execution.
-
-        Raises UsageError if the tokens do not fit one batch, and as `logits`.
-        """
-        lib = self._one_batch(tokens)
-        lib.llama_loop_trace(self.ctx, True)
-        try:
-            self.logits(tokens)
-            states = [self._state(lib, i) for i in range(lib.llama_loop_trace_count(self.ctx))]
-        finally:
-            lib.llama_loop_trace(self.ctx, False)
-            self._forget()
-        if not states:
-            arch = self.metadata.get("general.architecture", "unknown")
-            raise GgufloopError(
-                f"architecture {arch} cannot be traced: its graph does not show the states between its layers.",
-                "docs/architectures.md lists all that can loop; those can be traced.",
-            )
-        return states
-
-    def _state(self, lib: ctypes.CDLL, i: int) -> State:
-        layer, evaluation, ne = ctypes.c_int32(), ctypes.c_int32(), (ctypes.c_int64 * 4)()
-        data = lib.llama_loop_trace_get(self.ctx, i, layer, evaluation, ne)
-        shape = [n for n in reversed(ne[2:]) if n > 1] + [ne[1], ne[0]]
-        return State(layer.value, evaluation.value, np.ctypeslib.as_array(data, shape=shape).copy())
-
-    def lens(self, rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits of a state: the model's head, norm and all, applied to it (the 'logit lens').
-
-        rows: the rows of a State that `trace` returned for these tokens. Returns float32 (n_tokens, n_vocab).
-        Empties the cache. Raises as `trace`.
-        """
-        lib = self._one_batch(tokens)
-        if rows.shape[-2:] != (len(tokens), self.n_embd()):
-            raise UsageError(
-                f"a state of shape {rows.shape} is not of {len(tokens)} tokens of {self.n_embd()} numbers.",
-                "give rows and tokens of one trace.",
-            )
-        state = np.ascontiguousarray(rows, dtype=np.float32)
-        lib.llama_loop_lens(self.ctx, state.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), state.size)
-        try:
-            return self.logits(tokens)
-        finally:
-            lib.llama_loop_lens(self.ctx, None, 0)
-            self._forget()
-
-    def _one_batch(self, tokens: Sequence[int]) -> ctypes.CDLL:
-        if _lib is None:
-            raise BackendError("the stock llama.cpp has no traces.", "run without --stock.")
-        most = min(self.n_batch, self.context_params.n_ubatch)
-        if not 0 < len(tokens) <= most:
-            raise UsageError(
-                f"{len(tokens)} tokens are not one batch of 1 to {most}.",
-                "shorten the text, or give larger batches: -b and -ub (n_batch and n_ubatch).",
-            )
-        self._forget()
-        return _lib
 
     def _check_fits(self, n: int) -> None:
         if self.n_tokens + n > len(self.input_ids):

@@ -30,16 +30,22 @@ class Interrupted(Exception):
     """Raise it (from a signal handler) to give up an answer whose prompt is still being read."""
 
 
-class Model(Protocol):
+class Tokenizer(Protocol):
+    """What tells a text's tokens."""
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]: ...
+    def token_bos(self) -> int: ...
+    def adds_tokens(self) -> tuple[bool, bool]: ...
+
+
+class Model(Tokenizer, Protocol):
     """What is used of `engine.LoopedLlama`."""
 
     @property
     def loop(self) -> LoopSpec | None: ...
     def set_loop(self, loop: LoopSpec | None) -> None: ...
     def n_ctx(self) -> int: ...
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]: ...
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes: ...
-    def token_bos(self) -> int: ...
     def is_eog(self, token: int) -> bool: ...
     def generate(
         self, tokens: Sequence[int], *, top_k: int, top_p: float, min_p: float, temp: float, repeat_penalty: float
@@ -140,6 +146,15 @@ def encode(text: str, what: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise UsageError(f"{what} is not UTF-8 text.", "convert it, for example with iconv -t UTF-8.") from None
+
+
+def prompt_tokens(model: Tokenizer, text: str, what: str = "the prompt") -> list[int]:
+    """The tokens of a text, BOS first where the model's tokenizer adds it, and once where the text begins with it too.
+
+    Chat templates write BOS, and so do people who know their model. Raises UsageError as `encode`.
+    """
+    tokens = model.tokenize(encode(text, what), add_bos=True, special=True)
+    return tokens[1:] if model.adds_tokens()[0] and tokens[:2] == [model.token_bos()] * 2 else tokens
 
 
 def complete(

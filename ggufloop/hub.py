@@ -1,10 +1,10 @@
 """Files from Hugging Face repositories, models above all, through huggingface-hub and into its own cache.
 
-    path = fetch("Qwen/Qwen3-4B-GGUF", "Q4_K_M")         # what -hf Qwen/Qwen3-4B-GGUF:Q4_K_M means
-    path = fetch("Qwen/Qwen3-4B-GGUF", file="Qwen3-4B-Q4_K_M.gguf")
+    path = fetch(Reference("Qwen/Qwen3-4B-GGUF", quant="Q4_K_M"))     # what -hf Qwen/Qwen3-4B-GGUF:Q4_K_M means
+    path = fetch(Reference("Qwen/Qwen3-4B-GGUF", file="Qwen3-4B-Q4_K_M.gguf"))
 
 huggingface-hub resumes transfers, knows tokens, mirrors (HF_ENDPOINT), HF_HOME and HF_HUB_OFFLINE; added here are the
-choice of a quantisation, split files, the check of the sha256 the hub states, and errors in one line.
+choice of a file (hubfiles.py), split files, the check of the sha256 the hub states, and errors in one line.
 """
 
 from __future__ import annotations
@@ -12,90 +12,31 @@ from __future__ import annotations
 import difflib
 import errno
 import io
-import re
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufloop import digest
 from ggufloop.errors import GgufloopError
+from ggufloop.hubfiles import (
+    DEFAULT_QUANT,
+    HubFile,
+    Reference,
+    check_parts,
+    choose,
+    find_file,
+    label_of,
+    models_in,
+    part_paths,
+)
 from ggufloop.wheels import Progress, quiet
 
-DEFAULT_QUANT = "Q4_K_M"
 
-_NAME = re.compile(
-    r"(?P<stem>.+?)(?:[-._](?P<label>(?:UD-)?(?:I?Q\d\w*|BF16|F16|F32|MXFP4\w*|NVFP4|TQ\d_\d)))?"
-    r"(?:-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.gguf",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a repository. path: in it, '/' between folders; sha256: as the hub states it, None if it does not."""
-
-    path: str
-    sha256: str | None
-
-
-def split_name(file: str) -> tuple[str, str]:
-    """'Qwen3-4B-Q4_K_M.gguf' -> ('Qwen3-4B', 'Q4_K_M'): the model and its quantisation, '' where the name has none."""
-    match = _NAME.fullmatch(file)
-    return (match["stem"], (match["label"] or "").upper()) if match else (file, "")
-
-
-def models_in(files: Iterable[HubFile]) -> dict[str, HubFile]:
-    """Quantisation -> the (first) file of each model in a repository.
-
-    Vision projectors and importance matrices are left out. A file whose name states no quantisation goes by its name,
-    or by its folder's where that states one.
-    """
-    found: dict[str, HubFile] = {}
-    for file in sorted(files, key=lambda f: (f.path.count("/"), f.path)):
-        folder, _, name = file.path.rpartition("/")
-        match = _NAME.fullmatch(name)
-        if match is None or re.search("mmproj|imatrix", name, re.IGNORECASE) or int(match["part"] or 1) > 1:
-            continue
-        label = match["label"] or split_name(f"x-{folder}.gguf".replace("/", "-"))[1] or match["stem"]
-        found.setdefault(label.upper() if match["label"] else label, file)
-    return found
-
-
-def choose(models: dict[str, HubFile], quant: str | None) -> str:
-    """The quantisation to take: the one asked for, whatever its case; without one Q4_K_M, else the nearest in bits.
-
-    Raises GgufloopError, listing what there is.
-    """
-    listed = ", ".join(models)
-    if not models:
-        raise GgufloopError("it holds no GGUF model.", "look for a repository whose name ends in -GGUF.")
-    if quant is not None:
-        for label in models:
-            if label.lower() == quant.lower():
-                return label
-        close = difflib.get_close_matches(quant.upper(), models, n=1)
-        raise GgufloopError(
-            f"it has no {quant}.", (f"did you mean {close[0]}? " if close else "") + f"It has: {listed}."
-        )
-
-    def distance(label: str) -> tuple[bool, float, bool, str]:
-        digits = re.search(r"\d+", label)
-        bits = int(digits[0]) if digits and split_name(f"x-{label}.gguf")[1] else 99
-        return label != DEFAULT_QUANT, abs(bits - 4.5), not label.startswith("Q"), label
-
-    return min(models, key=distance)
-
-
-def part_paths(file: str) -> list[str]:
-    """All parts of the split model this file is the first part of, or the file alone."""
-    match = _NAME.fullmatch(file)
-    if match is None or match["part"] is None:
-        return [file]
-    count = match["parts"]
-    head = file[: -len(f"-00001-of-{count}.gguf")]
-    return [f"{head}-{i:05d}-of-{count}.gguf" for i in range(1, int(count) + 1)]
+def endpoint() -> str:
+    """The hub's address, which HF_ENDPOINT may change."""
+    return os.environ.get("HF_ENDPOINT", "")
 
 
 def cached(repo: str, file: str) -> Path | None:
@@ -106,27 +47,20 @@ def cached(repo: str, file: str) -> Path | None:
     return Path(paths[0]) if isinstance(paths[0], str) and all(isinstance(p, str) for p in paths) else None
 
 
-def fetch(
-    repo: str,
-    quant: str | None = None,
-    file: str | None = None,
-    offline: bool = False,
-    progress: Progress = quiet,
-    known: Iterable[str] = (),
-) -> Path:
+def fetch(wanted: Reference, offline: bool = False, progress: Progress = quiet, known: Iterable[str] = ()) -> Path:
     """Download a model of a repository, or find it in the cache, and return its (first) file.
 
-    quant: which quantisation, case aside. file: exactly this file instead. offline: use the cache only. known:
-    repository names to suggest when `repo` does not exist. Raises GgufloopError: no such repository, gated, no such
-    quantisation, no network, not cached while offline, disk full, a wrong sha256.
+    offline: use the cache only. known: repository names to suggest when this one does not exist. Raises
+    GgufloopError: no such repository, gated, no such quantisation or file, several that could be meant, parts
+    missing, no network, not cached while offline, disk full, a wrong sha256.
     """
     try:
         with _switched_off(offline):
-            return _fetch(repo, quant, file, offline, progress)
+            return _fetch(wanted, offline, progress)
     except GgufloopError:
         raise
     except Exception as e:  # the transport's errors have no base class common to the releases of huggingface-hub
-        raise _hub_error(e, repo, file, known) from e
+        raise _hub_error(e, wanted.repo, wanted.file, known) from e
 
 
 def fetch_dataset(repo: str, file: str, offline: bool = False, progress: Progress = quiet) -> Path:
@@ -156,34 +90,41 @@ def _switched_off(offline: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _fetch(repo: str, quant: str | None, file: str | None, offline: bool, progress: Progress) -> Path:
-    files, offline = _list(repo, offline, progress)
-    if file is None:
-        models = models_in(files)
-        try:
-            label = choose(models, quant)
-        except GgufloopError as e:
-            what = f"what is downloaded of {repo}" if offline else repo
-            raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
-        if quant is None and label != DEFAULT_QUANT and len(models) > 1:
-            progress(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(models)}", 0, 0)
-        file = models[label].path
+def _fetch(wanted: Reference, offline: bool, progress: Progress) -> Path:
+    repo, revision = wanted.repo, wanted.revision
+    files, offline = _list(repo, revision, offline, progress)
+    what = f"what is downloaded of {repo}" if offline else repo
+    try:
+        if wanted.file is not None:
+            file = find_file(files, wanted.file)
+        else:
+            file = choose(files, wanted.quant)
+            labels, label = list(models_in(files)), label_of(file)
+            if wanted.quant is None and label != DEFAULT_QUANT and len(labels) > 1:
+                progress(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(labels)}", 0, 0)
+    except GgufloopError as e:
+        raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
+    try:
+        check_parts(files, file)
+    except GgufloopError as e:
+        hint = "run it once without --offline and HF_HUB_OFFLINE." if offline else e.hint
+        raise GgufloopError(f"cannot use {what}: {e.message}", hint) from None
     stated = {f.path: f.sha256 for f in files}
-    paths = [_download(repo, part, stated.get(part), offline, progress) for part in part_paths(file)]
+    paths = [_download(repo, part, revision, stated.get(part), offline, progress) for part in part_paths(file)]
     return paths[0]
 
 
-def _list(repo: str, offline: bool, progress: Progress) -> tuple[list[HubFile], bool]:
+def _list(repo: str, revision: str | None, offline: bool, progress: Progress) -> tuple[list[HubFile], bool]:
     """The repository's files, and whether they are the cache's because there is no other way to know."""
     from huggingface_hub import HfApi, constants, errors
 
     if offline or constants.HF_HUB_OFFLINE:
-        cache = _list_cache(repo)
+        cache = _list_cache(repo, revision)
         if not cache:
             raise _not_downloaded(repo)
         return cache, True
     try:
-        info = HfApi().model_info(repo, files_metadata=True)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except errors.HfHubHTTPError as e:
         if e.response is not None and e.response.status_code < 500:
             raise
@@ -194,13 +135,13 @@ def _list(repo: str, offline: bool, progress: Progress) -> tuple[list[HubFile], 
         failure = e
     else:
         return [HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []], False
-    if not _list_cache(repo):
+    if not _list_cache(repo, revision):
         raise failure
     progress(f"the hub cannot be reached; using what is downloaded of {repo}", 0, 0)
-    return _list_cache(repo), True
+    return _list_cache(repo, revision), True
 
 
-def _list_cache(repo: str) -> list[HubFile]:
+def _list_cache(repo: str, revision: str | None) -> list[HubFile]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -208,9 +149,10 @@ def _list_cache(repo: str) -> list[HubFile]:
         repos = [r for r in scan_cache_dir().repos if r.repo_id == repo and r.repo_type == "model"]
     except CacheNotFound:
         return []
-    revisions = sorted(
-        (v for r in repos for v in r.revisions), key=lambda v: ("main" in v.refs, v.last_modified), reverse=True
-    )
+    kept = [v for r in repos for v in r.revisions]
+    if revision is not None:
+        kept = [v for v in kept if revision in v.refs or v.commit_hash.startswith(revision)]
+    revisions = sorted(kept, key=lambda v: ("main" in v.refs, v.last_modified), reverse=True)
     return [
         HubFile(f.file_path.relative_to(revision.snapshot_path).as_posix(), None)
         for revision in revisions[:1]
@@ -218,11 +160,14 @@ def _list_cache(repo: str) -> list[HubFile]:
     ]
 
 
-def _download(repo: str, file: str, sha256: str | None, offline: bool, progress: Progress) -> Path:
+def _download(
+    repo: str, file: str, revision: str | None, sha256: str | None, offline: bool, progress: Progress
+) -> Path:
     """One file into huggingface-hub's cache, and its sha256 checked the first time."""
     from huggingface_hub import hf_hub_download
 
-    path = Path(hf_hub_download(repo, file, local_files_only=offline, tqdm_class=_bar(file, progress)))
+    bar = _bar(file, progress)
+    path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline, tqdm_class=bar))
     if sha256 is not None and digest.recall(path) != sha256:
         progress(f"checking {file}", 0, 0)
         if digest.file_sha256(path) != sha256:
@@ -272,6 +217,8 @@ def _hub_error(error: Exception, repo: str, file: str | None, known: Iterable[st
         )
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is None:
         return _not_downloaded(what)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return GgufloopError(f"Hugging Face repository {repo} has no such revision.", f"try -hf {repo}.")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return GgufloopError(f"Hugging Face repository {repo} has no file {file}.", f"try -hf {repo}.")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -23,6 +23,7 @@ from ggufloop.cache import atomic_path
 from ggufloop.digest import files_sha256
 from ggufloop.errors import GgufloopError
 from ggufloop.modelfile import read_header, read_model
+from ggufloop.weights import decode, locate, slabs
 
 CONTEXT = 512
 """Tokens of a chunk, llama-imatrix's default."""
@@ -36,11 +37,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Imatrix:
-    """entries: mean squares by tensor name, float32 (matrices, columns). chunks, datasets: what they are of."""
+    """entries: mean squares by tensor name, float32 (matrices, columns). chunks: of text that they are of."""
 
     entries: Mapping[str, NDArray[np.float32]]
     chunks: int
-    datasets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Computed:
 def read(path: Path) -> Imatrix:
     """Read an importance matrix. Raises GgufloopError for a file that is none, or holds what is no number."""
     try:
+        if path.exists() and not path.is_file():
+            raise _none(path, f"it is {'a folder' if path.is_dir() else 'no file'}")
         with path.open("rb") as f:
             is_gguf = f.read(4) == b"GGUF"
         matrix = _read_gguf(path) if is_gguf else _read_legacy(path)
@@ -73,8 +75,6 @@ def _none(path: Path, why: str) -> GgufloopError:
 
 
 def _read_gguf(path: Path) -> Imatrix:
-    from gguf import GGUFReader
-
     header = read_header(path)
     names = {t.name for t in header.tensors}
     wanted = sorted(name.removesuffix(_SUMS) for name in names if name.endswith(_SUMS))
@@ -86,21 +86,24 @@ def _read_gguf(path: Path) -> Imatrix:
     odd = next((t for t in header.tensors if t.type != "F32" and t.name.endswith((_SUMS, _COUNTS))), None)
     if odd is not None:
         raise _none(path, f"{odd.name} is {odd.type} instead of F32")
-    reader = GGUFReader(path)
-    tensors = {t.name: np.array(t.data, dtype=np.float32) for t in reader.tensors}
-    field = reader.fields.get("imatrix.datasets")
+    stored = locate([header])
+
+    def values(name: str) -> NDArray[np.float32]:
+        return np.concatenate([decode(blocks, "F32") for blocks in slabs(stored[name])] or [np.empty(0, np.float32)])
+
     entries = {}
     for name in wanted:
-        counts = np.rint(tensors[name + _COUNTS].ravel()).astype(np.float32)
-        sums = tensors[name + _SUMS].ravel()
-        if not counts.size or sums.size % counts.size:
+        counts, sums = np.rint(values(name + _COUNTS)), values(name + _SUMS)
+        if not counts.size or not sums.size or sums.size % counts.size:
             raise _none(path, f"{name} has {sums.size} sums for {counts.size} counts")
+        if not np.isfinite(counts).all() or (counts < 0).any():
+            raise _none(path, f"{name} has counts that are none")
         by_matrix = sums.reshape(counts.size, -1)
         some = np.maximum(counts, 1)[:, None]
         met = counts[:, None] > 0  # an expert that no token met has all columns alike
         entries[name] = np.where(met, by_matrix / some, np.float32(1))
     chunks = header.number("imatrix.chunk_count") or 0
-    return Imatrix(entries, chunks, tuple(field.contents()) if field is not None else ())
+    return Imatrix(entries, chunks)
 
 
 def _read_legacy(path: Path) -> Imatrix:
@@ -133,8 +136,7 @@ def _read_legacy(path: Path) -> Imatrix:
     if not entries:
         raise _none(path, "it holds no entries")
     chunks = number() if at < len(data) else 0
-    text = block(number(), 1 << 16).decode(errors="replace") if at < len(data) else ""
-    return Imatrix(entries, chunks, (text,) if text else ())
+    return Imatrix(entries, chunks)  # the name of the text, which may follow, says nothing here
 
 
 def write(

@@ -5,40 +5,48 @@
         journal.add({"loop": "12:16 k=2", ...})      # on disk when this returns
 
 The first line says what the run is of. A file with another first line is refused with what differs, so numbers of two
-models never meet in one table. A line is written at once and synced; what a crash leaves of one is dropped on opening.
+models never meet in one table. A line is written at once and synced. What a crash or a bad disk left at the end of the
+file is dropped on opening, and `dropped` says what that was; `reading.py` tells such an end from damage before it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import filelock
 
+from ggufloop import reading
 from ggufloop.errors import GgufloopError
 
 Record = Mapping[str, Any]
+Check = Callable[[dict[str, Any]], None]
+"""Raises ValueError for a record that the run cannot have written."""
 
 
 class Journal:
-    """An open journal, held by this process alone. records: what it held when it was opened, the header left out."""
+    """An open journal, held by this process alone. records: what it held when it was opened, the header left out;
+    dropped: a sentence on what could not be read behind them, '' if everything could."""
 
-    def __init__(self, path: Path, file: IO[bytes], records: list[dict[str, Any]], lock: filelock.BaseFileLock) -> None:
+    def __init__(
+        self, path: Path, file: IO[bytes], records: list[dict[str, Any]], dropped: str, lock: filelock.BaseFileLock
+    ) -> None:
         self.path = path
         self.records = records
+        self.dropped = dropped
         self._file = file
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path, header: Record) -> Journal:
+    def open(cls, path: Path, header: Record, check: Check = lambda record: None) -> Journal:
         """Continue the journal at `path`, or begin it.
 
-        Raises GgufloopError if it is of another run, is none, is being written by another process or cannot be
-        written.
+        Raises GgufloopError if it is of another run, is none, is damaged before its end, is being written by another
+        process or cannot be written.
         """
         lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
         try:
@@ -48,9 +56,10 @@ class Journal:
         except OSError as e:
             raise _cannot_write(path, e) from e
         try:
-            lines, whole = _read(path)
+            found = _read(path, check)
+            lines = [record for _, record in found.records]
             if lines:
-                _compare(path, lines[0], json.loads(json.dumps(header)))
+                _compare(path, lines[0], json.loads(reading.line(header)))
             file = path.open("r+b" if path.exists() else "w+b")
         except OSError as e:
             lock.release()
@@ -58,9 +67,9 @@ class Journal:
         except BaseException:
             lock.release()
             raise
-        journal = cls(path, file, lines[1:], lock)
-        file.truncate(whole)
-        file.seek(whole)
+        journal = cls(path, file, lines[1:], found.dropped, lock)
+        file.truncate(found.end)
+        file.seek(found.end)
         if not lines:
             journal.add(header)
         return journal
@@ -68,13 +77,13 @@ class Journal:
     @staticmethod
     def header(path: Path) -> dict[str, Any] | None:
         """The first line of the journal at `path`, None if there is none. Raises GgufloopError as `open` does."""
-        lines, _ = _read(path)
-        return lines[0] if lines else None
+        lines = _read(path, lambda record: None).records
+        return lines[0][1] if lines else None
 
     def add(self, record: Record) -> None:
         """Append a record. Raises GgufloopError if it cannot be written."""
         try:
-            self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+            self._file.write(reading.line(record))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as e:
@@ -88,26 +97,19 @@ class Journal:
         self._lock.release()
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole records of a file, and how many bytes they take; none of a file that is not there."""
+def _read(path: Path, check: Check) -> reading.Lines[dict[str, Any]]:
+    """The records of a file that can be read; none of a file that is not there. A header cut short is none yet."""
     try:
-        data = path.read_bytes()
+        data = reading.content(path, "name another file.")
     except FileNotFoundError:
-        return [], 0
-    except OSError as e:
-        raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "name another file.") from e
-    records, whole = [], data.rfind(b"\n") + 1
-    for number, line in enumerate(data[:whole].splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise GgufloopError(f"line {number} of {path} is no record of a run.", "name another file, or remove it.")
-        records.append(record)
-    if not records and data and data[:1] != b"{":
-        raise GgufloopError(f"{path} is no journal of a run.", "name another file.")
-    return records, whole
+        data = b""
+
+    def checked(record: dict[str, Any], first: bool) -> dict[str, Any]:
+        if not first:
+            check(record)
+        return record
+
+    return reading.read_lines(path, data, "journal of a run", checked)
 
 
 def _compare(path: Path, there: Record, here: Record) -> None:

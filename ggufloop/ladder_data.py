@@ -9,7 +9,6 @@ file with a column loop only the plain rows are read.
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from importlib import resources
@@ -18,8 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop import reading
+from ggufloop.errors import UsageError, nearest
 from ggufloop.ladder import LEAST_BITS, LEAST_SNR
+from ggufloop.shannon_data import MOST_BITS, MOST_LOSS, table, text_of
 
 EXAMPLES = {"llama3-8b": "llama3_8b_ladder.csv"}
 """Ladders that are shipped, by name."""
@@ -32,6 +33,10 @@ _COLUMNS = {
     "loss": ("loss", "nll"),
     "ppl": ("ppl", "perplexity"),
 }
+_RANGES = {
+    "snr_db": (-1000.0, math.inf), "bits": (0.0, MOST_BITS), "kld": (0.0, MOST_LOSS), "loss": (0.0, MOST_LOSS),
+    "ppl": (-math.inf, math.exp(700)),
+}  # fmt: skip
 _EMPTY = ("", "nan", "none", "-")
 
 
@@ -78,19 +83,14 @@ def read(source: str) -> Ladder:
     if source in EXAMPLES:
         text = (resources.files("ggufloop") / "data" / EXAMPLES[source]).read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(source).read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as e:
-            why = getattr(e, "strerror", None) or "it is not UTF-8 text"
-            hint = "give the CSV of `ggufloop compare`." if Path(source).suffix else nearest(source, EXAMPLES)
-            raise GgufloopError(f"cannot read {source}: {why}.", hint) from e
-    lines = text.splitlines()
-    remarks = " ".join(line.lstrip("# ").strip() for line in lines if line.startswith("#"))
-    rows = list(csv.DictReader(line for line in lines if line.strip() and not line.startswith("#")))
-    if not rows:
-        raise UsageError(f"{source} has no rows.", "give a header type,snr_db,bits,kld,loss and a row per file.")
+        hint = "give the CSV of `ggufloop compare`." if Path(source).suffix else nearest(source, EXAMPLES)
+        text = text_of(source, hint)
+    remarks, rows = table(text, source, "give a header type,snr_db,bits,kld,loss and a row per file.")
     folded = {str(key).strip().lower().replace(" ", "_"): key for key in rows[0]}
-    at = {name: next((folded[k] for k in known if k in folded), None) for name, known in _COLUMNS.items()}
+    at: dict[str, str | None] = {
+        name: next((folded[k] for k in known if k in folded), None) for name, known in _COLUMNS.items()
+    }
+    of_type = at["type"] or ""
     for name in ("type", "snr_db"):
         if at[name] is None:
             others = nearest(name, list(rows[0])).removeprefix("known: ")
@@ -104,11 +104,11 @@ def read(source: str) -> Ladder:
         if "loop" in folded and row[folded["loop"]] not in ("plain", *_EMPTY):
             continue
         cell = {
-            name: _number(row.get(key), f"row {i} of {source}: {name}")
+            name: _number(row[key], f"row {i} of {source}: {name}", _RANGES[name])
             for name, key in at.items()
             if key and name != "type"
         }
-        name, snr = str(row[at["type"]]), cell["snr_db"]
+        name, snr = row[of_type], cell["snr_db"]
         if snr is None:
             unknown.append(name)
             continue
@@ -122,10 +122,17 @@ def read(source: str) -> Ladder:
     return Ladder(source, tuple(rungs), tuple(unknown), floor, remarks)
 
 
-def _number(text: str | None, what: str) -> float | None:
-    if text is None or text.strip().lower() in _EMPTY:
+def _number(text: str, what: str, limits: tuple[float, float]) -> float | None:
+    if text.strip().lower() in _EMPTY:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise UsageError(f"{what} {text!r} is not a number.", "correct it, or leave the cell empty.") from None
+        raise UsageError(
+            f"{what} {reading.shown(text)} is not a number.", "correct it, or leave the cell empty."
+        ) from None
+    if not limits[0] <= value <= limits[1]:
+        raise UsageError(
+            f"{what} {value:g} is not in {limits[0]:g} to {limits[1]:g}.", "correct it, or leave the cell empty."
+        )
+    return value

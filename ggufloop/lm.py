@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows
 
 from ggufloop.choices import score_choices, score_step
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.generate import complete, encode
+from ggufloop.generate import complete, encode, prompt_tokens
 from ggufloop.sampling import Sampling
 from ggufloop.template import ChatTemplate, Message
 
@@ -58,10 +58,10 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text, with the model's BOS unless `add_special_tokens` is False or the text has it already."""
         special = add_special_tokens is not False
-        tokens: list[int] = self.llm.tokenize(encode(string, "a task's text"), add_bos=special, special=True)
-        if special and len(tokens) > 1 and tokens[0] == tokens[1] == self.llm.token_bos():
-            del tokens[0]
-        if special and self.llm.adds_tokens()[1] and tokens[-1:] == [self.eot_token_id]:
+        if not special:
+            return list(self.llm.tokenize(encode(string, "a task's text"), add_bos=False, special=True))
+        tokens = prompt_tokens(self.llm, string, "a task's text")
+        if self.llm.adds_tokens()[1] and tokens[-1:] == [self.eot_token_id]:
             del tokens[-1]  # more is to follow
         return tokens
 

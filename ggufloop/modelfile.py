@@ -59,12 +59,14 @@ _FOREIGN = (
 class Array:
     """An array of the metadata. values: None when it has more than KEPT_ARRAY entries, or holds strings.
 
-    digest: of the bytes of an array of strings, so that two vocabularies can be told apart.
+    digest: of the bytes of an array of strings, so that two vocabularies can be told apart. bytes: of a vocabulary, how
+    many of the 256 bytes have a token, written <0x0A> or as they are.
     """
 
     length: int
     values: tuple[int | float | bool, ...] | None
     digest: str = ""
+    bytes: int = 0
 
 
 Value = int | float | bool | str | Array
@@ -87,12 +89,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in one GGUF file but the tensor data. data_end: bytes a whole file has at least."""
+    """Everything in one GGUF file but the tensor data, which lie from data_start on.
+
+    data_end: bytes a whole file has at least.
+    """
 
     path: Path
     version: int
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+    data_start: int
     data_end: int
     file_bytes: int
 
@@ -175,16 +181,17 @@ class _Cursor:
             kind, n = self.u32(), self.count(f"entries in {key!r}")
             if kind == _STRING:
                 start = self.at
-                self.skip_strings(n, distinct=key == "tokenizer.ggml.tokens")
-                return Array(n, None, hashlib.sha256(self.data[start : self.at]).hexdigest())
+                known = self.skip_strings(n, distinct=key == "tokenizer.ggml.tokens")
+                spelled = sum(b"<0x%02X>" % i in known or bytes((i,)) in known for i in range(256))
+                return Array(n, None, hashlib.sha256(self.data[start : self.at]).hexdigest(), spelled)
             if kind in _SCALARS:
                 form = f"<{n}{_SCALARS[kind][1]}"
                 start = self.skip(struct.calcsize(form))
                 return Array(n, struct.unpack_from(form, self.data, start) if n <= KEPT_ARRAY else None)
         raise self.corrupt(f"key {key!r} has unknown type {kind}")
 
-    def skip_strings(self, n: int, distinct: bool) -> None:
-        """Move past n strings. distinct: they must differ, as llama.cpp aborts over a token that is there twice."""
+    def skip_strings(self, n: int, distinct: bool) -> set[bytes]:
+        """Move past n strings. distinct: return them; llama.cpp aborts over one that is there twice."""
         at, last = self.at, min(self.end, MAX_HEADER) - 8
         seen: set[bytes] = set()
         for i in range(n):  # the one hot loop: a vocabulary has a quarter of a million of them
@@ -194,6 +201,8 @@ class _Cursor:
             start = at + 8
             at = start + _U64(self.data, at)[0]
             if distinct:
+                if at > self.end:  # no token, but all that is left: `skip` reports it, without a copy
+                    break
                 token = self.data[start:at]
                 if not token or 0 in token:  # llama.cpp stops at a zero byte, and gives an empty token a name
                     token = token.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i
@@ -201,17 +210,20 @@ class _Cursor:
         self.skip(at - self.at)
         if distinct and len(seen) < n:
             raise self.corrupt(f"{n - len(seen)} of its tokens are there twice")
+        return seen
 
     def tensor(self) -> tuple[Tensor, int]:
         """The next tensor and the offset of its data."""
         name = self.string()
+        if "\0" in name or not name:
+            raise self.corrupt(f"the tensor name {name[:20]!r} {'holds a zero byte' if name else 'is empty'}")
         if len(name.encode()) >= 64:
             raise self.corrupt(f"the tensor name {name[:20]!r}... is longer than 63 bytes")
         dims = self.u32()
         if dims > 4:
             raise self.corrupt(f"tensor {name!r} has {dims} dimensions")
         shape = tuple(int(self.scalar("<Q")) for _ in range(dims))
-        if math.prod(shape) >= 1 << 48:
+        if not 0 < math.prod(shape) < 1 << 48:
             raise self.corrupt(f"tensor {name!r} has the shape {shape}")
         number = self.u32()
         if number not in type_sizes():
@@ -269,7 +281,7 @@ def _walk(c: _Cursor) -> Header:
         names.add(tensor.name)
         tensors.append(tensor)
     data_start = _pad(c.at, alignment) if tensors else c.at
-    return Header(path, version, metadata, tuple(tensors), data_start + data_bytes, c.end)
+    return Header(path, version, metadata, tuple(tensors), data_start, data_start + data_bytes, c.end)
 
 
 def _pad(n: int, to: int) -> int:
@@ -326,6 +338,8 @@ def read_model(path: Path) -> tuple[Header, ...]:
 
     Raises GgufloopError for what `read_header` does, for missing or misplaced parts, and for a file without tensors.
     """
+    from ggufloop import modelcheck  # which needs this module
+
     first = read_header(path)
     count, number = first.number("split.count") or 1, first.number("split.no") or 0
     paths = split_paths(path)
@@ -349,46 +363,12 @@ def read_model(path: Path) -> tuple[Header, ...]:
             raise GgufloopError(f"{header.path} is not part {i + 1} of {count}.", "download the parts again.")
     if not any(h.tensors for h in headers):
         raise GgufloopError(f"{path} has no tensors: it holds a vocabulary only.", "give a file with the weights.")
-    _check_numbers(first)
+    modelcheck.check(headers)
     return headers
 
 
-def _check_numbers(header: Header) -> None:
-    """Raise GgufloopError over what llama.cpp takes for granted in the metadata of any model, and aborts without."""
-    arch = header.text("general.architecture")
-    if arch is None:
-        raise unusable(header.path, "it does not say its architecture")
-    layers = header.positive(f"{arch}.block_count", MAX_LAYERS)
-    header.positive(f"{arch}.embedding_length")
-    header.positive(f"{arch}.context_length")
-
-    def number(key: str) -> int:
-        value = header.metadata.get(f"{arch}.{key}", 0)
-        return (
-            max((int(v) for v in value.values or ()), default=0)
-            if isinstance(value, Array)
-            else header.number(f"{arch}.{key}") or 0
-        )
-
-    experts, used = number("expert_count"), number("expert_used_count")
-    groups, groups_used = number("expert_group_count"), number("expert_group_used_count")
-    scaling = header.text(f"{arch}.rope.scaling.type")
-    if number("nextn_predict_layers") >= layers:
-        raise unusable(header.path, "all its layers are prediction heads")
-    if experts > MAX_EXPERTS or used > experts or (experts > 0 and used == 0):
-        raise unusable(header.path, f"it uses {used} of {experts} experts")
-    if groups > 0 and (groups >= experts or (groups > 1 and (experts % groups or not 0 < groups_used < groups))):
-        raise unusable(header.path, f"it has {experts} experts in {groups} groups, of which {groups_used} are used")
-    if scaling not in (None, "none", "linear", "yarn", "longrope"):
-        raise unusable(header.path, f"its rope scaling {scaling!r} is not known")
-    head, rope = number("attention.key_length_mla"), number("rope.dimension_count")
-    row, latent = number("attention.key_length"), number("attention.kv_lora_rank")
-    if arch == "deepseek2" and head and (head <= rope or row != latent + rope):
-        raise unusable(
-            header.path, f"heads of {head} and rows of {row} do not fit {latent} latent and {rope} rotary values"
-        )
-
-
 def check_model_file(path: Path) -> None:
-    """Raise GgufloopError, with one clear line, unless `path` is a whole, well-formed GGUF model."""
-    read_model(path)
+    """Raise GgufloopError, with one clear line, unless `path` is a whole, well-formed GGUF model with a tokenizer."""
+    from ggufloop import modelcheck
+
+    modelcheck.check_tokenizer(read_model(path)[0])

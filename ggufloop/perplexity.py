@@ -33,6 +33,8 @@ from ggufloop.loop import LoopSpec
 from ggufloop.score import Engine, Logits, Normalisers, each_target, log_probabilities
 
 MAGIC = b"_logits_"
+_HEAD = len(MAGIC) + 12
+LOWEST = -100.0  # nats: a file keeps 16 below the likeliest token, which has 1 of n_vocab at least
 LEAST_CONTEXT = 4  # tokens of a chunk: one to be scored, and the one before it
 
 Targets = NDArray[np.intp]
@@ -99,6 +101,8 @@ class Stored:
     @staticmethod
     def is_one(path: Path) -> bool:
         """Whether the file begins like one."""
+        if not path.is_file():  # opening a named pipe would wait for ever
+            return False
         try:
             with path.open("rb") as f:
                 return f.read(len(MAGIC)) == MAGIC
@@ -106,30 +110,70 @@ class Stored:
             return False
 
     @classmethod
-    def open(cls, path: Path) -> Stored:
-        """Read the header and the tokens. Raises GgufloopError for a file cut short."""
-        with path.open("rb") as f:
-            head = f.read(len(MAGIC) + 12)
-            n_ctx, n_vocab, n_chunk = struct.unpack("<Iii", head[len(MAGIC) :]) if len(head) == 20 else (0, 0, 0)
-            tokens = np.frombuffer(f.read(4 * n_ctx * n_chunk), dtype="<i4")
-        stored = cls(path, n_ctx, n_vocab, tokens.tolist(), 20 + 4 * n_ctx * n_chunk)
-        whole = stored_bytes(n_ctx, n_vocab, n_chunk)
-        if n_ctx < LEAST_CONTEXT or n_chunk < 1 or path.stat().st_size < whole:
+    def open(cls, path: Path, chunks: int | None = None) -> Stored:
+        """Read the header and the tokens. Raises GgufloopError unless its numbers are those of a file of its size.
+
+        chunks: how many will be asked for, all if None; a file cut short may be good for that.
+        Nothing is read before that is known, so that a damaged header asks for no memory; and a token outside the
+        vocabulary would end the process in llama.cpp.
+        """
+        again = "write it again, with its -c and -f."
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as f:
+                head = f.read(_HEAD)
+                if len(head) < _HEAD:
+                    raise GgufloopError(f"{path} is cut short: {size} bytes, and its header has {_HEAD}.", again)
+                n_ctx, n_vocab, n_chunk = struct.unpack("<Iii", head[len(MAGIC) :])
+                for name, value, least in (
+                    ("-c", n_ctx, LEAST_CONTEXT), ("vocabulary", n_vocab, 1), ("number of chunks", n_chunk, 1)
+                ):  # fmt: skip
+                    if value < least:
+                        raise GgufloopError(f"{path} is damaged: its {name} is {value}, not {least} or more.", again)
+                whole = stored_bytes(n_ctx, n_vocab, n_chunk)
+                row = (stored_bytes(n_ctx, n_vocab, 2) - stored_bytes(n_ctx, n_vocab, 1)) - 4 * n_ctx  # of a chunk
+                lacking = -(-max(0, whole - size) // row)
+                if size > whole or lacking > n_chunk - min(chunks or n_chunk, n_chunk):
+                    how = "cut short" if size < whole else "damaged"
+                    left = n_chunk - lacking
+                    raise GgufloopError(
+                        f"{path} is {how}: {size} bytes of {whole} for {n_chunk} chunks of {n_ctx} tokens out of "
+                        f"{n_vocab}.",
+                        f"{again[:-1]}; or give --chunks {left}: they are there." if 0 < left < n_chunk else again,
+                    )
+                tokens = np.frombuffer(f.read(4 * n_ctx * n_chunk), dtype="<i4")
+        except OSError as e:
+            raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "check the path.") from e
+        bad = np.flatnonzero((tokens < 0) | (tokens >= n_vocab))
+        if bad.size:
             raise GgufloopError(
-                f"{path} is cut short: {path.stat().st_size} bytes of {whole}.", "write it again, with its -c and -f."
-            )
-        return stored
+                f"{path} is damaged: token {bad[0]}, at byte {_HEAD + 4 * bad[0]}, is {tokens[bad[0]]}, not in 0 to "
+                f"{n_vocab - 1}.", again
+            )  # fmt: skip
+        return cls(path, n_ctx, n_vocab, tokens.tolist(), _HEAD + 4 * n_ctx * n_chunk)
 
     def check(self, model: Model) -> None:
         """Raise GgufloopError unless the model has as many tokens."""
         _same_vocabulary(self.n_vocab, model)
 
     def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll:
-        """Read the chunk's distributions."""
+        """Read the chunk's distributions. Raises GgufloopError if they are none."""
         scored, width = len(packed.scale), _width(self.n_vocab)
-        data = np.fromfile(self.path, dtype="<u2", count=scored * width, offset=self.offset + 2 * scored * width * i)
+        at = self.offset + 2 * scored * width * i
+        data = np.fromfile(self.path, dtype="<u2", count=scored * width, offset=at)
+        if data.size < scored * width:
+            raise GgufloopError(f"{self.path} ended while it was read.", "was it changed? Run it again.")
         rows = data.reshape(scored, width)
         numbers = rows[:, :4].copy().view("<f4")
+        scale, lowest = numbers.T.astype(np.float64)
+        good = (scale >= 0) & (lowest >= LOWEST) & (lowest + 65535 * scale <= 1e-3)  # its largest is a log-probability
+        if not good.all():
+            row = int(np.argmin(good))
+            raise GgufloopError(
+                f"{self.path} is damaged: what is at byte {at + 2 * width * row} are no probabilities (chunk {i + 1}).",
+                "write it again, with its -c and -f"
+                + (f"; or give --chunks {i}: what is before is good." if i else "."),
+            )
         packed.scale[:], packed.lowest[:] = numbers[:, 0], numbers[:, 1]
         packed.steps[:] = rows[:, 4 : 4 + self.n_vocab]
         return packed.nll(np.asarray(tokens[first + 1 :], dtype=np.intp)).astype(np.float64)
@@ -160,7 +204,7 @@ class _Save:
 
 def stored_bytes(n_ctx: int, n_vocab: int, n_chunk: int) -> int:
     """Size of the file that `perplexity(..., save=...)` writes of so many chunks."""
-    return len(MAGIC) + 12 + n_chunk * (4 * n_ctx + 2 * (n_ctx - 1 - n_ctx // 2) * _width(n_vocab))
+    return _HEAD + n_chunk * (4 * n_ctx + 2 * (n_ctx - 1 - n_ctx // 2) * _width(n_vocab))
 
 
 def _width(n_vocab: int) -> int:

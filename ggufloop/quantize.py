@@ -239,7 +239,7 @@ class _Reader:
         text = str(event.get("log", ""))
         if self._log is not None:
             self._log(text)
-        if (found := _FALLBACK.search(text)) is not None:
+        if " - ncols " in text and (found := _FALLBACK.search(text)) is not None:  # the search alone takes n^2 steps
             self.wanted[found[1]] = found[2].upper()
         if (found := _TOTAL.search(text)) is not None:
             self.mib = float(found[1])

@@ -19,6 +19,12 @@ from ggufloop.errors import UsageError, nearest
 RANDOM_SEED = 2**32 - 1
 """llama.cpp's mark for "no seed given", so seeds are smaller than this."""
 
+
+def drawn(seed: int | None) -> int:
+    """The seed, or a random one in place of None, -1 and llama.cpp's mark."""
+    return secrets.randbelow(RANDOM_SEED) if seed in (None, -1, RANDOM_SEED) else int(seed or 0)
+
+
 _RULES = {
     "temp": (0.0, math.inf, "of 0 or more", "0 always takes the likeliest token."),
     "top_k": (0, 2**31 - 1, "of 0 or more", "0 turns it off."),
@@ -81,7 +87,7 @@ class Sampling:
 
     def seeded(self) -> Sampling:
         """A copy whose seed is drawn if it is -1."""
-        return replace(self, seed=secrets.randbelow(RANDOM_SEED)) if self.seed == -1 else self
+        return replace(self, seed=drawn(self.seed)) if self.seed == -1 else self
 
     def __str__(self) -> str:
         values = ((spelled(f.name), getattr(self, f.name)) for f in fields(self))

@@ -9,7 +9,6 @@ A level is one perturbation, such as 4 bits: the Shannon law is fitted anew for 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
 
 Values = NDArray[np.float64]
@@ -41,6 +41,10 @@ _COLUMNS = {
     "loss": ("loss", "nll", "ce", "cross_entropy"),
     "bits": ("bits", "x", "bits_per_weight"),
 }
+MOST_BITS, MOST_LOSS = 64.0, 1000.0
+"""A weight has no more bits, and a loss in nats per token stays far below: a uniform guess among a million is 14."""
+LARGEST = 64 << 20
+"""Bytes of a file of numbers."""
 _COUNT = 1e4  # billions of parameters or tokens that nobody has: a column above is of single ones
 
 
@@ -106,20 +110,52 @@ def read(source: str, count: str | None = None) -> Data:
     """
     if count is not None and count not in COUNTS:
         raise UsageError(f"N may not count {count!r}.", nearest(count, COUNTS))
-    path = Path(source)
     if source in EXAMPLES:
         text = (resources.files("ggufloop") / "data" / EXAMPLES[source]).read_text(encoding="utf-8")
     else:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as e:
-            why = getattr(e, "strerror", None) or "it is not UTF-8 text"
-            hint = nearest(source, EXAMPLES) if not path.suffix else "give a CSV or JSON file, or 'pythia'."
-            raise GgufloopError(f"cannot read {source}: {why}.", hint) from e
+        hint = nearest(source, EXAMPLES) if not Path(source).suffix else "give a CSV or JSON file, or 'pythia'."
+        text = text_of(source, hint)
     data = _from_json(text, source, count) if text.lstrip()[:1] in ("{", "[") else _from_csv(text, source, count)
     for level in data.levels:
         _check(level, source)
     return replace(data, levels=sorted(data.levels, key=lambda p: -float(p.bits[0])))
+
+
+def text_of(source: str, hint: str) -> str:
+    """The text of a file of numbers, which may be a pipe. Raises GgufloopError with this hint."""
+    try:
+        with Path(source).open("rb") as f:
+            data = f.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise GgufloopError(f"cannot read {source}: it is over {LARGEST >> 20} MiB.", hint)
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as e:
+        if isinstance(e, GgufloopError):
+            raise
+        why = getattr(e, "strerror", None) or "it is not UTF-8 text"
+        raise GgufloopError(f"cannot read {source}: {why}.", hint) from e
+
+
+def table(text: str, source: str, head: str) -> tuple[str, list[dict[str, str]]]:
+    """The remarks of a CSV file, which begin with #, and its rows by column. head: what to ask for.
+
+    Raises UsageError for no row, or one of another length than the header.
+    """
+    lines = text.splitlines()
+    remarks = " ".join(line.lstrip("# ").strip() for line in lines if line.startswith("#"))
+    reader = csv.reader(line for line in lines if line.strip() and not line.startswith("#"))
+    try:
+        names, *rows = list(reader) or [[]]
+    except csv.Error as e:
+        raise UsageError(f"{source} is no CSV: {e}.", head) from e
+    if not rows:
+        raise UsageError(f"{source} has no rows.", head)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{source} has the column {reading.shown(twice)} twice.", "name every column once.")
+    if any(len(row) != len(names) for row in rows):
+        raise UsageError(f"{source} has rows of another length than its header.", "give every row each column.")
+    return remarks, [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def choose(levels: Sequence[Points], names: Sequence[str]) -> list[Points]:
@@ -133,7 +169,7 @@ def choose(levels: Sequence[Points], names: Sequence[str]) -> list[Points]:
 
 def _from_json(text: str, source: str, count: str | None) -> Data:
     try:
-        data = json.loads(text)
+        data = reading.json(text)
     except ValueError as e:
         raise GgufloopError(f"{source} is not JSON: {e}.", "give a list of records with N, D and loss.") from e
     if isinstance(data, list):
@@ -152,17 +188,25 @@ def _from_json(text: str, source: str, count: str | None) -> Data:
     try:
         sets = [_grid(str(name), data["sizes"], block["tokens"], block["loss"]) for name, block in data["sets"].items()]
         return Data(source, sets, count or counts or COUNTS[0], str(data.get("source", "")))
-    except (KeyError, TypeError, AttributeError) as e:
+    except KeyError as e:
         raise UsageError(f"a set of {source} has no {e}.", "each needs tokens and loss, a row per size.") from e
+    except (TypeError, AttributeError):
+        raise UsageError(
+            f"the sets of {source} are no records.", 'give {"4-bit": {"tokens": [...], "loss": [[...]]}}.'
+        ) from None
 
 
 def _grid(name: str, sizes: Any, tokens: Any, loss: Any) -> Points:
     try:
         n, d, y = (np.asarray(x, np.float64) for x in (sizes, tokens, loss))
-    except (ValueError, TypeError) as e:
-        raise UsageError(f"set {name} holds what is no number.", "give a row of losses per size.") from e
+    except (ValueError, TypeError, OverflowError) as e:
+        raise UsageError(f"set {_name(name)} holds what is no number.", "give a row of losses per size.") from e
+    if not n.ndim == d.ndim == 1 or not n.size or not d.size:
+        raise UsageError(f"the sizes and tokens of set {_name(name)} are no lists.", "give a row of losses per size.")
     if y.shape != (len(n), len(d)):
-        raise UsageError(f"set {name} has losses of shape {y.shape}.", f"{len(n)} sizes x {len(d)} tokens are needed.")
+        raise UsageError(
+            f"set {_name(name)} has losses of shape {y.shape}.", f"{len(n)} sizes x {len(d)} tokens are needed."
+        )
     found = re.search(r"(\d+(?:\.\d+)?)[ -]?bit", name)
     bits = float(found[1]) if found else FULL_BITS
     size, budget = np.meshgrid(n, d, indexing="ij")
@@ -170,17 +214,16 @@ def _grid(name: str, sizes: Any, tokens: Any, loss: Any) -> Points:
 
 
 def _from_csv(text: str, source: str, count: str | None) -> Data:
-    remarks = [line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#")]
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    rows = list(csv.DictReader(lines))
-    if not rows:
-        raise UsageError(f"{source} has no rows.", "give a header N,D,loss[,bits] and a row per checkpoint.")
-    if any(None in row or None in row.values() for row in rows):
-        raise UsageError(f"{source} has rows of another length than its header.", "give every row each column.")
-    return replace(_levels(rows, source, count), source=" ".join(remarks))
+    remarks, rows = table(text, source, "give a header N,D,loss[,bits] and a row per checkpoint.")
+    return replace(_levels(rows, source, count), source=remarks)
 
 
-def _levels(rows: list[dict[str, Any]], source: str, count: str | None) -> Data:
+def _name(level: str) -> str:
+    """A level as a message names it."""
+    return level if level.isprintable() and len(level) <= 60 else reading.shown(level)
+
+
+def _levels(rows: Sequence[dict[str, Any]], source: str, count: str | None) -> Data:
     """Records grouped by their bits."""
     if not rows:
         raise UsageError(f"{source} has no records.", "give N, D and loss of each checkpoint.")
@@ -205,13 +248,15 @@ def _levels(rows: list[dict[str, Any]], source: str, count: str | None) -> Data:
                 values[name].append(float(str(text)))
             except ValueError:
                 raise UsageError(
-                    f"row {i} of {source}: {name} {text!r} is not a number.", "correct or drop it."
+                    f"row {i} of {source}: {name} {reading.shown(text)} is not a number.", "correct or drop it."
                 ) from None
     n, d = (_billions(np.array(values[name]), name, source) for name in ("N", "D"))
     y, bits = (np.array(values[name]) for name in ("loss", "bits"))
-    if not (bits > 0).all():
+    good = (bits > 0) & (bits <= MOST_BITS)
+    if not good.all():
+        wanted = "above 0" if not bits[~good][0] > 0 else f"at most {MOST_BITS:g}"
         raise UsageError(
-            f"{source}: {bits[~(bits > 0)][0]:g} bits are not above 0.", "leave the cell empty for full precision."
+            f"{source}: {bits[~good][0]:g} bits are not {wanted}.", "leave the cell empty for full precision."
         )
     out = []
     for level in np.unique(bits):
@@ -262,10 +307,11 @@ def _check(p: Points, source: str) -> None:
                 f"{source}: {int(bad.sum())} of {len(p)} {name} in {p.level} are not positive numbers.",
                 "give billions; drop checkpoints without training.",
             )
-    bad = ~(np.isfinite(p.loss) & (p.loss > 0))
+    bad = ~(np.isfinite(p.loss) & (p.loss > 0) & (p.loss < MOST_LOSS))
     if bad.any():
+        what = "a loss" if p.loss[bad][0] >= MOST_LOSS else "a positive number"
         raise UsageError(
-            f"{source}: loss {p.loss[bad][0]:g} in {p.level} is not a positive number ({int(bad.sum())} of {len(p)}).",
+            f"{source}: loss {p.loss[bad][0]:g} in {p.level} is not {what} ({int(bad.sum())} of {len(p)}).",
             "a loss is nats per token, above 0; find out why, or drop the checkpoint.",
         )
     for what, found in (("size", p.sizes), ("token budget", p.budgets)):

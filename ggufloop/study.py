@@ -8,8 +8,8 @@
 
 The file is JSON lines: what the study is of, then each model file of the ladder, then one line per (type, loop, chunk)
 and per (type, loop, task), in the order they were measured. Lines are only ever appended, so a run that was stopped
-leaves whole measurements behind, and more types, loops, chunks or tasks extend the same file. A last line cut short by
-a crash is dropped; anything else that cannot be read is an error.
+leaves whole measurements behind, and more types, loops, chunks or tasks extend the same file. A damaged end is left
+out, and `Study.dropped` says so; damage with measurements behind it is an error that names the line (`reading.py`).
 
 Names of loops are str(LoopSpec), and PLAIN without one. Every KL is llama-perplexity's direction: sum over the
 vocabulary of p_ref (ln p_ref - ln p_model), with the reference under the *same* loop as the model.
@@ -18,7 +18,6 @@ vocabulary of p_ref (ln p_ref - ln p_model), with the reference under the *same*
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ggufloop import reading
 from ggufloop.cache import write_error
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.stats import Values
@@ -35,7 +35,12 @@ SCHEMA_VERSION = 1
 PLAIN = "plain"
 """The name of no loop."""
 
-_NUMBERS = ("nll", "nll_squares", "kl", "same_top", "seconds")
+_RANGES = {
+    "index": (0, 2**31), "n": (1, 2**31), "n_bytes": (0, 2**40), "nll": (0, 700), "nll_squares": (0, 1e9),
+    "kl": (-1, 1e9), "same_top": (0, 1), "seconds": (0, 1e9),
+}  # fmt: skip
+"""What a chunk's numbers can be: e^700 is about the largest perplexity there is a number for; rounding takes a KL a
+little below 0."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +164,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What was measured. files: the reference first, then in the order they were added; cells in no order."""
+    """What was measured. files: the reference first, then in the order they were added; cells in no order.
+
+    dropped: a sentence on a damaged end that was left out of the file, '' if there is none.
+    """
 
     header: Header
     files: tuple[File, ...]
     cells: dict[tuple[str, str], Cell]
+    dropped: str = field(default="", compare=False)
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -235,30 +244,25 @@ class Study:
 
 def read(path: Path) -> Study:
     """The study in a file. Raises GgufloopError for one that cannot be read, is damaged, or of another schema."""
-    lines = _lines(path)
-    if not lines:
+    study = _read(path)[0]
+    if study is None:
         raise GgufloopError(f"{path} holds no study.", "ggufloop compare writes one.")
-    try:
-        return _study([json.loads(line) for line in lines])
-    except GgufloopError as e:
-        raise GgufloopError(f"{path}: {e.message}", e.hint) from e
-    except (ValueError, KeyError, TypeError) as e:
-        raise GgufloopError(
-            f"{path} is not a study, or damaged: {e!r}.", "measure it again into another folder."
-        ) from e
+    return study
 
 
 def create(path: Path, header: Header) -> Study:
     """Begin a study in a new file, or go on with the one there. Raises GgufloopError if that is not of the same model,
     text, settings and version."""
-    if path.exists() and _lines(path):
-        study = read(path)
-        _refuse(_differences(study.header, header, tuple(f.name for f in dataclasses.fields(Header))),
+    study, end = _read(path) if path.exists() else (None, 0)
+    if study is not None:
+        written = _header(reading.json(reading.line(dataclasses.asdict(header))))
+        _refuse(_differences(study.header, written, tuple(f.name for f in dataclasses.fields(Header))),
                 f"{path} holds another study", "choose another --out, or repeat it as it was.")  # fmt: skip
-        _drop_torn_line(path)
-        return study
-    _append(path, {"kind": "study", "schema_version": SCHEMA_VERSION, **dataclasses.asdict(header)})
-    return Study(header, (), {})
+    _cut(path, end)
+    if study is None:
+        _append(path, {"kind": "study", "schema_version": SCHEMA_VERSION, **dataclasses.asdict(header)})
+        return Study(header, (), {})
+    return study
 
 
 def add_file(path: Path, study: Study, file: File) -> Study:
@@ -279,11 +283,12 @@ def add_file(path: Path, study: Study, file: File) -> Study:
 
 
 def add_chunk(path: Path, type_: str, loop: str, chunk: Chunk) -> None:
-    """Record one chunk of a cell. Raises GgufloopError for numbers that are not finite, or a file not to be written."""
-    bad = [name for name in _NUMBERS if not math.isfinite(getattr(chunk, name))]
+    """Record one chunk of a cell. Raises GgufloopError for numbers that no model has, or a file not to be written."""
+    bad = _bad(chunk)
     if bad:
+        how = "usable" if math.isfinite(getattr(chunk, bad)) else "finite"
         raise GgufloopError(
-            f"{type_} under {loop} has no finite {bad[0]} on chunk {chunk.index}.",
+            f"{type_} under {loop} has no {how} {bad} on chunk {chunk.index}.",
             "this model or loop computes no usable logits; leave it out.",
         )
     _append(path, {"kind": "chunk", "type": type_, "loop": loop, **dataclasses.asdict(chunk)})
@@ -328,68 +333,119 @@ def _refuse(differences: list[str], what: str, hint: str) -> None:
         raise GgufloopError(f"{what}: {'; '.join(differences)}.", hint)
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines; one without its line feed is what a crash left of it."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as e:
-        raise GgufloopError(
-            f"cannot read {path}: {e.strerror or e}.", "name a study that ggufloop compare wrote."
-        ) from e
-    return text.split("\n")[:-1]
-
-
-def _drop_torn_line(path: Path) -> None:
-    """So that the next line does not continue it."""
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as f:
-            f.truncate(whole)
+def _cut(path: Path, end: int) -> None:
+    """Take a damaged end off, so that the next line does not continue it."""
+    if path.exists() and path.stat().st_size > end:
+        try:
+            with path.open("r+b") as f:
+                f.truncate(end)
+        except OSError as e:
+            raise write_error(e, path) from e
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(record, ensure_ascii=False) + "\n")
+        with path.open("ab") as f:
+            f.write(reading.line(record))
     except OSError as e:
         raise write_error(e, path) from e
 
 
-def _study(records: list[dict[str, Any]]) -> Study:
-    head = dict(records[0])
-    kind, version = head.pop("kind", None), head.pop("schema_version", None)
-    if kind != "study" or version != SCHEMA_VERSION:
-        raise GgufloopError(
-            f"schema version {version} is not {SCHEMA_VERSION}.", "measure it again with this ggufloop."
-        )
-    header = Header(**{**head, "window": tuple(head["window"])})
+_Read = Header | File | tuple[tuple[str, str], Chunk] | tuple[tuple[str, str], str, TaskResult]
+"""A line as it is understood: a chunk and a task's result come with their type and loop."""
+
+
+def _read(path: Path) -> tuple[Study | None, int]:
+    """The study in a file, None if it has no whole line, and how many bytes of the file it is."""
+    hint = "name a study that ggufloop compare wrote."
+    try:
+        data = reading.content(path, hint)
+    except FileNotFoundError as e:
+        raise GgufloopError(f"cannot read {path}: {e.strerror}.", hint) from e
+    found = reading.read_lines(path, data, "study", _record)
+    header: Header | None = None
     files: dict[str, File] = {}
     chunks: dict[tuple[str, str], dict[int, Chunk]] = {}
     tasks: dict[tuple[str, str], dict[str, TaskResult]] = {}
-    for record in records[1:]:
-        record = dict(record)
-        kind = record.pop("kind")
-        if kind == "file":
-            for name in ("snr", "window_snr"):
-                record[name] = math.inf if record[name] is None else float(record[name])
-            files[record["type"]] = File(**record)
-            continue
-        key = record.pop("type"), record.pop("loop")
-        if kind == "chunk":
-            chunks.setdefault(key, {})[record["index"]] = Chunk(**record)
-        elif kind == "task":
-            docs = tuple((str(name), int(i)) for name, i in record["docs"])
-            result = TaskResult(docs, tuple(record["right"]), tuple(record["gold"]), record["limit"])
-            tasks.setdefault(key, {})[record["task"]] = result
+    for number, line in found.records:
+        if isinstance(line, Header):
+            header = line
+        elif isinstance(line, File):
+            files[line.type] = line
+        elif line[0][0] not in files:
+            raise GgufloopError(
+                f"line {number} of {path} is of {line[0][0]}, and no line before it says which file that is.",
+                f"take all lines of {line[0][0]} out; it is measured again.",
+            )
+        elif len(line) == 2:
+            chunks.setdefault(line[0], {})[line[1].index] = line[1]
         else:
-            raise ValueError(f"a line of kind {kind!r}")
+            tasks.setdefault(line[0], {})[line[1]] = line[2]
+    if header is None:
+        return None, 0
     cells = {
         key: Cell(*key, tuple(c for _, c in sorted(chunks.get(key, {}).items())), tasks.get(key, {}))
         for key in {**chunks, **tasks}
     }
-    unknown = {key[0] for key in cells} - set(files)
-    if unknown:
-        raise ValueError(f"measurements of {sorted(unknown)[0]}, of which there is no file")
-    return Study(header, tuple(files.values()), cells)
+    return Study(header, tuple(files.values()), cells, found.dropped), found.end
+
+
+def _record(record: dict[str, Any], first: bool) -> Any:
+    """One line. Raises ValueError for what compare does not write, GgufloopError for a first line of another schema."""
+    kind = record.pop("kind", None)
+    if first:
+        version = record.pop("schema_version", None)
+        if kind != "study" or version != SCHEMA_VERSION:
+            raise GgufloopError(
+                f"schema version {reading.shown(version)} is not {SCHEMA_VERSION}.",
+                "measure it again with this ggufloop.",
+            )
+        return _header(record)
+    if kind == "file":
+        return _file(record)
+    key = tuple(reading.typed(record.pop(name, None), str, name) for name in ("type", "loop"))
+    if kind == "chunk":
+        chunk = reading.build(Chunk, record)
+        if bad := _bad(chunk):
+            raise ValueError(f"{bad} is {getattr(chunk, bad)}, not in {_RANGES[bad][0]} to {_RANGES[bad][1]:g}")
+        return key, chunk
+    if kind == "task":
+        return key, reading.typed(record.pop("task", None), str, "task"), _task(record)
+    raise ValueError(f"its kind is {reading.shown(kind)}")
+
+
+def _header(record: dict[str, Any]) -> Header:
+    header = reading.build(Header, record)
+    for name in ("n_layer", "n_params", "n_vocab", "n_ctx"):
+        if getattr(header, name) < 1:
+            raise ValueError(f"{name} is {getattr(header, name)}, not 1 or more")
+    a, b = header.window
+    if not 0 <= a < b <= header.n_layer:
+        raise ValueError(f"its window is {a}:{b} of {header.n_layer} layers")
+    return header
+
+
+def _file(record: dict[str, Any]) -> File:
+    for name in ("snr", "window_snr"):
+        record[name] = math.inf if record.get(name, 0) is None else record.get(name)
+    file = reading.build(File, record)
+    if file.nbytes < 1 or not 0 < file.bits_per_weight <= 64:
+        raise ValueError(f"it is {file.nbytes} bytes, {file.bits_per_weight:g} bits per weight")
+    return file
+
+
+def _task(record: dict[str, Any]) -> TaskResult:
+    result = reading.build(TaskResult, record)
+    if not 0 < len(result.docs) == len(result.right) == len(result.gold):
+        raise ValueError(f"{len(result.docs)} questions have {len(result.right)} and {len(result.gold)} results")
+    if not all(0 <= right <= 1 for right in result.right):
+        raise ValueError("a question is neither right nor wrong")
+    if not all(gold is None or abs(gold) <= 1e9 for gold in result.gold):
+        raise ValueError("a log-probability is over 1e9")
+    return result
+
+
+def _bad(chunk: Chunk) -> str:
+    """The first number of a chunk that it cannot have, '' if all are good."""
+    return next((name for name, (low, high) in _RANGES.items() if not low <= getattr(chunk, name) <= high), "")

@@ -1,6 +1,6 @@
 """Which of many loops helps a model: every loop against plain on the same items, told by items that chose nothing.
 
-    with Journal.open(path, header) as journal:
+    with Journal.open(path, header, partial(check_record, measures)) as journal:
         outcome = sweep(llm, loops, TextMeasure(llm, text, n_ctx=512), journal)
     outcome.decision.verdict
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufloop import reading
 from ggufloop.journal import Journal
 from ggufloop.loop import LoopSpec
 from ggufloop.measures import Measure, check_enough
@@ -30,6 +31,9 @@ Values = NDArray[np.float64]
 
 SLICE_SECONDS = 20.0
 """About how long a slice takes, and so how much is lost to a crash."""
+
+MOST = 1e9
+"""No score and no time, in seconds, is above it; their squares can still be added up."""
 
 PLAIN = "plain"
 
@@ -72,6 +76,46 @@ class Outcome:
 
 
 Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A line of the journal: scores of a loop on some items, by number, and the seconds they took."""
+
+    measure: str
+    loop: str
+    items: tuple[int, ...]
+    scores: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A line of the journal: how many items of each measure fit a budget."""
+
+    budget: str
+    items: tuple[int, ...]
+
+
+def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
+    """Raise ValueError for a record that a sweep of these measures has not written. Before a budget cuts them."""
+    if "budget" in record:
+        planned = reading.build(_Planned, record)
+        if len(planned.items) != len(measures):
+            raise ValueError(f"it plans {len(planned.items)} measures of {len(measures)}")
+        if not all(1 <= n <= m.n for n, m in zip(planned.items, measures, strict=True)):
+            raise ValueError("it plans more items than there are")
+        return
+    part = reading.build(_Slice, record)
+    measure = next((m for m in measures if m.name == part.measure), None)
+    if measure is None:
+        raise ValueError(f"measure {reading.shown(part.measure)} is none of this sweep's")
+    if not 0 < len(part.items) == len(set(part.items)) == len(part.scores):
+        raise ValueError(f"it has {len(part.scores)} scores of {len(set(part.items))} items")
+    if min(part.items) < 0 or max(part.items) >= measure.n:
+        raise ValueError(f"it has items outside 0 to {measure.n - 1}")
+    if max(map(abs, part.scores)) > MOST or not 0 <= part.seconds <= MOST:
+        raise ValueError("it has a score or a time that nothing has")
 
 
 class Scores:

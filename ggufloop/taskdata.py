@@ -25,8 +25,9 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
+from ggufloop import reading
 from ggufloop.cache import atomic_path, cache_dir, lock
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError
@@ -67,11 +68,28 @@ def questions(task: str) -> list[Question]:
     """
     path = questions_path(task)
     with lock(path.with_name(f".{path.name}.lock")):
-        if not path.exists():
-            made = MAKERS[task]()
+        found = _kept(path)
+        if not found:
+            found = MAKERS[task]()
             with atomic_path(path) as partial:
-                partial.write_text("".join(json.dumps(q, ensure_ascii=False) + "\n" for q in made), encoding="utf-8")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                partial.write_bytes(b"".join(map(reading.line, found)))
+    return found
+
+
+def _kept(path: Path) -> list[Question]:
+    """The questions of an earlier run; none if there are none, or the file is damaged: they are made again."""
+    found: list[Question] = []
+    try:
+        for line in path.read_bytes().splitlines():
+            q = reading.typed(reading.json(line), dict[str, Any], "a question")
+            prompt, choices = (
+                reading.typed(q["prompt"], str, "it"),
+                reading.typed(q["choices"], tuple[str, ...], "they"),
+            )
+            found.append(Question(prompt=prompt, choices=list(choices), answer=range(len(choices))[q["answer"]]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return []
+    return found
 
 
 _OPTION = re.compile(r"\s\(([A-E])\)\s")

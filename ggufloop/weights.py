@@ -43,14 +43,10 @@ def locate(headers: Sequence[Header]) -> dict[str, Stored]:
     found = {}
     for header in headers:
         alignment = header.number("general.alignment") or 32
-        offsets, at = [], 0
+        at = 0
         for tensor in header.tensors:
-            offsets.append(at)
+            found[tensor.name] = Stored(tensor, header.path, header.data_start + at)
             at = (at + tensor.nbytes + alignment - 1) // alignment * alignment
-        if offsets:
-            start = header.data_end - offsets[-1] - header.tensors[-1].nbytes
-            for tensor, offset in zip(header.tensors, offsets, strict=True):
-                found[tensor.name] = Stored(tensor, header.path, start + offset)
     return found
 
 

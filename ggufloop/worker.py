@@ -53,7 +53,10 @@ class Worker:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # half a line, its last words
+                break
             if "done" in event:
                 done: dict[str, Any] = event["done"]
                 return done

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggufloop import generate
 from ggufloop.cli import terminal
 from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options, window_suggestion
 from ggufloop.diffusion import Head, Schedule, Step, denoise
 from ggufloop.errors import GgufloopError
-from ggufloop.generate import encode
 from ggufloop.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -29,10 +29,7 @@ def prompt_tokens(llm: LoopedLlama, text: str, raw: bool) -> list[int]:
     template = None if raw else ChatTemplate.of(llm)
     if template is not None:
         text = template.render([{"role": "user", "content": text}])
-    tokens: list[int] = llm.tokenize(encode(text, "the prompt"), add_bos=True, special=True)
-    if template is not None and len(tokens) > 1 and tokens[0] == tokens[1] == llm.token_bos():
-        del tokens[0]  # the template writes it, and so does the tokenizer
-    return tokens
+    return generate.prompt_tokens(llm, text)
 
 
 def shown(llm: LoopedLlama, tokens: Sequence[int], mask: int) -> str:
@@ -62,6 +59,7 @@ def main(
     model: str | None,
     model_path: str | None,
     hf: str | None,
+    hf_file: str | None,
     offline: bool,
     prompt: str,
     raw: bool,
@@ -79,7 +77,7 @@ def main(
     """Write an answer to PROMPT by unmasking it step by step."""
     try:
         schedule = Schedule(n, steps, block, temp, seed)
-        path = model_from_flags(model, model_path, hf, offline)
+        path = model_from_flags(model, model_path, hf, offline, hf_file)
         spec = loop_from_flags(window, window_suggestion(path), **loop)
         from ggufloop.engine import LoopedLlama  # it looks for the library, which may not be built
 

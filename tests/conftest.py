@@ -44,3 +44,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path if path.exists() else tiny.write(path, (tiny.FAMILIES | tiny.HYBRIDS)[family])
 
     return get
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test alone."""
+    monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """own_models(text) makes text the user's models.toml."""
+    path = tmp_path / "models.toml"
+    monkeypatch.setenv("GGUFLOOP_MODELS", str(path))
+
+    def write(text: str) -> None:
+        path.write_text(text)
+
+    return write

@@ -57,6 +57,9 @@ class FakeLlama:
     def detokenize(self, tokens: Iterable[int], prev_tokens: object = None, special: bool = False) -> bytes:
         return b"".join(bytes([t]) if t < EOG else b"<s>" if t == BOS and special else b"" for t in tokens)
 
+    def adds_tokens(self) -> tuple[bool, bool]:
+        return True, False
+
     def token_bos(self) -> int:
         return BOS
 

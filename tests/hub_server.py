@@ -3,8 +3,9 @@
     with HubServer({"user/repo": {"m-Q4_K_M.gguf": data}}) as hub:
         ...run something with HF_ENDPOINT=hub.url...
 
-`gated` repositories answer 401 as the hub does, `broken` counts down transfers that stop half-way, `lie` makes the
-stated sha256 wrong, and `requests` keeps every request line with its Range.
+"user/repo@v2" is another revision of it, of commit OTHER. `gated` repositories answer 401 as the hub does, `broken`
+counts down transfers that stop half-way, `lie` makes the stated sha256 wrong, and `requests` keeps every request line
+with its Range.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
+OTHER = "beef" + "0" * 36
 
 
 @dataclass
@@ -65,9 +67,13 @@ class HubServer:
         wanted = request.headers.get("Range", "")
         self.requests.append(f"{request.command} {path} {wanted}".strip())
         if path.startswith("/api/models/"):
-            repo, file = path.removeprefix("/api/models/").removesuffix("/revision/main"), None
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            file = None
         else:
-            repo, _, file = path[1:].partition("/resolve/main/")
+            repo, _, rest = path[1:].partition("/resolve/")
+            revision, _, file = rest.partition("/")
+        if revision not in ("", "main"):
+            repo = f"{repo}@{revision}"
         if repo in self.gated:
             return self._send(request, 401, b"{}", {"X-Error-Code": "GatedRepo"}, body)
         if repo not in self.repos:
@@ -79,7 +85,7 @@ class HubServer:
             return self._send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
         headers = {
             "ETag": f'"{self._sha256(data)}"',
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": OTHER if "@" in repo else COMMIT,
             "X-Linked-Etag": f'"{self._sha256(data)}"',
             "X-Linked-Size": str(len(data)),
         }
@@ -97,7 +103,9 @@ class HubServer:
              "lfs": {"sha256": self._sha256(data), "size": len(data), "pointerSize": 130}}
             for name, data in self.repos[repo].items()
         ]  # fmt: skip
-        return json.dumps({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": files}).encode()
+        return json.dumps(
+            {"id": repo, "modelId": repo, "sha": OTHER if "@" in repo else COMMIT, "siblings": files}
+        ).encode()
 
     def _send(
         self, request: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], body: bool

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from contexts import FAMILIES, ROUNDING, SHOWS, Context, Part, loop, spread, text, write, write_repeated
 from gguf import GGUFReader, GGUFWriter
+from rewrite import replacing, rewritten
 
 LOOPS = ("k=3", "k=3 kv=last", "k=3 kv=each", "k=3 kv=frozen", "k=2 solver=heun mode=layer", "k=3 solver=heavy-ball")
 RANK, ALPHA, SCALE = 4, 8.0, 0.5
@@ -65,7 +66,10 @@ def test_a_control_vector_is_a_bias_of_its_layer(settings: str, tmp_path: Path) 
         rows = run(c)
     weights = {t.name: t.data for t in GGUFReader(path).tensors}
     biases = {name: weights[name] + added[il] for il in range(a, b) for name in [f"blk.{il}.ffn_down.bias"]}
-    with Context(rewrite(path, tmp_path / "biased.gguf", biases), loop("llama", settings)) as c:
+    with Context(
+        rewritten(path, tmp_path / "biased.gguf", tensors=replacing(biases)),
+        loop("llama", settings),
+    ) as c:
         assert spread(rows, run(c)) < ROUNDING
     assert spread(rows, without) > SHOWS
 
@@ -109,18 +113,6 @@ def repeated_lora(matrices: Adapter, family: str, times: int) -> Adapter:
     }
 
 
-def rewrite(path: Path, out: Path, tensors: dict[str, np.ndarray]) -> Path:
-    """Copy a file of F32 tensors with some of them replaced."""
-    reader = GGUFReader(path)
-    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for key, f in reader.fields.items():
-        if key != "general.architecture" and key[:5] != "GGUF.":
-            writer.add_key_value(key, f.contents(), f.types[0], sub_type=f.types[-1] if len(f.types) > 1 else None)
-    for name, data in ({t.name: t.data for t in reader.tensors} | tensors).items():
-        writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
-    return tiny.finish(writer, out)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_lora_is_applied_in_every_pass(family: str, tmp_path: Path) -> None:
     """Fails if a later pass looks its matrices up under another layer than the weights it uses."""
@@ -149,6 +141,9 @@ def test_a_lora_is_the_file_it_is_merged_into(settings: str, tmp_path: Path) -> 
         c.clear()
         c.lora(write_lora(tmp_path / "lora", "llama", matrices), SCALE)
         rows = run(c)
-    with Context(rewrite(path, tmp_path / "merged.gguf", merged), loop("llama", settings)) as c:
+    with Context(
+        rewritten(path, tmp_path / "merged.gguf", tensors=replacing(merged)),
+        loop("llama", settings),
+    ) as c:
         assert spread(rows, run(c)) < ROUNDING
     assert spread(rows, without) > SHOWS

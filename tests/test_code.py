@@ -50,6 +50,7 @@ def test_these_processes_are_never_imported() -> None:
                 words = f"{node.module} {[alias.name for alias in node.names]}"
                 assert "quantiser" not in words, name_of(path)
                 assert "verifier" not in words, name_of(path)
+                assert "trier" not in words, name_of(path)
 
 
 def test_nothing_below_the_command_line_prints_or_knows_click() -> None:

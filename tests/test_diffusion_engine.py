@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
-from gguf import GGUFReader, GGUFWriter
+from rewrite import rewritten
 
 from ggufloop.diffusion import Head, Schedule, denoise
 from ggufloop.engine import LoopedLlama
@@ -26,24 +26,6 @@ KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_keys(path: Path, out: Path, keys: dict[str, Any]) -> Path:
-    """A copy of a GGUF file with more metadata."""
-    reader = GGUFReader(path)
-    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for name, f in reader.fields.items():
-        if name != "general.architecture" and not name.startswith("GGUF."):
-            writer.add_key_value(name, f.contents(), f.types[0], sub_type=f.types[-1] if len(f.types) > 1 else None)
-    for name, value in keys.items():
-        writer.add_bool(name, value) if isinstance(value, bool) else writer.add_uint32(name, value)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("diffusion")
@@ -52,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = folder / f"{arch}.gguf"
         if not path.exists():
             plain = tiny.write(folder / f"{arch}-plain.gguf", tiny.Tiny(arch, head=16, n_layer=6))
-            with_keys(plain, path, KEYS[arch])
+            rewritten(plain, path, KEYS[arch])
         return path
 
     return get

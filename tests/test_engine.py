@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama, llama_cpp
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+from mutations import gguf
 
 TinyModel = Callable[[str], Path]
 F32 = {"type_k": 0, "type_v": 0}
@@ -49,6 +53,24 @@ def prose(llm: LoopedLlama, n: int) -> list[int]:
 
     text = pydoc_data.topics.topics["class"] + pydoc_data.topics.topics["exceptions"]
     return llm.tokenize(text.encode())[:n]
+
+
+def test_text_needs_a_tokenizer_and_an_open_model(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """llama.cpp aborts, and a closed model's vocabulary is gone. Tokens can be evaluated all the same."""
+    file = gguf.parse(tiny_model("llama").read_bytes())
+    file.keys = [k for k in file.keys if k.name != b"tokenizer.ggml.tokens"]
+    model = file.key(b"tokenizer.ggml.model")
+    assert model is not None
+    model.value = b"none"
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf.build(file))
+    llm = load(path)
+    assert np.isfinite(llm.logits([3, 4])).all()
+    with pytest.raises(GgufloopError, match=r"m\.gguf has no tokenizer: it takes tokens, no text\.$"):
+        llm.tokenize(b"text")
+    llm.close()
+    with pytest.raises(GgufloopError, match="this model is closed"):
+        llm.tokenize(b"text")
 
 
 # the same as stock

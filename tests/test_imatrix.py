@@ -116,7 +116,7 @@ def test_the_older_format(tmp_path: Path) -> None:
     path, sums = tmp_path / "im.dat", np.arange(1, 65, dtype=np.float32)
     path.write_bytes(legacy({"blk.0.attn_q.weight": sums}, 4, struct.pack("<ii", 4, 3) + b"fox"))
     matrix = imatrix.read(path)
-    assert (matrix.chunks, matrix.datasets) == (4, ("fox",))
+    assert matrix.chunks == 4
     np.testing.assert_array_equal(matrix.entries["blk.0.attn_q.weight"], sums[None, :] / 4)
     path.write_bytes(legacy({"blk.0.attn_q.weight": sums}, 4, b""))  # what follows the entries may be missing
     assert imatrix.read(path).chunks == 0

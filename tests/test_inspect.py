@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import tiny
 from gguf import GGUFReader, GGUFWriter
 
-from ggufloop import architectures
+from ggufloop import architectures, modelfile
 from ggufloop.cli import main
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.inspect import KV_PREDICTED, KV_TYPES, describe, plain_kv_bytes
@@ -496,3 +497,16 @@ def test_bad_flags(tiny_model: TinyModel, run: Run, args: list[str], message: st
     code, out, err = run("inspect", tiny_model("qwen3"), *args)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_a_token_longer_than_the_file_is_not_copied(tmp_path: Path) -> None:
+    path = tmp_path / "long.gguf"
+    array = text(b"tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 3)
+    path.write_bytes(gguf(array, struct.pack("<Q", 2**40), n_keys=1) + bytes(2**25))
+    modelfile.type_sizes()
+    tracemalloc.start()
+    with pytest.raises(GgufloopError, match=r"is truncated: its header is incomplete after \d+ bytes"):
+        modelfile.read_header(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22

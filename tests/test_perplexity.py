@@ -234,7 +234,7 @@ def test_a_kept_file_of_another_model(llm: LoopedLlama, text: str, tmp_path: Pat
     path.write_bytes(whole[:-1])
     with pytest.raises(GgufloopError, match=f"is cut short: {len(whole) - 1} bytes of {len(whole)}"):
         Stored.open(path)
-    path.write_bytes(whole[:12] + struct.pack("<i", 4) + whole[16:])
+    path.write_bytes(whole[:8] + struct.pack("<Iii", 32, 4, 2) + bytes(4 * 64) + bytes(2 * 15 * 2 * 8))
     with pytest.raises(GgufloopError, match="has a vocabulary of 4 tokens, the model one of"):
         perplexity(llm, [1] * 64, 32, base=Stored.open(path))
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -239,3 +240,13 @@ def test_other_families(family: str, tiny_model: Callable[[str], Path], tmp_path
     assert {t.name for t in made.tensors} == {t.name for h in read_model(source) for t in h.tensors}
     assert {t.type for t in made.tensors if "ffn_gate" in t.name and "inp" not in t.name} == {"Q8_0"}
     assert {t.type for t in made.tensors if "norm" in t.name or "gate_inp.weight" in t.name} == {"F32"}
+
+
+def test_a_log_without_spaces_is_read_in_no_time() -> None:
+    """A key of 65535 letters is legal, and llama.cpp logs it: a search for what is before a word takes n^2 steps."""
+    begun = time.process_time()
+    reader = module._Reader(None, None)
+    reader({"log": f"llama_model_loader: - kv   7: {'a' * 70000} f32 = 1"})
+    reader({"log": "blk.0.x.weight - ncols 33 not divisible by 256 (required for type q4_K)"})
+    assert time.process_time() - begun < 1
+    assert reader.wanted == {"blk.0.x.weight": "Q4_K"}

@@ -7,10 +7,7 @@ only the tests marked `model` use the package index.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -18,12 +15,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from hub_server import COMMIT, HubServer
 
-from ggufloop import cache, digest, hub, registry, wheels
-from ggufloop.cli.options import loop_from_flags, loop_suggestion
+from ggufloop import cache, digest, registry, wheels
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.hub import HubFile
 from ggufloop.loop import LoopSpec
 from ggufloop.modelfile import check_model_file
 
@@ -31,25 +25,6 @@ PUBLISHED = {
     "qwen3-4b": (15, 19), "qwen3-1.7b": (12, 16), "llama-3.2-3b": (12, 16), "qwen3-30b-a3b": (22, 26),
     "moonlight-16b-a3b": (8, 12), "qwen1.5-moe-a2.7b": (13, 17), "deepseek-v2-lite": (13, 17),
 }  # fmt: skip
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test alone."""
-    monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """own_models(text) makes text the user's models.toml."""
-    path = tmp_path / "models.toml"
-    monkeypatch.setenv("GGUFLOOP_MODELS", str(path))
-
-    def write(text: str) -> None:
-        path.write_text(text)
-
-    return write
 
 
 # the list
@@ -128,7 +103,7 @@ def test_own_models(own_models: Callable[[str], None]) -> None:
         (
             ("origin", "orign"),
             "model mine in {path} cannot be understood: orign is no setting; did you mean origin? Known: architecture,"
-            " bytes, file, layers, loop, origin, sha256, sources, window.",
+            " bytes, file, layers, loop, loop_file, loop_origin, origin, sha256, sources, window.",
         ),
         (("hf =", "hub ="), "model mine in {path} cannot be understood: hub is no setting; known: hf, wheels."),
     ],
@@ -164,32 +139,6 @@ def test_suggested_window_of_a_file(tmp_path: Path, own_models: Callable[[str], 
     assert registry.suggest_window(model) == ((2, 4), registry.RULE_OF_THUMB)
     own_models(OWN.replace("layers = 12", "layers = 6"))
     assert registry.suggest_window(model) == ((3, 5), "my sweep")
-
-
-def test_a_saved_loop_is_what_auto_means(tmp_path: Path, own_models: Callable[[str], None]) -> None:
-    """For a shipped model, one of the user's own list and one that is in none; what else the file says stays."""
-    model = tiny.write(tmp_path / "mine-Q8_0.gguf", tiny.FAMILIES["qwen3"])
-    own, loop = registry.user_models_path(), LoopSpec((2, 5), k=4, kv="frozen", beta=0.5)
-    for text in ("", OWN.replace("layers = 12", "layers = 6") + "\n# a comment\n[other]\nfile='o'\narchitecture='a'\n"
-                     "layers=9\nsources=[]\n"):  # fmt: skip
-        own_models(text)
-        own.unlink() if not text else None
-        assert registry.suggest_loop(model) is None
-        for saved in (loop, LoopSpec((1, 3), k=2)):
-            assert registry.save_loop(model, saved, 'a "sweep"') == own
-            assert registry.suggest_loop(model) == saved
-            assert registry.suggest_window(model) == (saved.window, 'a "sweep"')
-        kept = [line for line in text.splitlines() if line.startswith(("#", "[", "file", "layers"))]
-        assert all(line in own.read_text().splitlines() for line in kept)
-        assert loop_suggestion(model)() == saved
-        assert loop_from_flags("auto", loop_suggestion(model), k=None, kv=None) == saved
-        assert loop_from_flags("auto", loop_suggestion(model), k=6, kv=None) == LoopSpec((1, 3), k=6)
-    own.unlink()
-    before = {m.name: m for m in registry.models()}["qwen3-4b"]
-    own_models('["qwen3-4b"]\nloop = "15:19 k=6 beta=0.5"\norigin = "mine"\n')
-    after = {m.name: m for m in registry.models()}["qwen3-4b"]
-    assert (after.window, after.loop) == ((15, 19), LoopSpec((15, 19), k=6, beta=0.5))
-    assert (after.sources, after.file, after.layers) == (before.sources, before.file, before.layers)
 
 
 def test_an_entry_that_cannot_be_changed_is_left_alone(tmp_path: Path, own_models: Callable[[str], None]) -> None:
@@ -391,175 +340,3 @@ def test_the_real_wheels(smollm2: Path, gemma: Path) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == model.sha256
         assert registry.downloaded(model) == path
         check_model_file(path)
-
-
-# the hub
-
-
-@pytest.mark.parametrize(
-    ("files", "found"),
-    [
-        (["a-Q4_K_M.gguf", "a-q8_0.gguf", "README.md"], {"Q4_K_M": "a-Q4_K_M.gguf", "Q8_0": "a-q8_0.gguf"}),
-        (["m.Q5_K_S.gguf", "mmproj-m-F16.gguf", "imatrix.gguf"], {"Q5_K_S": "m.Q5_K_S.gguf"}),
-        (["m-BF16-00002-of-00002.gguf", "m-BF16-00001-of-00002.gguf"], {"BF16": "m-BF16-00001-of-00002.gguf"}),
-        (["UD-IQ1_S/m-00001-of-00003.gguf"], {"UD-IQ1_S": "UD-IQ1_S/m-00001-of-00003.gguf"}),
-        (["m-UD-Q4_K_XL.gguf"], {"UD-Q4_K_XL": "m-UD-Q4_K_XL.gguf"}),
-        (["m-MXFP4_MOE.gguf"], {"MXFP4_MOE": "m-MXFP4_MOE.gguf"}),
-        (["model.gguf"], {"model": "model.gguf"}),
-    ],
-)  # fmt: skip
-def test_models_of_a_repository(files: list[str], found: dict[str, str]) -> None:
-    models = hub.models_in(HubFile(f, None) for f in files)
-    assert {label: file.path for label, file in models.items()} == found
-
-
-@pytest.mark.parametrize(
-    ("labels", "quant", "chosen"),
-    [
-        ("Q8_0 Q4_K_M F16", None, "Q4_K_M"),
-        ("Q8_0 Q4_K_M F16", "q8_0", "Q8_0"),
-        ("BF16 Q8_0 Q2_K", None, "Q2_K"),
-        ("F16 Q8_0 IQ4_XS Q4_K_S", None, "Q4_K_S"),
-        ("model", None, "model"),
-    ],
-)
-def test_choice_of_a_quantisation(labels: str, quant: str | None, chosen: str) -> None:
-    assert hub.choose({label: HubFile(label, None) for label in labels.split()}, quant) == chosen
-
-
-def test_parts_of_a_split_file() -> None:
-    assert hub.part_paths("a/m-Q4_0-00001-of-00003.gguf") == [f"a/m-Q4_0-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    assert hub.part_paths("a/m-Q4_0.gguf") == ["a/m-Q4_0.gguf"]
-
-
-class Hub:
-    """A hub to run `ggufloop pull` against, and what that printed."""
-
-    def __init__(self, server: HubServer, folder: Path) -> None:
-        self.server, self.folder = server, folder
-        self.code, self.out, self.err = 0, "", ""
-
-    def pull(self, *args: str, **env: str) -> str:
-        """Exit code 0: the path below the snapshot; else the two lines of the error."""
-        self.server.requests.clear()
-        env = {
-            **os.environ, "HF_ENDPOINT": self.server.url, "HF_HOME": str(self.folder / "hf"), "HF_TOKEN": "",
-            "GGUFLOOP_CACHE": str(self.folder / "cache"), **env,
-        }  # fmt: skip
-        program = "from ggufloop.cli import main; main()"
-        run = subprocess.run([sys.executable, "-c", program, "pull", *args], capture_output=True, text=True, env=env)
-        self.code, self.out, self.err = run.returncode, run.stdout, run.stderr
-        assert "Traceback" not in run.stderr
-        return self.out.partition(f"snapshots/{COMMIT}/")[2].strip() if self.code == 0 else run.stderr
-
-    def asked(self) -> list[str]:
-        """Requests about repositories (newer huggingface-hubs ask about themselves too)."""
-        return [r.partition("/resolve/main")[2] for r in self.server.requests if "/resolve/" in r and r[:3] == "GET"]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return tiny.write(tmp_path_factory.mktemp("hub") / "m.gguf", tiny.FAMILIES["qwen3"]).read_bytes()
-
-
-@pytest.fixture
-def a_hub(tmp_path: Path, weights: bytes):
-    repos = {
-        "user/Tiny-GGUF": {"README.md": b"x", "Tiny-Q4_K_M.gguf": weights, "Tiny-Q8_0.gguf": weights + bytes(32)},
-        "user/Only-GGUF": {"Only-F16.gguf": weights},
-        "user/Two-GGUF": {"Two-F16.gguf": weights, "Two-Q8_0.gguf": weights},
-        "Qwen/Qwen3-4B-GGUF": {"Qwen3-4B-Q4_K_M.gguf": weights},
-    }
-    with HubServer(repos, gated=("user/Gated-GGUF",)) as server:
-        yield Hub(server, tmp_path)
-
-
-def test_pull_chooses_downloads_once_and_works_offline(a_hub: Hub) -> None:
-    assert a_hub.pull("user/Tiny-GGUF") == "Tiny-Q4_K_M.gguf"
-    assert a_hub.asked() == ["/Tiny-Q4_K_M.gguf"]
-    assert a_hub.err.splitlines() == [
-        "downloading Tiny-Q4_K_M.gguf", "downloading Tiny-Q4_K_M.gguf 100% of 1 MiB", "checking Tiny-Q4_K_M.gguf"
-    ]  # fmt: skip
-    assert a_hub.pull("-hf", "user/Tiny-GGUF:q8_0") == "Tiny-Q8_0.gguf"
-    assert a_hub.pull("user/Tiny-GGUF") == "Tiny-Q4_K_M.gguf"
-    assert a_hub.asked() == []
-    assert a_hub.pull("user/Two-GGUF") == "Two-Q8_0.gguf"
-    assert a_hub.err.splitlines()[0] == "user/Two-GGUF has no Q4_K_M; taking Q8_0 of F16, Q8_0"
-    assert a_hub.pull("user/Only-GGUF") == "Only-F16.gguf"
-
-    assert a_hub.pull("user/Tiny-GGUF", "--offline") == "Tiny-Q4_K_M.gguf"
-    assert a_hub.server.requests == []
-    assert a_hub.pull("user/Tiny-GGUF:Q8_0", HF_HUB_OFFLINE="1") == "Tiny-Q8_0.gguf"
-    assert a_hub.server.requests == []
-    assert a_hub.pull("user/Tiny-GGUF", HF_ENDPOINT="http://127.0.0.1:9") == "Tiny-Q4_K_M.gguf"
-    assert a_hub.err == "the hub cannot be reached; using what is downloaded of user/Tiny-GGUF\n"
-
-
-def test_pull_a_known_name(a_hub: Hub) -> None:
-    assert a_hub.pull("qwen3-4b") == "Qwen3-4B-Q4_K_M.gguf"
-    assert a_hub.pull("Qwen3-4B") == "Qwen3-4B-Q4_K_M.gguf"
-    assert a_hub.server.requests == []  # it is there, so nobody is asked
-
-
-@pytest.mark.parametrize(
-    ("args", "error"),
-    [
-        (
-            ["user/Tiny-GGUF:Q4_K_X"],
-            "error: cannot use user/Tiny-GGUF: it has no Q4_K_X.\n  did you mean Q4_K_M? It has: Q4_K_M, Q8_0.\n",
-        ),
-        (
-            ["Qwen/Qwen3-4B-GUFF"],
-            "error: Hugging Face has no repository Qwen/Qwen3-4B-GUFF, or it is private.\n"
-            "  did you mean Qwen/Qwen3-4B-GGUF?\n",
-        ),
-        (
-            ["user/nothing-like-it"],
-            "error: Hugging Face has no repository user/nothing-like-it, or it is private.\n"
-            "  check its name; for a private one set HF_TOKEN.\n",
-        ),
-        (
-            ["user/Gated-GGUF"],
-            "error: Hugging Face repository user/Gated-GGUF is gated.\n"
-            "  accept the licence at {url}/user/Gated-GGUF, then set HF_TOKEN to your access token.\n",
-        ),
-        (
-            ["user/Tiny-GGUF", "--offline"],
-            "error: user/Tiny-GGUF is not downloaded, and downloads are off.\n"
-            "  run it once without --offline and HF_HUB_OFFLINE.\n",
-        ),
-    ],
-)
-def test_pull_that_cannot_work(a_hub: Hub, args: list[str], error: str) -> None:
-    assert a_hub.pull(*args) == error.format(url=a_hub.server.url)
-    assert (a_hub.code, a_hub.out) == (1, "")
-
-
-def test_a_broken_connection_goes_on_where_it_stopped(a_hub: Hub, weights: bytes) -> None:
-    big = weights + bytes(24 << 20)  # huggingface-hub keeps what it has in steps of 10 MiB
-    a_hub.server.repos["user/Big-GGUF"] = {"Big-Q4_K_M.gguf": big}
-    a_hub.server.broken = 1
-    assert a_hub.pull("user/Big-GGUF") == "Big-Q4_K_M.gguf"
-    assert [r.partition("bytes=")[2] for r in a_hub.server.requests if r.startswith("GET /user/Big")] == [
-        "",
-        "10485760-",
-    ]
-    assert Path(a_hub.out.strip()).read_bytes() == big
-
-
-def test_a_damaged_download_is_not_kept(a_hub: Hub) -> None:
-    a_hub.server.lie = True
-    error = a_hub.pull("user/Tiny-GGUF")
-    assert error.splitlines()[-2:] == [
-        f"error: Tiny-Q4_K_M.gguf of user/Tiny-GGUF was damaged on the way: its sha256 is not {'0' * 64}.",
-        "  it was deleted; run it again.",
-    ]
-    assert [p for p in (a_hub.folder / "hf").rglob("*") if p.is_file() and p.stat().st_size > 1000] == []
-
-
-def test_split_files_are_fetched_whole(a_hub: Hub) -> None:
-    parts = {f"Split-Q4_K_M-0000{i}-of-00003.gguf": b"GGUF" + bytes(i) for i in (1, 2, 3)}
-    a_hub.server.repos["user/Split-GGUF"] = parts
-    assert a_hub.pull("user/Split-GGUF") .endswith("its header is incomplete after 5 bytes.\n"
-        "  it was damaged on the way or on disk: download or copy it again.\n")  # fmt: skip
-    assert a_hub.asked() == [f"/{name}" for name in parts]

@@ -106,9 +106,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         ("", "holds no study"),
         ("{}", "holds no study"),  # no line feed: not a whole line
         ("{}\n", "schema version None is not 1"),
-        ("no json\n", "is not a study, or damaged"),
+        ("no json\n", "is no study, or damaged: line 1: "),
         ('{"kind": "study", "schema_version": 2}\n', "schema version 2 is not 1"),
-        ('{"kind": "study", "schema_version": 1, "model": "m"}\n', "is not a study, or damaged"),
+        ('{"kind": "study", "schema_version": 1, "model": "m"}\n', "is no study, or damaged: line 1: "),
     ],
 )
 def test_files_that_are_no_studies(tmp_path: Path, content: str, said: str) -> None:

@@ -1,105 +1,10 @@
-"""The command line: `ggufloop COMMAND`, one file per command, named like the command.
+"""The command line: `ggufloop COMMAND`, one file per command, named like the command; group.py finds and runs them.
 
-A command's module is imported only when it is asked for, so `ggufloop version` does not pay for numpy or llama.cpp.
-Each module defines a click command called `command`. Errors this project raises become two lines on stderr and an
-exit code here, and nowhere else: 1 failed, 2 usage, 3 backend, 130 interrupted.
+Nothing but names belongs here: once `ggufloop list` was imported, `list` in this file is the module, not the builtin.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-import traceback
+from ggufloop.cli.group import cli, main
 
-import click
-
-from ggufloop.errors import GgufloopError, nearest
-
-COMMANDS = {
-    "run": "Answer one prompt, or chat, with a model's window looped.",
-    "chat": "Chat with a model.",
-    "serve": "Serve a model with llama-server, a loop per request, and a page.",
-    "exec": "Run one of llama.cpp's own programs with a loop.",
-    "trace": "How a loop converges on a text, pass by pass and layer by layer.",
-    "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
-    "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
-    "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
-    "quantize": "Quantise a model with llama.cpp's own quantiser.",
-    "snr": "How far quantised weights are from their originals, layer by layer.",
-    "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
-    "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
-    "bench": "Measure speed: llama-bench's table, with loops.",
-    "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
-    "inspect": "What a model file holds, and whether and where it can loop.",
-    "pull": "Download a model.",
-    "list": "The models known by name, and which are downloaded.",
-    "rpc-server": "Lend this machine to another that runs a model.",
-    "build": "Build the patched llama.cpp.",
-    "doctor": "Check the installation and say what is wrong.",
-    "version": "Print versions.",
-    "completion": "Print the shell completion script.",
-}
-
-ALIASES = {"ppl": "perplexity"}
-
-
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        cmd_name = ALIASES.get(cmd_name, cmd_name)
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f"ggufloop.cli.{cmd_name.replace('-', '_')}")
-        command = module.command
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in (*COMMANDS, *ALIASES) and not args[0].startswith("-"):
-            raise click.UsageError(f"No such command {args[0]!r}; {nearest(args[0], COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):  # from the table above: help must not import every command
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log and, on an error, the traceback.")
-@click.pass_context
-def cli(ctx: click.Context, verbose: bool) -> None:
-    """Run a window of a GGUF model's layers again, and measure whether it helps."""
-    ctx.obj = {"verbose": verbose}
-
-
-def main(args: list[str] | None = None) -> None:
-    """Entry point of the `ggufloop` script: run, and leave with the exit code of what happened."""
-    argv = sys.argv[1:] if args is None else args
-    verbose = "-v" in argv or "--verbose" in argv
-    try:
-        code = cli.main(argv, prog_name="ggufloop", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as e:
-        code = e.exit_code
-    except click.ClickException as e:
-        e.show()
-        code = e.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        code = 130
-    except BrokenPipeError:  # the reader of a pipe left; not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except GgufloopError as e:
-        if verbose:
-            traceback.print_exc()
-        click.echo(f"error: {e.message}", err=True)
-        if e.hint:
-            click.echo(f"  {e.hint}", err=True)
-        code = e.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+__all__ = ["cli", "main"]

@@ -14,6 +14,7 @@ import click
 
 from ggufloop import advise as rule
 from ggufloop.advise import Advice, Criterion, Thresholds
+from ggufloop.cli import terminal
 from ggufloop.cli.options import split_list
 from ggufloop.errors import UsageError, nearest
 from ggufloop.stats import Estimate
@@ -239,6 +240,8 @@ def command(
     _check(limits)
     most = None if budget is None else _bytes(budget)
     found = sorted((read(_file(path)) for path in studies), key=lambda s: s.header.n_params)
+    for dropped in (s.dropped for s in found if s.dropped):
+        terminal.note(dropped)
     study, bigger = found[0], found[1] if len(found) == 2 else None
     asked = [] if types is None else split_list(types, "--type")
     advices = [

@@ -24,6 +24,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import check_context, check_loops, check_memory, context_options, engine_settings
 from ggufloop.cli.options import (
     LOOP_FLAGS,
+    MODEL_FLAGS,
     loop_list_options,
     loop_suggestion,
     loops_from_flags,
@@ -340,9 +341,9 @@ def command(
     check_context(flags)
     if flags["ctx_size"]:
         _check_context_holds(works, flags["ctx_size"])
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
     loops = loops_from_flags(
-        flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window"), cache(lambda: loop_suggestion(find())()), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
     variants = _variants(loops, stock, compare, repetitions, bool(flags["rpc_servers"]))
     path = find()

@@ -60,6 +60,8 @@ class Repl:
                 self._next(read)
             except EOFError:
                 return
+            except lines.Unreadable:
+                raise
             except GgufloopError as e:
                 terminal.error(e)
                 self.failed = True

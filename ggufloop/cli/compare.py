@@ -273,6 +273,8 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
     header = _header(path, window, plan, settings)
     with lock(place.folder / ".lock", lambda: terminal.note(f"waiting for another compare of {path.name} ...")):
         study = studies.create(place.study, header)
+        if study.dropped:
+            terminal.note(study.dropped)
         _check_text(path, study, plan, settings, verbose)
         plots.check_target(place.folder / f"{study_plots.SIZE}.png")
         toml = place.folder / "study.toml"

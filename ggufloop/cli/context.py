@@ -26,7 +26,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
+from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
 from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.loop import LoopSpec
@@ -89,6 +89,8 @@ _CONTEXT = [
                  show_default=True, help=f"Type of the K cache: {', '.join(CACHE_TYPES)}."),
     click.option("-ctv", "--cache-type-v", "type_v", type=_CACHE_TYPE, metavar="TYPE", default="f16",
                  show_default=True, help="Type of the V cache; the same types."),
+    click.option("--no-try", "no_try", is_flag=True,
+                 help="Do not try a file that was never computed on in a process of its own first."),
 ]  # fmt: skip
 
 _SAMPLING = [
@@ -155,10 +157,11 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
     BackendError.
     """
     check_context(flags)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
+    suggest = cache(lambda: loop_suggestion(find())())
     loop = loop_from_flags(
         flags.pop("window", None),
-        lambda: loop_suggestion(find())(),
+        suggest,
         **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags},
     )
     path = find()
@@ -169,7 +172,7 @@ def open_from_flags(flags: dict[str, Any], verbose: bool) -> Opened:
         llm = _open(path, loop, flags, verbose)
     if llm.devices:
         terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
-    return Opened(llm, path, loop_suggestion(path))
+    return Opened(llm, path, suggest)
 
 
 def reopened(opened: Opened, flags: dict[str, Any], verbose: bool) -> Opened:
@@ -233,12 +236,19 @@ def check_loops(path: Path, loops: Iterable[LoopSpec]) -> None:
 
 
 def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of LoopedLlama that the flags of `context_options` mean for this model file."""
+    """The keywords of LoopedLlama that the flags of `context_options` mean for this model file.
+
+    Every command that computes asks for them, so this is where a file that nobody has computed on is tried: raises
+    GgufloopError.
+    """
     import gguf
 
+    from ggufloop import trial
     from ggufloop.modelfile import read_header
     from ggufloop.settings import NO_FLASH_ATTENTION
 
+    if not flags["no_try"]:
+        trial.check(path)
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
     can_flash = architecture not in NO_FLASH_ATTENTION

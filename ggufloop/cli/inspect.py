@@ -61,6 +61,7 @@ def command(
     model: str | None,
     model_path: str | None,
     hf: str | None,
+    hf_file: str | None,
     offline: bool,
     window: str | None,
     n_ctx: int | None,
@@ -76,7 +77,7 @@ def command(
     if form not in ("text", "json"):
         raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", "json")))
     loop_from_flags(window, lambda: (1, 2), **loop)  # a wrong flag is said before anything is downloaded
-    info = describe(model_from_flags(model, model_path, hf, offline))
+    info = describe(model_from_flags(model, model_path, hf, offline, hf_file))
     report = _report(info, n_ctx, (type_k, type_v), window, loop)
     click.echo(_json(report) if form == "json" else _text(report), nl=False)
 

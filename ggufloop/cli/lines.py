@@ -24,6 +24,10 @@ from ggufloop.errors import GgufloopError
 Read = Callable[[], str]
 
 
+class Unreadable(GgufloopError):
+    """Nothing can be read from standard input, now or later."""
+
+
 def _decode(data: bytes, what: str) -> str:
     try:
         return data.decode("utf-8-sig")
@@ -53,8 +57,17 @@ def read_piped() -> str:
     if sys.stdin is None or is_interactive():
         return ""
     with _waiting():
-        data = sys.stdin.buffer.read()
+        data = _input(lambda: sys.stdin.buffer.read())
     return _decode(data, "standard input").removesuffix("\n")
+
+
+def _input(read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except OSError as e:  # such as one open for writing only
+        raise Unreadable(
+            f"cannot read standard input: {e.strerror or e}.", "give it a file or a pipe; </dev/null is none."
+        ) from e
 
 
 @contextlib.contextmanager
@@ -70,7 +83,7 @@ def _waiting(seconds: float = 2.0) -> Iterator[None]:
 
 
 def _piped_line() -> str:
-    data = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+    data = _input(lambda: sys.stdin.buffer.readline()) if sys.stdin is not None else b""
     if not data:
         raise EOFError
     return _decode(data, "standard input").rstrip("\r\n")

@@ -5,8 +5,8 @@ model; everything else about a loop is checked here, before any model is loaded.
 
     @model_options
     @loop_options
-    def command(model, model_path, hf, offline, window, **loop):
-        path = model_from_flags(model, model_path, hf, offline)
+    def command(model, model_path, hf, hf_file, offline, window, **loop):
+        path = model_from_flags(model, model_path, hf, offline, hf_file)
         spec = loop_from_flags(window, loop_suggestion(path), **loop)
 
 A command that runs several loops in turn takes lists of windows, K, modes, solvers, beta and kv instead:
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,9 @@ LOOP_FLAGS = (
     "k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt"
 )  # fmt: skip
 """The parameters of `loop_options` besides the window."""
+_FLAGS = {"k": "--K", "attention": "--loop-attention", "sinks": "--loop-sinks"}
+MODEL_FLAGS = ("model", "model_path", "hf", "offline", "hf_file")
+"""The parameters of `model_options`, in the order of `model_from_flags`."""
 
 
 def _words(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -61,6 +65,7 @@ _MODEL = [
         help="A GGUF file, or any other spelling of MODEL.",
     ),
     click.option("-hf", "--hf-repo", "hf", metavar="USER/REPO[:QUANT]", help="A Hugging Face repository."),
+    click.option("-hff", "--hf-file", "hf_file", metavar="FILE", help="Which file of the repository."),
     click.option("--offline", is_flag=True, help="Use only what is downloaded already."),
 ]
 
@@ -73,20 +78,19 @@ _LOOP = {
     ),
     "--K": click.option("--K", "k", type=int, default=None, help="Outer steps of the solver (default 3).", metavar="K"),
     "--mode": click.option(
-        "--mode", default="block", show_default=True, shell_complete=_words(MODES), help=f"One of {', '.join(MODES)}."
+        "--mode", default=None, shell_complete=_words(MODES), help=f"One of {', '.join(MODES)} (default block)."
     ),
     "--solver": click.option(
         "--solver",
-        default="euler",
-        show_default=True,
+        default=None,
         shell_complete=_words(SOLVERS),
-        help=f"One of {', '.join(SOLVERS)}.",
+        help=f"One of {', '.join(SOLVERS)} (default euler).",
     ),
     "--damping": click.option(
         "--damping", type=float, default=None, help="Weight of one evaluation in one step (default 1/K)."
     ),
     "--beta": click.option(
-        "--beta", type=float, default=0.0, show_default=True, help="Anchor: weight of the plain result, 0 to 1."
+        "--beta", type=float, default=None, help="Anchor: weight of the plain result, 0 to 1 (default 0)."
     ),
     "--mu": click.option("--mu", type=float, default=None, help="Momentum of heavy-ball (default 0.5)."),
     "--passes": click.option("--passes", type=int, default=None, help="Run the K euler steps in 2 or 3 evaluations."),
@@ -98,10 +102,10 @@ _LOOP = {
     ),
     "--decode": click.option(
         "--decode",
-        default="full",
-        show_default=True,
+        default=None,
         shell_complete=_words(("full", "bypass", "first:", "entropy:")),
-        help="Which generated tokens loop: full, bypass, first:n, entropy:t (those the plain model is unsure of).",
+        help="Which generated tokens loop: full (default), bypass, first:n, entropy:t (those the plain model is unsure "
+        "of).",
     ),
     "--routing": click.option(
         "--routing",
@@ -121,9 +125,9 @@ _LOOP = {
         "--loop-sinks",
         "sinks",
         type=int,
-        default=0,
+        default=None,
         metavar="S",
-        help="With --loop-attention: and to the first S positions.",
+        help="With --loop-attention: and to the first S positions (default 0).",
     ),
     "--halt": click.option(
         "--halt",
@@ -151,13 +155,15 @@ _LISTS = {
 
 
 def model_options(command: C) -> C:
-    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf and --offline to a command."""
+    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline to a command."""
     for option in reversed(_MODEL):
         command = option(command)
     return command
 
 
-def resolve_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
+def resolve_flags(
+    model: str | None, model_path: str | None, hf: str | None, offline: bool, hf_file: str | None = None
+) -> Path:
     """The model file the flags of `model_options` name, downloaded if need be; its content is not looked at.
 
     Raises UsageError unless exactly one of them names a model, GgufloopError if it cannot be had.
@@ -175,38 +181,60 @@ def resolve_flags(model: str | None, model_path: str | None, hf: str | None, off
             f"the model is given {len(given)} times: {', '.join(given)}.", "give MODEL, -m or -hf, not several."
         )
     with download_progress() as progress:
-        return registry.resolve(given[0] if hf is None else None, hf, offline, progress)
+        return registry.resolve(given[0] if hf is None else None, hf, offline, progress, hf_file)
 
 
-def model_from_flags(model: str | None, model_path: str | None, hf: str | None, offline: bool) -> Path:
+def model_from_flags(
+    model: str | None, model_path: str | None, hf: str | None, offline: bool, hf_file: str | None = None
+) -> Path:
     """As `resolve_flags`, and the file is known to be a whole GGUF model. Raises UsageError, GgufloopError."""
-    from ggufloop.modelfile import check_model_file
+    from ggufloop.modelfile import read_model
 
-    path = resolve_flags(model, model_path, hf, offline)
-    check_model_file(path)
+    path = resolve_flags(model, model_path, hf, offline, hf_file)
+    read_model(path)
     return path
 
 
 def window_suggestion(path: Path) -> Callable[[], tuple[int, int]]:
-    """The window to try first on this model file."""
+    """What `--window auto` means where only a window counts."""
 
     def suggest() -> tuple[int, int]:
-        from ggufloop import registry
-
-        return registry.suggest_window(path)[0]
+        found = loop_suggestion(path)()
+        return found.window if isinstance(found, LoopSpec) else found
 
     return suggest
 
 
 def loop_suggestion(path: Path) -> Suggest:
-    """What `--window auto` means for this model file, for `loop_from_flags`: a saved loop, or a window."""
+    """What `--window auto` means for this model file, for `loop_from_flags`: a saved loop, or a window.
+
+    Says so where a saved loop is not of this file, or does not tell.
+    """
 
     def suggest() -> tuple[int, int] | LoopSpec:
         from ggufloop import registry
+        from ggufloop.cli import terminal
 
-        return registry.suggest_loop(path) or registry.suggest_window(path)[0]
+        saved = registry.saved_loop(path)
+        if saved is None:
+            return registry.suggest_window(path)[0]
+        if not saved.applies:
+            terminal.note(f"the loop {saved.loop} was confirmed on {saved.file} and is not used for {path.name}; "
+                          f"to try it: {as_flags(saved.loop)}")  # fmt: skip
+            return registry.suggest_window(path)[0]
+        if not saved.file:
+            terminal.note(f"the loop {saved.loop} of entry {saved.entry} does not say which file it was confirmed on; "
+                          "`ggufloop sweep --save` would.")  # fmt: skip
+        return saved.loop
 
-    return suggest
+    return cache(suggest)
+
+
+def as_flags(loop: LoopSpec) -> str:
+    """A loop as flags: '--window 12:16 --K 3 --solver heun'."""
+    window, *words = str(loop).split()
+    pairs = [("window", window), *(word.split("=", 1) for word in words)]
+    return " ".join(f"{_FLAGS.get(name, f'--{name}')} {value}" for name, value in pairs)
 
 
 def loop_options(command: C) -> C:
@@ -227,26 +255,24 @@ def loop_from_flags(window: str | None, suggest: Suggest, **flags: Any) -> LoopS
     """The LoopSpec the loop flags say, None without --window.
 
     window: the flag's text; 'auto' calls `suggest()` for the model's window, or for its loop, which is taken whole if
-    no other flag is given. flags: the other loop flags by name. Raises UsageError.
+    no other flag is given. flags: the other loop flags by name, None where not given: a flag that is given at its
+    default counts as given. Raises UsageError.
     """
-    defaults = {"k": None, "mode": "block", "solver": "euler", "damping": None, "beta": 0.0, "mu": None,
-                "passes": None, "kv": None, "decode": "full", "routing": None, "attention": None, "sinks": 0,
-                "halt": None}  # fmt: skip
-    given = [name for name in defaults if flags.get(name, defaults[name]) != defaults[name]]
+    given = {name: flags[name] for name in LOOP_FLAGS if flags.get(name) is not None}
     if window is None:
         if given:
-            names = {"k": "--K", "attention": "--loop-attention", "sinks": "--loop-sinks"}
-            flag = names.get(given[0], f"--{given[0]}")
+            name = next(iter(given))
+            flag = _FLAGS.get(name, f"--{name}")
             raise click.UsageError(f"{flag} needs --window A:B (or --window auto): without a window nothing loops.")
         return None
-    if flags.get("k") is None:
-        flags["k"] = DEFAULT_K
-    if window != "auto":
-        return LoopSpec(window, **flags)  # type: ignore[arg-type]  # text is accepted
-    found = suggest()
-    if not isinstance(found, LoopSpec):
-        return LoopSpec(found, **flags)
-    return LoopSpec(found.window, **flags) if given else found
+    found: Any = window
+    if window == "auto":
+        found = suggest()
+        if isinstance(found, LoopSpec):
+            if not given:
+                return found
+            found = found.window
+    return LoopSpec(found, **{"k": DEFAULT_K, **given})
 
 
 def split_list(text: str, flag: str) -> list[str]:
@@ -300,10 +326,10 @@ def loops_from_flags(
     """
     lists: dict[str, list[Any]] = {
         "window": [] if window is None else split_list(window, "--window"),
-        "mode": split_list(flags["mode"] or "block", "--mode"),
-        "solver": split_list(flags["solver"] or "euler", "--solver"),
+        "mode": [None] if flags["mode"] is None else split_list(flags["mode"], "--mode"),
+        "solver": [None] if flags["solver"] is None else split_list(flags["solver"], "--solver"),
         "k": [None] if flags["k"] is None else number_ranges(flags["k"], "--K"),
-        "beta": [0.0] if flags["beta"] is None else _decimals(flags["beta"], "--beta"),
+        "beta": [None] if flags["beta"] is None else _decimals(flags["beta"], "--beta"),
         "kv": [None] if flags["kv"] is None else split_list(flags["kv"], "--kv"),
     }
     if window is None:

@@ -18,7 +18,7 @@ import click
 from ggufloop import corpus
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, batch_options, check_context, check_memory, open_from_flags, reopened
-from ggufloop.cli.options import LOOP_FLAGS, loop_options, model_from_flags, model_options, split_list
+from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, loop_options, model_from_flags, model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
@@ -210,7 +210,7 @@ def _base(
         if loop is None:
             raise UsageError("the plain model compared with itself differs nowhere.", "give --window as well.")
         return Other(opened.llm), "the plain model", opened
-    other = open_from_flags({**flags, "model": given, "model_path": None, "hf": None}, verbose)
+    other = open_from_flags({**flags, "model": given, "model_path": None, "hf": None, "hf_file": None}, verbose)
     return Other(other.llm), other.path.name, other
 
 
@@ -262,7 +262,7 @@ class _Asked:
 def _measure(asked: _Asked, flags: dict[str, Any], path: Path, verbose: bool) -> _Done:
     """Score every context, each in a model opened for it: what llama.cpp computes may depend on the room it has."""
     of_base = {name: value for name, value in flags.items() if name not in (*LOOP_FLAGS, "window")}
-    flags = flags | {"model": str(path), "model_path": None, "hf": None}
+    flags = flags | {"model": str(path), "model_path": None, "hf": None, "hf_file": None}
     results: list[Result] = []
     tokens: list[int] = []
     opened: Opened | None = None
@@ -349,7 +349,7 @@ def command(
         raise UsageError("--save-kl-base writes the chunks of one context.", "give one -c.")
     check_context(flags)
     verbose = ctx.obj["verbose"]
-    stored = Stored.open(Path(kl_base)) if kl_base is not None and Stored.is_one(Path(kl_base)) else None
+    stored = Stored.open(Path(kl_base), chunks) if kl_base is not None and Stored.is_one(Path(kl_base)) else None
     if stored is not None:
         if text is not None or dataset is not None or contexts not in ([CONTEXT], [stored.n_ctx]):
             raise UsageError(
@@ -359,7 +359,7 @@ def command(
     source = (
         text_from_flags(text, dataset, flags["offline"]) if stored is None else corpus.Text(f"that of {kl_base}", "")
     )
-    path = model_from_flags(*(flags[name] for name in ("model", "model_path", "hf", "offline")))
+    path = model_from_flags(*(flags[name] for name in MODEL_FLAGS))
     if len(contexts) > 1 and 0 in contexts:
         contexts = list(dict.fromkeys(c or describe(path).n_ctx_train for c in contexts))
     check_memory([path], flags | {"ctx_size": max(contexts)})

@@ -234,6 +234,7 @@ def command(
     model: str | None,
     model_path: str | None,
     hf: str | None,
+    hf_file: str | None,
     offline: bool,
     types: str | None,
     int8: bool,
@@ -269,7 +270,7 @@ def command(
     needs = [type for type in wanted if type in NEEDS_IMATRIX]
     if needs and matrix is None:
         raise UsageError(f"type {needs[0]} needs an importance matrix.", "give --imatrix FILE or --imatrix TEXT.")
-    path = model_from_flags(model, model_path, hf, offline)
+    path = model_from_flags(model, model_path, hf, offline, hf_file)
     overrides, marks = _overrides(path, window, keep, given)
     if overrides and any(type in UNQUANTISED for type in wanted):
         named = next(type for type in wanted if type in UNQUANTISED)

@@ -13,7 +13,7 @@ from ggufloop.cli.chat import converse
 from ggufloop.cli.context import Opened, context_options, open_from_flags, sampling_from_flags, sampling_options
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.errors import UsageError
-from ggufloop.generate import Answer, complete, encode
+from ggufloop.generate import Answer, complete, encode, prompt_tokens
 from ggufloop.sampling import Sampling
 from ggufloop.template import ChatTemplate
 
@@ -43,7 +43,7 @@ def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, r
     if not raw:
         ignored = ", and -sys is left out" if system is not None else ""
         terminal.note(f"this model has no chat template: it continues the text as it is{ignored}.")
-    tokens = llm.tokenize(encode(text, "the prompt"), add_bos=True, special=True)
+    tokens = prompt_tokens(llm, text)
     return terminal.stream(lambda emit, stopped: complete(llm, tokens, sampling, emit=emit, stopped=stopped))
 
 

@@ -22,15 +22,16 @@ from ggufloop.cli.context import (
 )
 from ggufloop.cli.options import (
     LOOP_FLAGS,
+    MODEL_FLAGS,
     loop_from_flags,
     loop_options,
     loop_suggestion,
     model_from_flags,
     model_options,
-    window_suggestion,
 )
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.loop import LoopSpec
+from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
 
 MENU = ({"k": 3}, {"k": 3, "kv": "frozen"})
@@ -75,7 +76,7 @@ def menu(path: Path, loop: LoopSpec | None) -> list[LoopSpec]:
     found = [] if loop is None else [loop]
     if loop is None or loop.kv != "each":  # the slots of kv each serve no other loop
         try:
-            found += [LoopSpec(window_suggestion(path)(), **settings) for settings in MENU]  # type: ignore[arg-type]
+            found += [LoopSpec(suggest_window(path)[0], **settings) for settings in MENU]  # type: ignore[arg-type]
             check_loops(path, found)
         except UsageError:  # a model too small, or one that does not loop there
             found = found[:1] if loop is not None else []
@@ -139,7 +140,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     check_address(host, key)
     if results is not None:
         check_folder(results)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline"))))
+    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
     loop = loop_from_flags(
         flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )

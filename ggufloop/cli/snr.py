@@ -127,6 +127,7 @@ def command(
     model: str | None,
     model_path: str | None,
     hf: str | None,
+    hf_file: str | None,
     offline: bool,
     reference: str | None,
     window: str | None,
@@ -147,7 +148,7 @@ def command(
     if plot is not None:
         plots.check_target(plot)
     given = None if window in (None, "auto") else LoopSpec.parse(f"{window} k=2").window
-    path = model_from_flags(model, model_path, hf, offline)
+    path = model_from_flags(model, model_path, hf, offline, hf_file)
     other = None if reference is None else model_from_flags(reference, None, None, offline)
     layers = window_suggestion(path)() if window == "auto" else given
     tensors = tensor_snr(path, other, progress=_Progress())

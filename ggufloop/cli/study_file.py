@@ -12,19 +12,14 @@ An option on the command line counts instead of the one in the file. Paths are s
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _OWN = ("study", "form", "help")
 
@@ -33,7 +28,7 @@ def names(command: click.Command) -> dict[str, click.Parameter]:
     """The parameters of a command by what the file calls them: the long flag without its dashes."""
     found = {}
     for parameter in command.params:
-        if parameter.name in _OWN:
+        if parameter.name in _OWN or not parameter.expose_value:  # -v is no setting of a study
             continue
         flags = [flag for flag in parameter.opts if flag.startswith("--")]
         found[flags[0][2:] if flags else str(parameter.name)] = parameter
@@ -48,17 +43,17 @@ def load(ctx: click.Context, parameter: click.Parameter, path: str | None) -> st
     if path is None:
         return None
     try:
-        data = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as e:
-        raise GgufloopError(f"cannot read {path}: {e.strerror or e}.", "name a TOML file.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        data = reading.toml(reading.content(Path(path).expanduser(), "name a TOML file."))
+    except FileNotFoundError as e:
+        raise GgufloopError(f"cannot read {path}: {e.strerror}.", "name a TOML file.") from e
+    except ValueError as e:
         raise GgufloopError(f"{path} is not TOML: {e}.", "write lines like: types = ['Q8_0', 'Q4_0'].") from e
     known = names(ctx.command)
     defaults: dict[str, Any] = {}
     for key, value in data.items():
         name = key.replace("_", "-")
         if name not in known:
-            raise UsageError(f"{path}: {key!r} is no option of compare.", nearest(name, known))
+            raise UsageError(f"{path}: {reading.shown(key)} is no option of compare.", nearest(name, known))
         defaults[str(known[name].name)] = _value(path, key, value, known[name])
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
@@ -68,11 +63,15 @@ def _value(path: str, key: str, value: Any, parameter: click.Parameter) -> Any:
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, (str, int, float)) for item in items):
         raise UsageError(f"{path}: {key} is not a word, a number, or a list of them.", "see ggufloop compare --help.")
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: {key} is true or false, not {reading.shown(value)}.", f"write: {key} = true")
+        return value
     if parameter.nargs == -1:
         return tuple(str(item) for item in items)
     if isinstance(value, list):
         return ",".join(str(item) for item in items)
-    return value
+    return str(value)  # as on the command line: what checks it expects a word
 
 
 def dump(command: click.Command, values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.options import (
     LOOP_FLAGS,
+    MODEL_FLAGS,
     loop_list_options,
     loop_suggestion,
     loops_from_flags,
@@ -34,7 +36,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measures import Measure, TaskMeasure, TextMeasure
 from ggufloop.modelfile import read_header
 from ggufloop.selection import FINALISTS, HELPS, LEAST_ITEMS, NONE_HELPS, WORTH
-from ggufloop.sweep import Outcome, Progress, items_within, sweep
+from ggufloop.sweep import Outcome, Progress, check_record, items_within, sweep
 from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
@@ -213,12 +215,13 @@ def _section(outcome: Outcome, cost: Callable[[str], float]) -> str:
     shown = Table(tuple(_COLUMNS[i] for i in kept), [[row[i] for i in kept] for row in rows(outcome, cost)]).render(
         "md"
     )
+    clock = spent.seconds / max(spent.plain_seconds, 1e-4)  # a journal rounds to that
     tail = [
         "",
         f"Verdict: {verdict(outcome)}",
         "",
-        f"Cost: {spent.spent:.1f} plain runs by layer count, {spent.seconds / spent.plain_seconds:.1f} by the "
-        f"clock ({_time(spent.seconds)}); each loop alone with its own plain run: {spent.alone:.1f}.",
+        f"Cost: {spent.spent:.1f} plain runs by layer count, {clock:.1f} by the clock"
+        f" ({_time(spent.seconds)}); each loop alone with its own plain run: {spent.alone:.1f}.",
         "",
     ]
     return "\n".join(head) + "\n" + shown + "\n".join(tail)
@@ -312,7 +315,7 @@ def command(
 
         plots.check_target(plot)
     source = text_from_flags(text, dataset, flags["offline"]) if has_text else None
-    path = model_from_flags(*(flags.pop(name) for name in ("model", "model_path", "hf", "offline")))
+    path = model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS))
     n_ctx = flags["ctx_size"]
     loops = _loops(path, flags)
     flags["ctx_size"] = max(n_ctx if has_text else 0, TASK_CONTEXT if tasks else 0)
@@ -335,7 +338,9 @@ def command(
         "measures": [m.identity() for m in measures],
     }  # fmt: skip
     outcomes: list[Outcome] = []
-    with Journal.open(journal_path, header) as journal:
+    with Journal.open(journal_path, header, partial(check_record, measures)) as journal:
+        if journal.dropped:
+            terminal.note(journal.dropped)
         planned = next((r["items"] for r in journal.records if "budget" in r and r["budget"] == budget), None)
         if seconds is not None and planned is None:
             _within_budget(llm, loops, measures, seconds, not no_racing)
@@ -409,4 +414,4 @@ def _save(path: Path, loops: list[LoopSpec], outcomes: list[Outcome]) -> None:
     gain = next(c.gain for c in outcome.decision.finalists if c.name == name)
     origin = f"sweep of {date.today()}: {gain.show('+.4f')} held-out {outcome.measure.item}s of {outcome.measure.name}"
     where = registry.save_loop(path, next(loop for loop in loops if str(loop) == name), origin)
-    terminal.note(f"saved {name} as --window auto of this model in {where}.")
+    terminal.note(f"saved {name} as --window auto of {path.name} in {where}.")

@@ -14,7 +14,7 @@ from ggufloop.cli.context import Opened, check_context, context_options, open_fr
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.generate import encode
+from ggufloop.generate import encode, prompt_tokens
 from ggufloop.table import FORMS, Cell, Column, Table
 from ggufloop.template import ChatTemplate
 from ggufloop.trace import LAYER, Estimate, Point, Trace, trace
@@ -53,9 +53,7 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
         if template is None:
             raise UsageError("this model has no chat template.", "leave out --chat: the text is then taken as it is.")
         text = template.render([{"role": "user", "content": text}])
-    tokens: list[int] = llm.tokenize(encode(text, "the prompt"), add_bos=True, special=True)
-    if chat and len(tokens) > 1 and tokens[0] == tokens[1] == llm.token_bos():
-        del tokens[0]  # the template writes it, and so does the tokenizer
+    tokens = prompt_tokens(llm, text)
     if len(tokens) > llm.n_ctx():
         raise GgufloopError(
             f"the prompt has {len(tokens)} tokens, and the context holds {llm.n_ctx()}.",
