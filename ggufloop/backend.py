@@ -26,9 +26,10 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import get_type_hints
 
 from ggufloop import reading
 from ggufloop.cache import cache_dir
@@ -65,19 +66,20 @@ class Backend:
     stock: bool
     patch_id: str  # "" for stock
     key: str
-    programs: list[str]  # llama.cpp's that are beside it
+    programs: tuple[str, ...]  # llama.cpp's own that are beside it
     binding: str  # version of llama-cpp-python whose source it was built from
     cpu: str  # cpu_id() of the machine it was built on
     compiler: str
     verified: str = ""  # cpu_id() of the machine it was found to compute right on
     gave_up: str = ""  # what the build had to leave out for that, and why
+    programs_id: str = ""  # programs_id() of the patch they were built from, "" for stock
 
     @classmethod
     def load(cls, directory: Path) -> Backend | None:
         """The library in `directory`, None if its manifest is missing or was not written by this version."""
         try:
             data = reading.json((directory / MANIFEST).read_bytes())
-            kinds = {f.name: bool if f.type == "bool" else str for f in fields(cls)}
+            kinds = get_type_hints(cls)
             return cls(directory, **{name: reading.typed(value, kinds[name], name) for name, value in data.items()})
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -159,7 +161,8 @@ def program(name: str, stock: bool = False) -> Path:
     """One of llama.cpp's programs, of a library that computes right here. Raises BackendError if none has it."""
     file = f"{name}.exe" if sys.platform == "win32" else name
     for found in installed():
-        fits = found.stock == stock and (stock or found.patch_id == patch_id()) and is_verified(found)
+        ids = ("", "") if stock else (patch_id(), programs_id())
+        fits = found.stock == stock and (found.patch_id, found.programs_id) == ids and is_verified(found)
         if fits and requested_name() in (None, found.name) and (found.directory / file).is_file():
             return found.directory / file
     flag = "--server" if name == "llama-server" and not stock else "--with-tools"
@@ -244,7 +247,7 @@ def _from_directory(directory: Path, stock: bool, variable: str) -> Backend:
 
 
 def _unknown(directory: Path, stock: bool, patch: str = "") -> Backend:
-    return Backend(directory, "", stock, patch, "", tools=False, binding="", cpu="", compiler="")
+    return Backend(directory, "", stock, patch, "", (), "", "", "")
 
 
 def binding_version() -> str | None:

@@ -314,8 +314,9 @@ def _manifest(plan: Plan, directory: Path, gave_up: str) -> Backend:
             "a compiler cache may have brought in another build; run: CCACHE_DISABLE=1 ggufloop build --force",
         )
     built = Backend(
-        directory, plan.name, plan.stock, expected or "", plan.key, list(plan.programs),
+        directory, plan.name, plan.stock, expected or "", plan.key, plan.programs,
         backend.BINDING_VERSION, backend.cpu_id(), "; ".join(plan.versions), backend.cpu_id() if loads else "", gave_up,
+        backend.programs_id() if plan.programs and not plan.stock else "",
     )  # fmt: skip
     built.save()
     return built

@@ -73,9 +73,9 @@ def ggufloop(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_manifest_round_trip(cache: Path) -> None:
-    made = library(cache / "backends" / "cpu-k", tools=True)
+    made = library(cache / "backends" / "cpu-k", programs=("llama-server",))
     assert Backend.load(made.directory) == made
-    assert str(made) == "cpu-k with tools"
+    assert str(made) == "cpu-k with llama-server"
     manifest = made.directory / backend.MANIFEST
     older = {k: v for k, v in json.loads(manifest.read_text()).items() if k not in ("verified", "gave_up")}
     manifest.write_text(json.dumps(older))

@@ -360,8 +360,8 @@ def test_auto(
 
 
 def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan = Plan("cpu", stock=False, tools=False, versions=("cc 1", "c++ 1"))
-    keys = [plan.key, replace(plan, name="cuda").key, replace(plan, tools=True).key]
+    plan = Plan("cpu", stock=False, programs=(), versions=("cc 1", "c++ 1"))
+    keys = [plan.key, replace(plan, name="cuda").key, replace(plan, programs=("llama-server",)).key]
     keys += [replace(plan, stock=True).key, replace(plan, versions=("cc 1", "c++ 2")).key]
     stock = replace(plan, stock=True)
     for name, value in (("cpu_id", lambda: "another"), ("SDIST_SHA256", "another")):

@@ -53,7 +53,7 @@ def test_without_a_mirror_of_debian_it_says_what_to_install(monkeypatch: pytest.
 
 def test_the_architecture_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a flag: of the variable itself CMake sees nothing, because ggml asks for the GPU that is here first."""
-    plan = Plan("cuda", stock=False, tools=False, versions=())
+    plan = Plan("cuda", stock=False, programs=(), versions=())
     monkeypatch.delenv("CUDAARCHS", raising=False)
     native = plan.key
     assert not any("CUDA_ARCHITECTURES" in flag for flag in plan.flags)

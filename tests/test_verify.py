@@ -227,7 +227,7 @@ def test_a_library_of_another_cpu_is_verified_once(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_means_asking_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "verified").write_text("a file where the folder should be")
     monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path))
-    library = Backend(tmp_path, "cpu", False, "", "", tools=False, binding="", cpu="", compiler="")
+    library = Backend(tmp_path, "cpu", False, "", "", (), "", "", "")
     verify.remember(backend.note(library))
     assert not backend.is_verified(library)
 
