@@ -40,7 +40,9 @@ PROGRAMS = (
 
 # Folders of llama.cpp a build reads; the others (models, docs, tests) are 80 % of the archive. Its .git is left out
 # because it is a pointer into a repository that is not there.
-_SOURCE = ("CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "src", "tools", "vendor")
+_SOURCE = (
+    "CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "scripts", "src", "tools", "vendor"
+)  # fmt: skip
 # Variables CMake and compilers read on their own: other values, another library.
 _BUILD_ENV = (
     "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAARCHS", "CUDAHOSTCXX", "HIPFLAGS", "VULKAN_SDK",
