@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <tuple>
 
 #ifndef GGUFLOOP_PATCH_ID
 #error "GGUFLOOP_PATCH_ID is set by the CMake hook"
@@ -126,7 +127,11 @@ int32_t llama_context::loop_set(llama_loop_plan_ptr plan, int32_t decode_first) 
         loop_apply();
     };
 
-    const bool same_slots = (!plan || plan->n_slot == 1) && (!before || before->n_slot == 1);
+    // plans that differ in what they compute alone share their K/V slots, and what is in them
+    const auto slots_of = [](const llama_loop_plan_ptr & p) {
+        return p && p->n_slot > 1 ? std::make_tuple(p->first, p->last, (int32_t) p->n_slot) : std::make_tuple(0, 0, 1);
+    };
+    const bool same_slots = slots_of(plan) == slots_of(before);
     const bool is_known   = same_slots && (!plan || std::any_of(loop_reserved.begin(), loop_reserved.end(),
                 [&](const auto & known) { return plan->fits(*known); }));
 
@@ -177,7 +182,7 @@ int32_t llama_context::loop_set(llama_loop_plan_ptr plan, int32_t decode_first) 
                 llama_loop_refuse(res, "out of memory: " + why + ".", "use fewer passes, or a smaller ubatch.");
         }
 
-        if (plan && plan->n_slot == 1) {
+        if (plan) {
             loop_reserved.push_back(plan);
         }
     }
