@@ -37,8 +37,8 @@ from ggufloop.loop import LoopSpec
 from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
 
-MENU = ({"k": 3}, {"k": 3, "kv": "frozen"})
-"""What the list of models offers of the suggested window."""
+MENU = ({"k": 3}, {"k": 6, "passes": 3})
+"""What the list of models offers of the suggested window: what every model that loops can run."""
 _SAMPLING = {
     "n": "-n", "seed": "-s", "temp": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p",
     "repeat_penalty": "--repeat-penalty",

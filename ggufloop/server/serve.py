@@ -3,9 +3,9 @@
     with Site(results) as site:
         serve([program, "-m", path, "--path", site.folder, ...], ("127.0.0.1", 8080), site, env={}, on_ready=print)
 
-The server answers from `site.folder`, which holds the page's files and what the results folder has: links, so that a
-file that grows is seen as it is, and a list of them that is written anew every few seconds. Reports are offered as
-text, for the page to show without their scripts: whatever the server sent as a page could use the server.
+The server answers from `site.folder`, which holds the page's files, a copy of what the results folder has (it follows no
+link out of its folder) and a list of that, both made anew every few seconds. Reports are offered as text, for the page
+to show without their scripts: whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.server.results import listing
+from ggufloop.server.results import listing, read
 
 PAGE = Path(__file__).parent / "page"
 STOP_SECONDS = 4.0
@@ -86,7 +86,7 @@ class Site:
 
     def __init__(self, results: Path | None) -> None:
         self._results = results
-        self._linked: set[str] = set()
+        self._copied: dict[str, tuple[int, float]] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="ggufloop-site-"))
 
     def __enter__(self) -> Site:
@@ -99,24 +99,27 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def refresh(self) -> None:
-        """List the results folder as it is now."""
+        """Make the folder hold what the results folder has now."""
         found = listing(self._results)
-        folder = self.folder / "results"
-        folder.mkdir(exist_ok=True)
-        for result in found["results"]:
-            name = result["name"]
-            if name not in self._linked and self._results is not None:
-                target = folder / offered(name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source = (self._results / name).absolute()
-                try:
-                    os.symlink(source, target)
-                except OSError:  # Windows asks for a privilege
-                    shutil.copy(source, target)
-                self._linked.add(name)
-        partial = folder / ".index.json"
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(partial, folder / "index.json")
+        there = {result["name"]: (result["size"], result["modified"]) for result in found["results"]}
+        for name, state in there.items():
+            if self._copied.get(name) != state and self._results is not None:
+                content = read(self._results / name)
+                if content is not None:
+                    self._write(offered(name), content)
+                    self._copied[name] = state
+        for name in self._copied.keys() - there.keys():
+            (self.folder / "results" / offered(name)).unlink(missing_ok=True)
+            del self._copied[name]
+        self._write("index.json", json.dumps(found).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        """At once: nobody sees half a file."""
+        target = self.folder / "results" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}")
+        partial.write_bytes(content)
+        os.replace(partial, target)
 
 
 def offered(name: str) -> str:
@@ -155,7 +158,8 @@ def serve(
                 on_ready()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_LIST_SECONDS if ready else _LOOK_SECONDS)
-            site.refresh()
+            with contextlib.suppress(OSError):  # a full disk: results are old, answers are not
+                site.refresh()
     finally:
         _end(process)
         reader.join(1)
@@ -205,6 +209,8 @@ def _end_with_parent() -> None:
 def _ended(code: int, said: list[str], ready: bool) -> GgufloopError:
     """While it loads, the first thing that is wrong is the reason of the others; later, the last one is."""
     why = re.sub(r"^[\d.]+ E (srv|cmn|slot)? *", "", said[-1 if ready else 0]) if said else ""
+    if not ready and why.startswith("llama_loop: "):
+        return UsageError(why.removeprefix("llama_loop: "))
     if not ready and why.startswith("error"):
         return UsageError(f"llama-server: {why}", "its flags: ggufloop exec llama-server --help")
     how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
