@@ -37,7 +37,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
 
-MENU = ({"k": 3}, {"k": 6, "passes": 3})
+MENU = ("k=3", "k=6 passes=3")
 """What the list of models offers of the suggested window: what every model that loops can run."""
 _SAMPLING = {
     "n": "-n", "seed": "-s", "temp": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p",
@@ -82,7 +82,8 @@ def menu(path: Path, loop: LoopSpec | None) -> list[LoopSpec]:
     found = [] if loop is None else [loop]
     if loop is None or loop.kv != "each":  # the slots of kv each serve no other loop
         try:
-            found += [LoopSpec(suggest_window(path)[0], **settings) for settings in MENU]
+            window = "{}:{}".format(*suggest_window(path)[0])
+            found += [LoopSpec.parse(f"{window} {settings}") for settings in MENU]
             check_loops(path, found)
         except UsageError:  # a model too small, or one that does not loop there
             found = found[:1] if loop is not None else []

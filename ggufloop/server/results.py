@@ -61,7 +61,7 @@ def list_results(folder: Path) -> list[Result]:
 
 
 def listing(folder: Path | None) -> dict[str, Any]:
-    """What the page gets as results/index.json. folder: None where the server was given none; its name is told, not its path."""
+    """What the page gets as results/index.json: the folder's name, not its path. folder: None for a server without."""
     return {
         "folder": None if folder is None else folder.resolve().name,
         "results": [] if folder is None else [asdict(result) for result in list_results(folder)],

@@ -3,9 +3,9 @@
     with Site(results) as site:
         serve([program, "-m", path, "--path", site.folder, ...], ("127.0.0.1", 8080), site, env={}, on_ready=print)
 
-The server answers from `site.folder`, which holds the page's files, a copy of what the results folder has (it follows no
-link out of its folder) and a list of that, both made anew every few seconds. Reports are offered as text, for the page
-to show without their scripts: whatever the server sent as a page could use the server.
+The server answers from `site.folder`, which holds the page's files, a copy of what the results folder has (it follows
+no link out of its folder) and a list of that, both brought up to date every few seconds. Reports are offered as text,
+for the page to show without their scripts: whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
