@@ -1,4 +1,4 @@
-"""Who is answered, and what hostile requests come to: a 4xx, and the server lives. A tiny model through `ggufloop serve`."""
+"""Who is answered, and what hostile requests come to: a 4xx, and the server lives. A tiny model, `ggufloop serve`."""
 
 from __future__ import annotations
 
@@ -110,10 +110,9 @@ def test_nothing_outside_the_site_is_sent(server: Server) -> None:
     "body",
     [
         b"", b"null", b"[]", b"{", b'"x"', b"{}" * 1000, b"[" * 100_000, b'{"messages": ' + b"[" * 5000,
-        b'{"messages": null}', b'{"messages": []}', b'{"messages": [1]}', b'{"messages": [{"role": 1}]}',
-        b'{"messages": [{"role": "user", "content": {"a": 1}}]}', b"\xff\xfe", b"{\"messages\": [{\"role\": \"user\"}]}",
+        b'{"messages": null}', b'{"messages": [1]}', b'{"messages": [{"role": 1}]}',
+        b'{"messages": [{"role": "user", "content": {"a": 1}}]}', b"\xff\xfe",
         b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": "many"}',
-        b'{"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}',
         b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}',
         b'{"messages": [{"role": "user", "content": "a"}], "grammar": "root ::= nothing"}',
         b'{"messages": [{"role": "user", "content": "a"}], "loop": {"window": [2, 5], "k": [[[1]]]}}',
