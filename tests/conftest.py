@@ -78,6 +78,8 @@ def serve() -> Iterator[Callable[..., Server]]:
 
     def get(model: Path, *flags: str, key: str | None = None) -> Server:
         asked = (model, *flags, key)
+        if asked in running and running[asked].process.poll() is not None:  # a test ended it; not the next one's fault
+            running.pop(asked).close()
         if asked not in running:
             running[asked] = served(model, *flags, key=key).wait()
         return running[asked]

@@ -101,7 +101,7 @@ def test_what_ran_is_told(one: Server) -> None:
         body = {"max_tokens": 3, "loop": loop}
         usage = one.chat("Hi", **body).json["usage"]
         assert usage.get("loop") == told
-        assert usage["completion_tokens"] == 3
+        assert 1 <= usage["completion_tokens"] <= 3
         last = one.chat("Hi", **body, stream=True, stream_options={"include_usage": True}).events[-1]
         assert last["usage"].get("loop") == told
         assert last["timings"].get("loop") == told
