@@ -78,7 +78,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
     def get(model: Path, *flags: str, key: str | None = None) -> Server:
         asked = (model, *flags, key)
-        if asked in running and running[asked].process.poll() is not None:  # a test ended it; not the next one's fault
+        if asked in running and not running[asked].is_alive():  # a test ended it; the next one is to know its own
             running.pop(asked).close()
         if asked not in running:
             running[asked] = served(model, *flags, key=key).wait()

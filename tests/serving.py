@@ -114,6 +114,12 @@ class Server:
             assert self.process.stdout is not None
             self.process.stdout.close()
 
+    def is_alive(self) -> bool:
+        try:
+            return self.get("/health").status == 200
+        except OSError:
+            return False
+
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
