@@ -32,13 +32,13 @@ FAILED = 3  # as ggufloop's own exit code for a broken installation; pytest uses
 # options add to them.
 EXTRAS = {
     "ggufloop": {"chat"},
-    "pytest": {"chat", "dev", "eval", "lab", "reference", "serve"},
+    "pytest": {"chat", "dev", "eval", "lab", "reference"},
     "ruff": {"dev"},
     "mypy": {"dev"},
 }
-OF_SUBCOMMAND = {"eval": {"eval"}, "serve": {"serve"}, "compare": {"lab"}, "shannon": {"lab"}}
+OF_SUBCOMMAND = {"eval": {"eval"}, "compare": {"lab"}, "shannon": {"lab"}}
 OF_OPTION = {"--plot": {"lab"}, "--tasks": {"eval"}}
-LIBRARIES = {"ggufloop": [[]], "pytest": [[], ["--stock", "--with-tools"]], "ruff": [], "mypy": []}
+LIBRARIES = {"ggufloop": [[]], "pytest": [["--with-tools"], ["--stock", "--with-tools"]], "ruff": [], "mypy": []}
 # Commands of ggufloop that run no model, or that build the library themselves.
 NO_LIBRARY = {"", "build", "doctor", "version", "pull", "list", "inspect", "completion"}
 
@@ -112,8 +112,10 @@ def prepare(venv, argv):
         extras = extras.union(OF_SUBCOMMAND.get(subcommand, set()), *options)
     if argv[0] == "ggufloop" and (subcommand in NO_LIBRARY or {"-h", "--help"} & set(argv)):
         libraries = []
+    elif argv[0] == "ggufloop" and subcommand == "serve":
+        libraries = [["--server"]]
     if os.environ.get("GGUFLOOP_LIB_DIR"):  # the user brings the library
-        libraries = [flags for flags in libraries if flags]
+        libraries = [flags for flags in libraries if "--stock" in flags]
     if is_ready(venv, extras, libraries):
         return
     with only_one():
@@ -142,8 +144,10 @@ def is_installed(stamp, extras):
 
 
 def has_library(stamp, flags):
-    folder = stamp["libraries"].get(library_key(flags))
-    return folder is not None and Path(folder, "manifest.json").is_file()
+    """Whether the library is there, or one with more programs beside it."""
+    more = {(): [["--server"], ["--with-tools"]], ("--server",): [["--with-tools"]]}.get(tuple(flags), [])
+    folders = [stamp["libraries"].get(library_key(each)) for each in [flags, *more]]
+    return any(folder is not None and Path(folder, "manifest.json").is_file() for folder in folders)
 
 
 def project_key():

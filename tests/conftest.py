@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
 from dequantise import dequantise
+
+if TYPE_CHECKING:
+    from serving import Server
 
 
 def _resolve(name: str) -> Path:
@@ -63,3 +67,23 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         path.write_text(text)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., Server]]:
+    """serve(model, *flags) is `ggufloop serve` with them; the same one for all tests that ask for the same."""
+    from serving import served
+
+    running: dict[tuple[object, ...], Server] = {}
+
+    def get(model: Path, *flags: str, key: str | None = None) -> Server:
+        asked = (model, *flags, key)
+        if asked in running and not running[asked].is_alive():  # a test ended it; the next one is to know its own
+            running.pop(asked).close()
+        if asked not in running:
+            running[asked] = served(model, *flags, key=key).wait()
+        return running[asked]
+
+    yield get
+    for server in running.values():
+        server.close()

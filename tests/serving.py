@@ -1,7 +1,9 @@
-"""A real server on a port of its own for tests, and a client for it that can send anything.
+"""A llama-server in a process of its own for tests, and a client for it that can send anything.
 
-with Server(path, loop=None, parallel=2) as server:
-    server.post("/v1/completions", {"prompt": "Hello"})          # Reply(status, json, headers)
+with served(path, "--window", "2:5", "-np", "1") as server:            # through `ggufloop serve`
+    server.post("/v1/completions", {"prompt": "Hello"})                # Reply(status, json, headers)
+
+The fixture `serve` of conftest.py keeps one for each set of flags until the tests end.
 """
 
 from __future__ import annotations
@@ -9,22 +11,26 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufloop.engine import LoopedLlama
 from ggufloop.generate import complete
-from ggufloop.loop import LoopSpec
 from ggufloop.sampling import Sampling
-from ggufloop.server.limits import Limits
-from ggufloop.server.run import Config, Running, listen
-from ggufloop.server.worker import Settings
 
-SMALL = {"n_threads": 1, "n_threads_batch": 1, "flash_attn": True, "verbose": False}
-"""How the tests run tiny models, alone and served."""
+CLI = [sys.executable, "-c", "from ggufloop.cli import main; main()"]
+SMALL = ("-t", "1", "-c", "512", "-fa", "on")
+"""How the tests serve tiny models; ENGINE is the same for one that is run alone."""
+ENGINE = {"n_ctx": 512, "n_batch": 512, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1, "flash_attn": True}
 
 
 @dataclass
@@ -51,72 +57,76 @@ class Reply:
     @property
     def events(self) -> list[Any]:
         """The chunks of a stream, without its end mark."""
-        lines = [line[6:] for line in self.body.decode().split("\n\n") if line]
-        assert lines[-1] == "[DONE]" or "error" in lines[-1]
+        lines = [line[6:] for line in self.body.decode().split("\n\n") if line.startswith("data: ")]
         return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
 class Server:
-    """Serves a model file in threads of this process until the block ends."""
+    """A process that answers at `url`, until the block ends."""
 
-    def __init__(
-        self,
-        model: Path,
-        n_ctx: int = 512,
-        cuts: tuple[int, int] = (512, 512),
-        open_model: Callable[[], LoopedLlama] | None = None,
-        engine: dict[str, Any] = SMALL,
-        wait: bool = True,
-        limits: dict[str, Any] | None = None,
-        **config: Any,
-    ) -> None:
-        def load() -> LoopedLlama:
-            return LoopedLlama(model, n_ctx=256, n_batch=64, n_ubatch=64, **engine)
+    def __init__(self, words: Sequence[str | Path], url: str = "", key: str | None = None, **env: str) -> None:
+        self.url, self.key = url, key
+        self.said: list[str] = []
+        self._known = threading.Event()
+        self.process = subprocess.Popen(
+            [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, **env}, text=True,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
-        self.key = config.get("key")
-        self._listener = listen("127.0.0.1", 0)
-        self.running = Running(
-            Config(
-                config.pop("name", "tiny"),
-                open_model or load,
-                Settings(n_ctx, *cuts),
-                limits=Limits(**{"stop_seconds": 1.0, **(limits or {})}),
-                **config,
-            ),
-            self._listener,
-        )
-        self._wait = wait
-        self._ready = threading.Event()
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            found = re.match(r"serving .* at (http://\S+) ", line)
+            if found:
+                self.url = found[1]
+                self._known.set()
+        self._known.set()
 
-    def _run(self) -> None:
-        try:
-            self.running.run(lambda url: self._ready.set())
-        except BaseException as e:
-            self.error = e
-        self._ready.set()
+    def wait(self) -> Server:
+        """Until it answers."""
+        if not self.url:
+            self._known.wait(120)
+        until = time.monotonic() + 120
+        while self.process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                if self.get("/health").status == 200:
+                    return self
+            time.sleep(0.05)
+        self.close()
+        raise AssertionError("".join(self.said) or "it does not answer")
 
     def __enter__(self) -> Server:
-        self._thread.start()
-        if self._wait:
-            assert self._ready.wait(60)
-        return self
+        return self.wait()
 
     def __exit__(self, *exc: object) -> None:
-        self.running.stop(at_once=True)
-        self._thread.join(20)
-        self._listener.close()
-        assert not self._thread.is_alive(), "the server did not stop"
+        self.close()
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self._reader.join(5)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+    def is_alive(self) -> bool:
+        try:
+            return self.get("/health").status == 200
+        except OSError:
+            return False
 
     @property
-    def url(self) -> str:
-        return self.running.url
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
 
     @contextlib.contextmanager
-    def connection(self, timeout: float = 300) -> Iterator[http.client.HTTPConnection]:
-        host, port = self.url.removeprefix("http://").split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+    def connection(self, timeout: float = 120) -> Iterator[http.client.HTTPConnection]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             yield connection
         finally:
@@ -139,22 +149,43 @@ class Server:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.ask("POST", path, content, {"Content-Type": "application/json", **(headers or {})})
 
-    def complete(self, prompt: str | list[int], **fields: Any) -> Reply:
-        return self.post("/v1/completions", {"prompt": prompt, **fields})
+    def chat(self, text: str, **fields: Any) -> Reply:
+        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **fields})
+
+    def tokens(self, prompt: Sequence[int], n: int, **fields: Any) -> list[int]:
+        """The likeliest n tokens after these."""
+        body = {"prompt": list(prompt), "n_predict": n, "temperature": 0, "return_tokens": True}
+        reply = self.post("/completion", {**body, **fields})
+        assert reply.status == 200, reply.body
+        tokens = list(reply.json["tokens"])
+        return tokens[:-1] if reply.json["stop_type"] == "eos" else tokens
 
 
-def alone(
-    model: Path,
-    prompt: str | list[int],
-    loop: LoopSpec | str | None,
-    sampling: Sampling,
-    n_ctx: int = 512,
-    **engine: Any,
-) -> str:
-    """What a model of its own answers: the oracle of everything served."""
-    llm = LoopedLlama(model, n_ctx=n_ctx, loop=loop, **{"n_batch": 512, "n_ubatch": 512, **SMALL, **engine})
+def served(model: str | Path, *flags: str, key: str | None = None) -> Server:
+    """`ggufloop serve`, at a port that is free."""
+    env = {} if key is None else {"GGUFLOOP_API_KEY": key}
+    return Server([*CLI, "serve", model, "--port", "0", *flags], key=key, **env)
+
+
+def started(program: Path, model: str | Path, *flags: str) -> Server:
+    """llama-server itself, of either library."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    words = [program, "-m", model, "--port", str(port), *SMALL, "-tb", "1", "-np", "1", "-a", "model", *flags]
+    return Server(words, f"http://127.0.0.1:{port}")
+
+
+def alone(model: Path, prompt: Sequence[int], n: int, loop: str | None) -> list[int]:
+    """What a model of its own says are the likeliest n tokens after these: the oracle of everything served."""
+    llm = LoopedLlama(model, loop=loop, verbose=False, **ENGINE)
     try:
-        tokens = llm.tokenize(prompt.encode(), add_bos=True, special=True) if isinstance(prompt, str) else prompt
-        return complete(llm, tokens, sampling).text
+        return list(
+            complete(
+                llm,
+                list(prompt),
+                Sampling(temp=0, n=n),
+            ).tokens
+        )
     finally:
         llm.close()

@@ -147,8 +147,13 @@ def test_each_command_gets_what_it_needs_and_no_more(checkout: Checkout) -> None
         checkout.run("ggufloop", *words)
     assert [e for e in checkout.events() if e != "build --backend cuda"] == ["venv", "pip [chat]"]
     assert checkout.run("pytest", "-k", "x").stdout.splitlines() == [f"pytest of {checkout.venv}", "<-k>", "<x>"]
-    assert checkout.events() == ["pip [chat,dev,eval,lab,reference,serve]", "build ", "build --stock --with-tools"]
+    assert checkout.events() == [
+        "pip [chat,dev,eval,lab,reference]",
+        "build --with-tools",
+        "build --stock --with-tools",
+    ]
     checkout.run("ggufloop", "run")
+    checkout.run("ggufloop", "serve")
     assert checkout.events() == [], "what pytest needs includes what ggufloop needs"
     checkout.run("pytest", GGUFLOOP_LIB_DIR="/mine", GGUFLOOP_BACKEND="vulkan")
     assert checkout.events() == ["build --stock --with-tools"], (
@@ -164,10 +169,13 @@ def test_what_plots_need_is_installed_for_plots_only(checkout: Checkout) -> None
     assert checkout.events() == ["pip [chat,lab]", "build "]
 
 
-def test_what_a_server_needs_is_installed_for_serve_only(checkout: Checkout) -> None:
+def test_what_a_server_needs_is_a_library_with_its_program(checkout: Checkout) -> None:
     checkout.run("ggufloop", "run", "serve")
+    assert checkout.events() == ["venv", "pip [chat]", "build "]
     checkout.run("ggufloop", "serve", "m")
-    assert checkout.events() == ["venv", "pip [chat]", "build ", "pip [chat,serve]", "build "]
+    assert checkout.events() == ["build --server"]
+    checkout.run("ggufloop", "serve", "--help")
+    assert checkout.events() == []
 
 
 def test_what_tasks_need_is_installed_for_tasks_only(checkout: Checkout) -> None:

@@ -1,14 +1,16 @@
-"""The results folder and the page's files: what a request can reach, and what it cannot."""
+"""The results folder: what the page is shown of it, and what can never be reached."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.server import assets, results
+from ggufloop.errors import GgufloopError
+from ggufloop.server import results
+from ggufloop.server.serve import PAGE, Site
 
 
 @pytest.fixture
@@ -45,28 +47,34 @@ def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     assert results.listing(None) == {"folder": None, "results": []}
 
 
-def test_a_result_is_read_with_headers_that_disarm_it(folder: Path) -> None:
-    content, headers = results.read_result(folder, "a/two.jsonl")
-    assert content == b"a/two.jsonl"
-    assert headers["Content-Type"] == "application/jsonl; charset=utf-8"
-    assert headers["Content-Security-Policy"].startswith("sandbox; default-src 'none';")
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    assert results.read_result(folder, "a/b/three.PNG")[1]["Content-Type"] == "image/png"
+def test_the_site_holds_the_page_and_what_the_list_has_and_nothing_else(folder: Path) -> None:
+    (folder / "report.html").write_text("<script>")
+    with Site(folder) as site:
+        found = sorted(str(path.relative_to(site.folder)) for path in site.folder.rglob("*") if path.is_file())
+        page = sorted(path.name for path in PAGE.iterdir())
+        shown = ["a/b/three.PNG", "a/two.jsonl", "index.json", "one.md", "report.html.txt"]
+        assert found == sorted([*page, *(f"results/{name}" for name in shown)])
+        assert not any(path.is_symlink() for path in site.folder.rglob("*"))
+        assert json.loads((site.folder / "results" / "index.json").read_text()) == results.listing(folder)
+    assert not site.folder.exists()
+    with Site(None) as site:
+        assert json.loads((site.folder / "results" / "index.json").read_text()) == {"folder": None, "results": []}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../secret.md", "up/secret.md", "a/../one.md", "./one.md", "/one.md", "a//two.jsonl", "link.md", "folder.md",
-        "folder.md/", "pipe.md", ".hidden.md", "a/.five.json", "six.txt", "seven", "a/b/c/four.md", "one.md\0", "",
-        "ONE.MD", "a\\two.jsonl", "%2e%2e/secret.md", "one.md/", "x" * 5000,
-    ],
-)  # fmt: skip
-def test_nothing_else_is_reached(folder: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"there is no result"):
-        results.read_result(folder, name)
-    with pytest.raises(UsageError, match=r"there is no result"):
-        results.read_result(folder, str(folder / "one.md"))
+def test_the_site_follows_the_folder(folder: Path) -> None:
+    with Site(folder) as site:
+        shown = site.folder / "results"
+        (folder / "one.md").write_text("one, longer")
+        (folder / "a" / "two.jsonl").unlink()
+        (folder / "eight.md").write_text("eight")
+        site.refresh()
+        assert (shown / "one.md").read_text() == "one, longer"
+        assert (shown / "eight.md").read_text() == "eight"
+        assert not (shown / "a" / "two.jsonl").exists()
+        (folder / "one.md").unlink()
+        (folder / "one.md").symlink_to(folder.parent / "secret.md")
+        site.refresh()
+        assert not (shown / "one.md").exists()
 
 
 def test_what_is_too_large_or_gone_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +86,10 @@ def test_what_is_too_large_or_gone_is_not_there(folder: Path, monkeypatch: pytes
 
 
 def test_a_file_that_grows_or_becomes_a_link_after_it_was_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = results.list_results(folder)
-    monkeypatch.setattr(results, "list_results", lambda _: listed)
-    (folder / "one.md").unlink()
-    (folder / "one.md").symlink_to(folder.parent / "secret.md")
-    with pytest.raises(UsageError):
-        results.read_result(folder, "one.md")
+    assert results.read(folder / "a" / "two.jsonl") == b"a/two.jsonl"
+    assert results.read(folder / "link.md") is None
     monkeypatch.setattr(results, "MOST_BYTES", 3)
-    with pytest.raises(UsageError):
-        results.read_result(folder, "a/two.jsonl")
+    assert results.read(folder / "a" / "two.jsonl") is None
 
 
 def test_a_name_that_is_no_text_is_left_out(folder: Path) -> None:
@@ -106,17 +109,3 @@ def test_a_folder_is_checked_at_start(folder: Path) -> None:
     ):
         with pytest.raises(GgufloopError, match=f"cannot read the results folder .*{reason}"):
             results.check_folder(wrong)
-
-
-def test_the_page_is_made_of_its_own_files_only() -> None:
-    names = assets.asset_names()
-    assert {"main.js", "style.css", "theme.js", "icon.svg"} <= set(names)
-    page = assets.read_asset("")
-    assert page is not None
-    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    for name in names:
-        asset = assets.read_asset(name)
-        assert asset is not None
-        assert asset.headers["X-Content-Type-Options"] == "nosniff"
-    for name in ("index.html", "../assets.py", "nothing.js", "main.js/", "/main.js"):
-        assert assets.read_asset(name) is None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -34,8 +37,8 @@ from ggufloop.loop import LoopSpec
 from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
 
-MENU = ({"k": 3}, {"k": 3, "kv": "frozen"})
-"""What the list of models offers of the suggested window."""
+MENU = ("k=3", "k=6 passes=3")
+"""What the list of models offers of the suggested window: what every model that loops can run."""
 _SAMPLING = {
     "n": "-n", "seed": "-s", "temp": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p",
     "repeat_penalty": "--repeat-penalty",
@@ -44,6 +47,9 @@ _CONTEXT = {
     "batch_size": "-b", "ubatch_size": "-ub", "gpu_layers": "-ngl", "rpc_servers": "--rpc", "split_mode": "-sm",
     "tensor_split": "-ts", "main_gpu": "-mg", "device": "-dev", "flash_attn": "-fa", "type_k": "-ctk", "type_v": "-ctv",
 }  # fmt: skip
+_FILE = click.Path(exists=True, dir_okay=False)
+_OURS = {"-m": "MODEL", "--model": "MODEL", "--host": "--host", "--port": "--port", "--loop": "--window"}
+"""What ggufloop has to know of llama-server's flags, and how it is told."""
 _HANDED = {"mmproj": "--mmproj", "model_draft": "-md", "reasoning_budget": "--reasoning-budget"}
 
 
@@ -76,7 +82,8 @@ def menu(path: Path, loop: LoopSpec | None) -> list[LoopSpec]:
     found = [] if loop is None else [loop]
     if loop is None or loop.kv != "each":  # the slots of kv each serve no other loop
         try:
-            found += [LoopSpec(suggest_window(path)[0], **settings) for settings in MENU]  # type: ignore[arg-type]
+            window = "{}:{}".format(*suggest_window(path)[0])
+            found += [LoopSpec.parse(f"{window} {settings}") for settings in MENU]
             check_loops(path, found)
         except UsageError:  # a model too small, or one that does not loop there
             found = found[:1] if loop is not None else []
@@ -88,7 +95,13 @@ def server_words(path: Path, flags: dict[str, Any], loop: LoopSpec | None) -> li
     threads = str(flags["threads"] or cores())
     words = ["-m", str(path), "-a", model_name(path), "-t", threads, "-tb", threads]
     # every answer has a context, and K/V, of its own: what it computes does not depend on the others
-    words += ["-np", str(flags["parallel"]), "-c", str(flags["parallel"] * context_size(path, flags)), "--no-kv-unified"]
+    words += [
+        "-np",
+        str(flags["parallel"]),
+        "-c",
+        str(flags["parallel"] * context_size(path, flags)),
+        "--no-kv-unified",
+    ]
     for names in (_CONTEXT, _SAMPLING, _HANDED):
         words += [word for name, flag in names.items() if flags[name] is not None for word in (flag, str(flags[name]))]
     words += ["--embeddings"] * flags["embeddings"] + ["--jinja"] * flags["jinja"]
@@ -97,24 +110,48 @@ def server_words(path: Path, flags: dict[str, Any], loop: LoopSpec | None) -> li
     return words + [word for each in menu(path, loop) for word in ("--loop-menu", str(each))]
 
 
+def check_more(words: tuple[str, ...]) -> None:
+    """Raise UsageError for a flag of llama-server that ggufloop has to be told itself."""
+    for word in words:
+        flag = word.split("=")[0]
+        if flag in _OURS:
+            raise UsageError(f"{flag} after -- would go past ggufloop.", f"give {_OURS[flag]} before it.")
+
+
+def check_webui(folder: Path | None) -> None:
+    """Raise UsageError unless a page is there."""
+    if folder is not None and not (folder / "index.html").is_file():
+        raise UsageError(
+            f"{folder} holds no index.html, so it is not llama.cpp's page as it is when built.",
+            "build tools/ui of a llama.cpp (npm install, npm run build), and name the folder that makes.",
+        )
+
+
+def _stopped(signum: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signum)
+
+
 @click.command(name="serve", context_settings={"allow_interspersed_args": True})
 @model_options
 @click.option("-H", "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="Address to listen at; one that other machines can reach needs --api-key.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N",
               help="Port to listen at; 0: any that is free.")  # fmt: skip
-@click.option("--api-key", envvar="GGUFLOOP_API_KEY", metavar="KEY",
+@click.option("--api-key", envvar=["GGUFLOOP_API_KEY", "LLAMA_API_KEY"], metavar="KEY",
               help="What requests must carry as a bearer token (or set GGUFLOOP_API_KEY).")  # fmt: skip
 @click.option("-np", "--parallel", type=click.IntRange(1, 64), default=2, show_default=True, metavar="N",
               help="Answers generated at a time, each with a context of -c tokens.")  # fmt: skip
-@click.option("--cors", metavar="ORIGIN,...", help="Pages elsewhere whose scripts may use the server; *: all.")
+@click.option("--cors", metavar="ORIGIN", help="A page elsewhere whose scripts may use the server; *: any.")
 @click.option("--results", type=click.Path(path_type=Path), metavar="DIR",
               help="Folder whose sweeps and comparisons the page shows.")  # fmt: skip
+@click.option("--webui", type=click.Path(path_type=Path), metavar="DIR",
+              help="Show llama.cpp's own page, built into DIR, instead of ggufloop's.")  # fmt: skip
 @click.option("--jinja", is_flag=True, help="Use the model's chat template as it is (llama-server's default).")
 @click.option("--reasoning-budget", type=int, metavar="N", help="Tokens a model may think; 0: none, -1: any.")
 @click.option("--embeddings", is_flag=True, help="Serve embeddings, and nothing else.")
-@click.option("--mmproj", metavar="FILE", help="The projector of a model that sees or hears.")
-@click.option("-md", "--model-draft", "model_draft", metavar="FILE", help="A draft model, for speculative decoding.")
+@click.option("--mmproj", type=_FILE, metavar="FILE", help="The projector of a model that sees or hears.")
+@click.option("-md", "--model-draft", "model_draft", type=_FILE, metavar="FILE",
+              help="A draft model, for speculative decoding.")  # fmt: skip
 @loop_options
 @sampling_options
 @context_options
@@ -133,11 +170,14 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
         -d '{"messages": [{"role": "user", "content": "Hello"}], "loop": {"window": "12:16", "k": 6}}'
     """
     from ggufloop.server.results import check_folder
-    from ggufloop.server.serve import Site, check_address, free_port, serve
+    from ggufloop.server.serve import Site, check_address, check_origin, free_port, serve
 
     check_context(flags)
     key, host, results = flags.pop("api_key"), flags.pop("host"), flags.pop("results")
     check_address(host, key)
+    check_origin(flags["cors"] or "*")
+    check_more(flags["more"])
+    check_webui(flags["webui"])
     if results is not None:
         check_folder(results)
     find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
@@ -161,14 +201,16 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
             err=True,
         )
 
+    signal.signal(signal.SIGTERM, _stopped)  # an exception, so that llama-server is taken along
     terminal.note(f"loading {path.name} ...")
     with Site(results) as site:
         words = [str(server), *server_words(path, flags, loop), "--host", host, "--port", str(port)]
-        words += ["--path", str(site.folder), "--check-host", "--cors-origins", flags["cors"] or "localhost"]
+        words += ["--path", str(flags["webui"] or site.folder)]
+        words += ["--check-host", "--cors-origins", flags["cors"] or "localhost"]
         words += [*(["-v"] if ctx.obj["verbose"] else []), *flags["more"]]
         backend.spin_briefly()
-        env = {"LLAMA_LOOP": ""} | ({} if key is None else {"LLAMA_API_KEY": key})
+        env = {"LLAMA_LOOP": "", "LLAMA_ARG_LOOP": ""} | ({} if key is None else {"LLAMA_API_KEY": key})
         try:
-            serve(words, url, site, env, ready)
+            serve(words, (host, port), site, env, ready, ctx.obj["verbose"])
         except KeyboardInterrupt:
             click.echo("stopped", err=True)

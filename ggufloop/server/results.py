@@ -2,11 +2,10 @@
 
     check_folder(folder)                              # once, at start
     list_results(folder)                              # [Result(name="qwen3/sweep.jsonl", kind="jsonl", ...), ...]
-    content, headers = read_result(folder, name)      # UsageError unless the list has that very name
+    content = read(folder / name)                     # None if it is no longer what the list said
 
-A request never becomes a path: a name is looked up in the list, which walks the folder afresh, and what is not in
-it does not exist. So there is no path to escape with. The list holds regular files of known kinds, in the folder
-and two levels below it; hidden files, symbolic links and anything too large to look at in a browser are left out.
+The list holds regular files of known kinds, in the folder and two levels below it; hidden files, symbolic links and
+anything too large to look at in a browser are left out.
 """
 
 from __future__ import annotations
@@ -18,35 +17,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.errors import GgufloopError
 
-KINDS = {
-    "jsonl": "application/jsonl; charset=utf-8",
-    "json": "application/json; charset=utf-8",
-    "md": "text/markdown; charset=utf-8",
-    "png": "image/png",
-    "html": "text/html; charset=utf-8",
-}
-"""Suffix of what is shown -> its media type."""
+KINDS = ("jsonl", "json", "md", "png", "html")
+"""Suffixes of what is shown."""
 
 MOST_FILES = 1000
 MOST_BYTES = 32 * 2**20
 _LEVELS = 3
-
-HEADERS = {
-    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-"""Of every file: a report that somebody else wrote is looked at, its scripts do not run and it has no origin."""
 
 
 @dataclass(frozen=True)
 class Result:
     """A file of the results folder.
 
-    name      its path in the folder, with '/' on every system; what `read_result` takes.
+    name      its path in the folder, with '/' on every system.
     kind      one of KINDS.
     size      in bytes.
     modified  when it was last written, in seconds since 1970.
@@ -76,21 +61,22 @@ def list_results(folder: Path) -> list[Result]:
 
 
 def listing(folder: Path | None) -> dict[str, Any]:
-    """The answer to `GET /results`. folder: None where the server was given none; its name is told, not its path."""
+    """What the page gets as results/index.json: the folder's name, not its path. folder: None for a server without."""
     return {
         "folder": None if folder is None else folder.resolve().name,
         "results": [] if folder is None else [asdict(result) for result in list_results(folder)],
     }
 
 
-def read_result(folder: Path, name: str) -> tuple[bytes, dict[str, str]]:
-    """A file's content and its response headers. Raises UsageError if the list does not have it."""
-    known = {result.name: result.kind for result in list_results(folder)}
-    if name in known:
-        content = _read(folder / name)
-        if content is not None:
-            return content, {"Content-Type": KINDS[known[name]], **HEADERS}
-    raise UsageError(f"there is no result {name[:200]!r}.", "GET /results lists what is there.")
+def read(path: Path) -> bytes | None:
+    """The file, unless it has meanwhile gone, grown or become a link."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError:
+        return None
+    return content if len(content) <= MOST_BYTES else None
 
 
 def _walk(folder: Path, prefix: str, levels: int) -> Iterator[Result]:
@@ -120,14 +106,3 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _read(path: Path) -> bytes | None:
-    """The file, unless it has meanwhile gone, grown or become a link."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError:
-        return None
-    return content if len(content) <= MOST_BYTES else None

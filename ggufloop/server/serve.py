@@ -1,10 +1,10 @@
 """llama-server, started with a loop, our page and a folder of results, and ended in time.
 
     with Site(results) as site:
-        serve([program, "-m", path, "--path", site.folder, ...], url, site, on_ready=print)
+        serve([program, "-m", path, "--path", site.folder, ...], ("127.0.0.1", 8080), site, env={}, on_ready=print)
 
-The server answers from `site.folder`, which holds the page's files and what the results folder has: links, so that a
-file that grows is seen as it is, and a list of them that is written anew every few seconds. Reports are offered as text,
+The server answers from `site.folder`, which holds the page's files, a copy of what the results folder has (it follows
+no link out of its folder) and a list of that, both brought up to date every few seconds. Reports are offered as text,
 for the page to show without their scripts: whatever the server sent as a page could use the server.
 """
 
@@ -12,39 +12,58 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
+import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
+from urllib.parse import urlsplit
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.server.results import listing
+from ggufloop.server.results import listing, read
 
 PAGE = Path(__file__).parent / "page"
 STOP_SECONDS = 4.0
 _LOOK_SECONDS = 0.25
 _LIST_SECONDS = 5.0
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_WRONG = re.compile(r"error|[\d.]+ E |.*GGML_ASSERT|.*what\(\):")
+"""How llama-server's lines begin that say what went wrong: of its flags, its log, and what ends it."""
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return host == "localhost"
 
 
 def check_address(host: str, key: str | None) -> None:
-    """Raise UsageError for an address others can reach, without a key."""
-    if key is not None and len(key) < 8:
+    """Raise UsageError for an address others can reach, without a key. key: one, or several with commas between."""
+    if key is not None and min(map(len, key.split(","))) < 8:
         raise UsageError("the API key has fewer than 8 characters.", "make one up that nobody guesses.")
-    if host not in _LOCAL and key is None:
+    if not is_local(host) and key is None:
         raise UsageError(
             f"{host} can be reached from other machines, and anybody could use the server.",
             "give it a key: --api-key KEY, or GGUFLOOP_API_KEY; or stay at 127.0.0.1.",
         )
+
+
+def check_origin(origin: str) -> None:
+    """Raise UsageError unless it is what a browser calls a page's origin, or *."""
+    parts = urlsplit(origin)
+    if origin != "*" and (parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"):
+        raise UsageError(f"--cors {origin!r} is no origin.", "write it like https://example.org, one, or * for all.")
 
 
 def free_port(host: str, port: int) -> int:
@@ -67,7 +86,7 @@ class Site:
 
     def __init__(self, results: Path | None) -> None:
         self._results = results
-        self._linked: set[str] = set()
+        self._copied: dict[str, tuple[int, float]] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="ggufloop-site-"))
 
     def __enter__(self) -> Site:
@@ -80,24 +99,27 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def refresh(self) -> None:
-        """List the results folder as it is now."""
+        """Make the folder hold what the results folder has now."""
         found = listing(self._results)
-        folder = self.folder / "results"
-        folder.mkdir(exist_ok=True)
-        for result in found["results"]:
-            name = result["name"]
-            if name not in self._linked and self._results is not None:
-                target = folder / offered(name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source = (self._results / name).absolute()
-                try:
-                    os.symlink(source, target)
-                except OSError:  # Windows asks for a privilege
-                    shutil.copy(source, target)
-                self._linked.add(name)
-        partial = folder / ".index.json"
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(partial, folder / "index.json")
+        there = {result["name"]: (result["size"], result["modified"]) for result in found["results"]}
+        for name, state in there.items():
+            if self._copied.get(name) != state and self._results is not None:
+                content = read(self._results / name)
+                if content is not None:
+                    self._write(offered(name), content)
+                    self._copied[name] = state
+        for name in self._copied.keys() - there.keys():
+            (self.folder / "results" / offered(name)).unlink(missing_ok=True)
+            del self._copied[name]
+        self._write("index.json", json.dumps(found).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        """At once: nobody sees half a file."""
+        target = self.folder / "results" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}")
+        partial.write_bytes(content)
+        os.replace(partial, target)
 
 
 def offered(name: str) -> str:
@@ -105,40 +127,68 @@ def offered(name: str) -> str:
     return f"{name}.txt" if name.lower().endswith(".html") else name
 
 
-def serve(words: Sequence[str | Path], url: str, site: Site, env: dict[str, str], on_ready: Callable[[], None]) -> None:
+def serve(
+    words: Sequence[str | Path],
+    address: tuple[str, int],
+    site: Site,
+    env: dict[str, str],
+    on_ready: Callable[[], None],
+    verbose: bool = False,
+) -> None:
     """Run llama-server until it ends, or until KeyboardInterrupt, which is raised once it has ended.
 
-    on_ready: called when it answers. Raises GgufloopError, with llama-server's last words, if it ends by itself.
+    on_ready: called when it answers. verbose: show its log. Raises GgufloopError, with what llama-server says is
+    wrong, if it ends by itself.
     """
-    with tempfile.TemporaryFile() as log:
-        quiet: Any = log if "-v" not in words else None
-        process = subprocess.Popen(
-            list(words), stdin=subprocess.DEVNULL, stdout=quiet, stderr=quiet,
-            env={**os.environ, **env}, preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
-        try:
-            waited = 0.0
-            ready = False
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_LOOK_SECONDS if not ready else _LIST_SECONDS)
-                    break
-                waited += _LOOK_SECONDS
-                if not ready and _answers(url):
-                    ready = True
-                    on_ready()
-                site.refresh()
-        finally:
-            _end(process)
-        raise _ended(process.returncode, log)
-
-
-def _answers(url: str) -> bool:
+    said: deque[str] = deque(maxlen=100)
+    process = subprocess.Popen(
+        [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1", **env},
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )  # fmt: skip
+    assert process.stdout is not None
+    reader = threading.Thread(target=_listen, args=(process.stdout, said, verbose), daemon=True)
+    reader.start()
+    ready = False
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+        while process.poll() is None:
+            if not ready and _answers(*address):
+                ready = True
+                said.clear()
+                on_ready()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LIST_SECONDS if ready else _LOOK_SECONDS)
+            with contextlib.suppress(OSError):  # a full disk: results are old, answers are not
+                site.refresh()
+    finally:
+        _end(process)
+        reader.join(1)
+        process.stdout.close()
+    raise _ended(process.returncode, list(said), ready)
+
+
+def _listen(log: IO[bytes], said: deque[str], verbose: bool) -> None:
+    """Keep what is wrong, and nothing else: a log is as long as the server is busy."""
+    with contextlib.suppress(ValueError):  # closed
+        for line in log:
+            if verbose:
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+            text = line.decode("utf-8", "replace").strip()
+            if _WRONG.match(text):
+                said.append(text)
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether the model is loaded: until then every answer is a 503."""
+    connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status != 503
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -156,10 +206,12 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _ended(code: int, log: Any) -> GgufloopError:
-    log.seek(0)
-    lines = log.read()[-20000:].decode("utf-8", "replace").splitlines()
-    marked = [line for line in lines if "error" in line.lower() or " E " in line] or lines
-    last = f": {marked[-1].strip()}" if marked else ""
+def _ended(code: int, said: list[str], ready: bool) -> GgufloopError:
+    """While it loads, the first thing that is wrong is the reason of the others; later, the last one is."""
+    why = re.sub(r"^[\d.]+ E (srv|cmn|slot)? *", "", said[-1 if ready else 0]) if said else ""
+    if not ready and why.startswith("llama_loop: "):
+        return UsageError(why.removeprefix("llama_loop: "))
+    if not ready and why.startswith("error"):
+        return UsageError(f"llama-server: {why}", "its flags: ggufloop exec llama-server --help")
     how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-    return GgufloopError(f"llama-server ended ({how}){last}", "run with -v to see its log.")
+    return GgufloopError(f"llama-server ended ({how})" + (f": {why}" if why else "."), "run with -v to see its log.")
