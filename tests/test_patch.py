@@ -21,6 +21,8 @@ CHANGED_LINES = 250
 
 
 PATCHES = ("ggml-amx.patch", "ggml-loop.patch", "llama-loop.patch")
+SERVER_PATCH = "llama-server-loop.patch"
+"""Of llama.cpp's own programs: a library alone does without."""
 
 
 def files_of(patch: str) -> list[str]:
@@ -37,7 +39,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     archive = fetch.sdist(Log(folder / "log"), lambda step: None)
     prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
-    wanted = {prefix + name for patch in PATCHES for name in files_of((backend.patches_dir() / patch).read_text())}
+    patches = [(backend.patches_dir() / name).read_text() for name in (*PATCHES, SERVER_PATCH)]
+    wanted = {prefix + name for patch in patches for name in files_of(patch)}
     tree = folder / "llama.cpp"
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -78,10 +81,17 @@ def test_the_mends_of_ggml_are_few() -> None:
         assert len(changed_lines(patch)) <= most
 
 
+def test_the_server_s_patch_stays_in_its_places() -> None:
+    patch = (backend.patches_dir() / SERVER_PATCH).read_text()
+    assert len(changed_lines(patch)) <= 560
+    elsewhere = {name for name in files_of(patch) if not name.startswith(("common/", "tools/server/"))}
+    assert elsewhere == {"src/llama-context.cpp"}, "the logits of an echo want room"
+
+
 def test_the_patches_apply_and_reverse(source: Path) -> None:
     before = contents(source)
-    patches = [backend.patches_dir() / name for name in PATCHES]
-    assert sorted(before) == sorted(name for patch in patches for name in files_of(patch.read_text()))
+    patches = [backend.patches_dir() / name for name in (*PATCHES, SERVER_PATCH)]
+    assert before.keys() == {name for patch in patches for name in files_of(patch.read_text())}
     env = {**os.environ, "GIT_CEILING_DIRECTORIES": str(source.parent)}
     for patch in patches:
         subprocess.run(["git", "apply", patch], cwd=source, env=env, check=True)
