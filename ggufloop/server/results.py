@@ -23,6 +23,7 @@ from ggufloop.errors import GgufloopError, UsageError
 KINDS = {
     "jsonl": "application/jsonl; charset=utf-8",
     "json": "application/json; charset=utf-8",
+    "csv": "text/csv; charset=utf-8",
     "md": "text/markdown; charset=utf-8",
     "png": "image/png",
     "html": "text/html; charset=utf-8",

@@ -3,9 +3,9 @@
     with Site(results) as site:
         serve([program, "-m", path, "--path", site.folder, ...], url, site, on_ready=print)
 
-The server answers from `site.folder`, which holds the page's files and what the results folder has: links, so that a
-file that grows is seen as it is, and a list of them that is written anew every few seconds. Reports are offered as text,
-for the page to show without their scripts: whatever the server sent as a page could use the server.
+The server answers from `site.folder`, which holds the page's files and what the results folder has, with a list of it
+that is written anew every few seconds. Reports are offered as text, for the page to show without their scripts:
+whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ PAGE = Path(__file__).parent / "page"
 STOP_SECONDS = 4.0
 _LOOK_SECONDS = 0.25
 _LIST_SECONDS = 5.0
+MOST_COPIED = 256 * 2**20
+"""Bytes of results that are copied where they cannot be linked; what is beyond is not offered."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -63,11 +65,16 @@ def free_port(host: str, port: int) -> int:
 
 
 class Site:
-    """The folder llama-server answers from; deleted at the end of the block."""
+    """The folder llama-server answers from; deleted at the end of the block.
+
+    It serves nothing outside that folder, not even through a symbolic link. So a result is a hard link, which grows as
+    the file does, or where that cannot be (another file system) a copy, made again when the file has changed.
+    """
 
     def __init__(self, results: Path | None) -> None:
         self._results = results
-        self._linked: set[str] = set()
+        self._copied: dict[str, tuple[int, float]] = {}  # name -> size and time of the file that was copied
+        self._offered: set[str] = set()
         self.folder = Path(tempfile.mkdtemp(prefix="ggufloop-site-"))
 
     def __enter__(self) -> Site:
@@ -80,29 +87,54 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def refresh(self) -> None:
-        """List the results folder as it is now."""
+        """Offer the results folder as it is now: the files in results/, their list as results.json beside it."""
         found = listing(self._results)
-        folder = self.folder / "results"
-        folder.mkdir(exist_ok=True)
-        for result in found["results"]:
-            name = result["name"]
-            if name not in self._linked and self._results is not None:
-                target = folder / offered(name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source = (self._results / name).absolute()
-                try:
-                    os.symlink(source, target)
-                except OSError:  # Windows asks for a privilege
-                    shutil.copy(source, target)
-                self._linked.add(name)
-        partial = folder / ".index.json"
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(partial, folder / "index.json")
+        if self._results is not None:
+            found["results"] = [result for result in found["results"] if self._offer(self._results, result)]
+        names = {result["name"] for result in found["results"]}
+        for name in self._offered - names:
+            self._withdraw(name)
+        self._offered = names
+        partial = self.folder / ".results.json"
+        with contextlib.suppress(OSError):  # a full disk: the list stays as it was
+            partial.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(partial, self.folder / "results.json")
+
+    def _offer(self, results: Path, result: dict[str, Any]) -> bool:
+        """Put a file of the list in place; False if it cannot be had."""
+        name, size, modified = result["name"], result["size"], result["modified"]
+        source, target = results / name, self._target(name)
+        if name in self._offered and (self._copied.get(name) == (size, modified) or _same(source, target)):
+            return True
+        self._withdraw(name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError:
+                if size + sum(size for size, _ in self._copied.values()) > MOST_COPIED:
+                    return False
+                shutil.copyfile(source, target, follow_symlinks=False)
+                self._copied[name] = (size, modified)
+        except OSError:  # gone meanwhile, or not ours to read
+            return False
+        return True
+
+    def _withdraw(self, name: str) -> None:
+        self._copied.pop(name, None)
+        with contextlib.suppress(OSError):
+            self._target(name).unlink()
+
+    def _target(self, name: str) -> Path:
+        """Where a result is in the site: a report is offered as text."""
+        return self.folder / "results" / (f"{name}.txt" if name.lower().endswith(".html") else name)
 
 
-def offered(name: str) -> str:
-    """The name a result has in the site: a report is text there."""
-    return f"{name}.txt" if name.lower().endswith(".html") else name
+def _same(source: Path, target: Path) -> bool:
+    try:
+        return os.path.samefile(source, target)
+    except OSError:
+        return False
 
 
 def serve(words: Sequence[str | Path], url: str, site: Site, env: dict[str, str], on_ready: Callable[[], None]) -> None:
