@@ -64,7 +64,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
       );
       const part = {
         spec: el("span", { class: "spec" }), state: el("span", { class: "state" }), text,
-        thought: el("div", { class: "text" }), thinking: el("summary"),
+        thought: el("p", { class: "thought" }), thinking: el("summary"),
         figures: el("span", { class: "figures" }),
         copy: el("button", { type: "button", class: "quiet copy", hidden: true, onclick: copy }, "Copy"),
         kept: el("label", { class: "kept", hidden: true }, kept, "go on from this"),
