@@ -34,8 +34,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 SCRIPTS = {
     "sky": (
-        "The sky is blue because air scatters short waves of sunlight more than long ones.",
-        "The sky is blue because small molecules of air scatter short waves of light far more than long ones.",
+        "Air scatters blue sunlight.",
+        "Molecules of air scatter blue light far.",
     ),
     "same": ("Four.", "Four."),
     "markup": (

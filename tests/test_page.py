@@ -61,8 +61,8 @@ def test_a_message_is_answered_both_ways_at_once(visit: Visit) -> None:
     visit.until("document.querySelectorAll('.answer[data-state=streaming]').length === 2")
     visit.settle()
     assert (visit.text("plain"), visit.text("looped")) == SCRIPTS["sky"]
-    assert visit.marked("plain") == ["scatters", "sunlight"]
-    assert visit.marked("looped") == ["small molecules of", "scatter", "light far"]
+    assert visit.marked("plain") == ["Air scatters", "sunlight"]
+    assert visit.marked("looped") == ["Molecules of air scatter", "light far"]
     plain, looped = sorted(visit.requests, key=lambda body: body["loop"] is not None)
     assert (plain["loop"], looped["loop"]) == (None, "12:16 k=3")
     assert {**plain, "loop": None} == {**looped, "loop": None}  # the same prompt, seed and sampling
@@ -214,7 +214,7 @@ def test_a_reload_keeps_conversation_and_settings(visit: Visit) -> None:
     page.reload()
     page.wait_for_selector("#model[data-state=ready]")
     assert (visit.text("plain"), visit.text("looped")) == SCRIPTS["sky"]
-    assert visit.marked("plain") == ["scatters", "sunlight"]
+    assert visit.marked("plain") == ["Air scatters", "sunlight"]
     assert page.text_content("#loop-summary") == "12:16 k=4 kv=frozen"
     visit.ask("same")
     assert [m["content"] for m in visit.requests[-1]["messages"]] == ["sky", SCRIPTS["sky"][0], "same"]
@@ -351,7 +351,7 @@ def test_one_variant_alone_and_the_other_afterwards(visit: Visit) -> None:
     visit.settle()
     first, second = visit.requests
     assert first["seed"] == second["seed"]
-    assert visit.marked("plain") == ["scatters", "sunlight"]
+    assert visit.marked("plain") == ["Air scatters", "sunlight"]
     assert "side by side" not in str(page.text_content(".differ"))
     page.click("text=Again, same seed")
     visit.settle()

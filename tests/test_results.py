@@ -1,14 +1,17 @@
-"""The results folder and the page's files: what a request can reach, and what it cannot."""
+"""The results folder as the page gets it: what is listed, and what is put into the folder llama-server answers from."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.server import assets, results
+from ggufloop.errors import GgufloopError
+from ggufloop.server import results, serve
+from ggufloop.server.serve import Site
 
 
 @pytest.fixture
@@ -36,6 +39,22 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def offered(site: Site) -> dict[str, str]:
+    """What the site has of the results: name -> content."""
+    return {
+        str(path.relative_to(site.folder / "results")): path.read_text()
+        for path in (site.folder / "results").rglob("*")
+        if not path.is_dir()
+    }
+
+
+def listed(site: Site) -> list[str]:
+    return sorted(result["name"] for result in json.loads((site.folder / "results.json").read_text())["results"])
+
+
+# the list
+
+
 def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     found = results.list_results(folder)
     assert sorted(r.name for r in found) == ["a/b/three.PNG", "a/two.jsonl", "one.md"]
@@ -45,48 +64,12 @@ def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     assert results.listing(None) == {"folder": None, "results": []}
 
 
-def test_a_result_is_read_with_headers_that_disarm_it(folder: Path) -> None:
-    content, headers = results.read_result(folder, "a/two.jsonl")
-    assert content == b"a/two.jsonl"
-    assert headers["Content-Type"] == "application/jsonl; charset=utf-8"
-    assert headers["Content-Security-Policy"].startswith("sandbox; default-src 'none';")
-    assert headers["X-Content-Type-Options"] == "nosniff"
-    assert results.read_result(folder, "a/b/three.PNG")[1]["Content-Type"] == "image/png"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../secret.md", "up/secret.md", "a/../one.md", "./one.md", "/one.md", "a//two.jsonl", "link.md", "folder.md",
-        "folder.md/", "pipe.md", ".hidden.md", "a/.five.json", "six.txt", "seven", "a/b/c/four.md", "one.md\0", "",
-        "ONE.MD", "a\\two.jsonl", "%2e%2e/secret.md", "one.md/", "x" * 5000,
-    ],
-)  # fmt: skip
-def test_nothing_else_is_reached(folder: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"there is no result"):
-        results.read_result(folder, name)
-    with pytest.raises(UsageError, match=r"there is no result"):
-        results.read_result(folder, str(folder / "one.md"))
-
-
 def test_what_is_too_large_or_gone_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "MOST_BYTES", 6)
     assert [r.name for r in results.list_results(folder)] == ["one.md"]
     monkeypatch.setattr(results, "MOST_FILES", 0)
     assert results.list_results(folder) == []
     assert results.list_results(folder / "nowhere") == []
-
-
-def test_a_file_that_grows_or_becomes_a_link_after_it_was_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = results.list_results(folder)
-    monkeypatch.setattr(results, "list_results", lambda _: listed)
-    (folder / "one.md").unlink()
-    (folder / "one.md").symlink_to(folder.parent / "secret.md")
-    with pytest.raises(UsageError):
-        results.read_result(folder, "one.md")
-    monkeypatch.setattr(results, "MOST_BYTES", 3)
-    with pytest.raises(UsageError):
-        results.read_result(folder, "a/two.jsonl")
 
 
 def test_a_name_that_is_no_text_is_left_out(folder: Path) -> None:
@@ -108,15 +91,88 @@ def test_a_folder_is_checked_at_start(folder: Path) -> None:
             results.check_folder(wrong)
 
 
-def test_the_page_is_made_of_its_own_files_only() -> None:
-    names = assets.asset_names()
-    assert {"main.js", "style.css", "theme.js", "icon.svg"} <= set(names)
-    page = assets.read_asset("")
-    assert page is not None
-    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    for name in names:
-        asset = assets.read_asset(name)
-        assert asset is not None
-        assert asset.headers["X-Content-Type-Options"] == "nosniff"
-    for name in ("index.html", "../assets.py", "nothing.js", "main.js/", "/main.js"):
-        assert assets.read_asset(name) is None
+# the site
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*paths: object, **how: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "copies"])
+def test_the_site_has_the_page_and_the_results(folder: Path, linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linked:
+        refuse_links(monkeypatch)
+    (folder / "Report.HTML").write_text("<script>")
+    with Site(folder) as site:
+        assert {path.name for path in serve.PAGE.iterdir()} <= {path.name for path in site.folder.iterdir()}
+        names = ["Report.HTML.txt", "a/b/three.PNG", "a/two.jsonl", "one.md"]  # a report is no page there
+        assert sorted(offered(site)) == names
+        assert not any(path.is_symlink() for path in site.folder.rglob("*"))  # llama-server follows none
+        assert listed(site) == ["Report.HTML", *names[1:]]
+        kept = site.folder
+        assert kept.stat().st_mode & 0o077 == 0  # nobody else's
+    assert not kept.exists()
+    assert (folder / "one.md").read_text() == "one.md"
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "copies"])
+def test_the_site_follows_the_folder(folder: Path, linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linked:
+        refuse_links(monkeypatch)
+    with Site(folder) as site:
+        with (folder / "one.md").open("a") as file:  # it grows
+            file.write(" and more")
+        (folder / "new.csv").write_text("a,b")
+        partial = folder / "partial"
+        partial.write_text("another file of that name")  # as a writer replaces it whole
+        os.replace(partial, folder / "a" / "two.jsonl")
+        site.refresh()
+        assert offered(site)["one.md"] == "one.md and more"
+        assert offered(site)["new.csv"] == "a,b"
+        assert offered(site)["a/two.jsonl"] == "another file of that name"
+        (folder / "one.md").unlink()
+        (folder / "one.md").symlink_to(folder.parent / "secret.md")
+        (folder / "new.csv").unlink()
+        site.refresh()
+        assert sorted(offered(site)) == ["a/b/three.PNG", "a/two.jsonl"] == listed(site)
+        shutil.rmtree(folder)
+        site.refresh()
+        assert offered(site) == {}
+        assert listed(site) == []
+
+
+def test_copies_have_a_limit_and_a_full_disk_is_survived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_links(monkeypatch)
+    monkeypatch.setattr(serve, "MOST_COPIED", 20)
+    os.utime(folder / "a" / "two.jsonl", (9, 9))
+    with Site(folder) as site:  # the newest come first
+        assert listed(site) == ["a/b/three.PNG", "one.md"] == sorted(offered(site))
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        site.refresh()
+        monkeypatch.undo()
+        assert listed(site) == ["a/b/three.PNG", "one.md"]
+
+
+def test_a_file_that_becomes_a_link_after_it_was_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results.listing(folder)
+    (folder / "one.md").unlink()
+    (folder / "one.md").symlink_to(folder.parent / "secret.md")
+    monkeypatch.setattr(serve, "listing", lambda _: json.loads(json.dumps(found)))
+    for copies in (False, True):
+        if copies:
+            refuse_links(monkeypatch)
+        with Site(folder) as site:
+            assert "one.md" not in offered(site)
+            assert "one.md" not in listed(site)
+
+
+def test_a_site_without_results(tmp_path: Path) -> None:
+    with Site(None) as site:
+        assert json.loads((site.folder / "results.json").read_text()) == {"folder": None, "results": []}

@@ -116,6 +116,9 @@ class Site:
                     return False
                 shutil.copyfile(source, target, follow_symlinks=False)
                 self._copied[name] = (size, modified)
+            if target.is_symlink():  # what was listed has become one
+                self._withdraw(name)
+                return False
         except OSError:  # gone meanwhile, or not ours to read
             return False
         return True

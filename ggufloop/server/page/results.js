@@ -5,7 +5,8 @@ import { getJson, request } from "./api.js";
 import { csvView, jsonView, jsonlView, markdownView } from "./tables.js";
 
 const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
-const EMPTY = "Tables (.jsonl, .json, .csv, .md), figures (.png) and reports (.html) written to this folder appear here.";
+const EMPTY = "Tables (.jsonl, .json, .csv, .md), figures (.png) and reports (.html) written to this folder appear "
+  + "here.";
 const LABELS = { jsonl: "table", json: "table", csv: "table", md: "text", png: "figure", html: "report" };
 
 /** The address of a result; its folders stay folders, and a report is offered as text. */

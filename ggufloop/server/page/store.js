@@ -11,7 +11,7 @@ export const VARIANTS = ["plain", "looped"];
 const DEFAULTS = {
   view: "both", windows: {}, k: 3, solver: "euler", kv: "first", decode: "full",
   decodeValue: { first: 16 }, further: "",
-  temperature: null, seed: null, maxTokens: null, topK: null, topP: null, minP: null, // null: the server's
+  temperature: null, seed: null, maxTokens: null, topK: null, topP: null, minP: null, // null: what the server does
   system: "", panels: {},
 };
 
@@ -104,8 +104,9 @@ export function toJson(turns, { model, system, exported }) {
         const a = turn.answers[v];
         return {
           variant: v, loop: a.loop || null, state: a.state, finish_reason: a.finish, error: a.error || null,
-          thinking: a.thought || null, text: a.text, tokens: a.tokens, seconds: a.seconds, first_token_seconds: a.firstSeconds,
-          tokens_per_second: a.rate, streamed_together: a.together,
+          thinking: a.thought || null, text: a.text,
+          tokens: a.tokens, seconds: a.seconds, first_token_seconds: a.firstSeconds, tokens_per_second: a.rate,
+          streamed_together: a.together,
         };
       }),
     })),
