@@ -385,3 +385,10 @@ def test_what_the_loop_settings_do_is_said(visit: Visit) -> None:
         "rk4: K steps, each with four evaluations; frozen: later passes read the first one's keys and values; "
         "first: the prompt loops, and the answer's first tokens."
     )
+
+
+def test_without_a_results_folder_the_tab_says_how_to_have_one(visit: Visit) -> None:
+    visit.page.click("#tab-results")
+    visit.page.wait_for_selector("#result h2")
+    assert visit.page.text_content("#result h2") == "No results folder"
+    assert "--results DIR" in str(visit.page.text_content("#result"))

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import tiny
 from browser import SCRIPTS, SLOW, Served, Visit, launched
-from playwright.sync_api import Browser, Route
+from playwright.sync_api import Browser, Page, Route
 
 from ggufloop.server.serve import PAGE
 
+KEY = "secret-1"
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc00000030101"
     "00c9fe92ef0000000049454e44ae426082"
@@ -61,6 +62,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model: Path, folder: Path) -> Iterator[Served]:
     with Served(model, "--results", folder) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def locked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a key, a loop of its own and an empty results folder."""
+    empty = tmp_path_factory.mktemp("empty")
+    loop = ("--window", "14:20", "--K", "6", "--passes", "3", "--kv", "frozen", "--decode", "first:8")
+    with Served(model, *loop, "--api-key", KEY, "--results", empty) as server:
+        yield server
+
+
+def with_key(page: Page) -> None:
+    page.add_init_script(f"sessionStorage.setItem('ggufloop.key', '{KEY}')")
 
 
 @pytest.fixture
@@ -141,7 +155,7 @@ def test_errors_are_one_line(browser: Browser, model: Path) -> None:
             assert told[:2] == ["sky", SCRIPTS["sky"][0]]  # the answer there is
 
 
-def test_a_server_that_loads_and_one_that_wants_a_key(browser: Browser, model: Path, folder: Path) -> None:
+def test_a_server_that_loads_and_wants_a_key(browser: Browser, locked: Served) -> None:
     loading = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
     looks = 0
 
@@ -153,12 +167,10 @@ def test_a_server_that_loads_and_one_that_wants_a_key(browser: Browser, model: P
         else:
             route.fulfill(status=503, json=loading)
 
-    with (
-        Served(model, "--api-key", "secret-1", "--results", folder) as server,
-        Visit(
-            browser, server.url, refusals=True, ready=False, before=lambda page: page.route("**/health", health)
-        ) as visit,
-    ):
+    def slowly(page: Page) -> None:
+        page.route("**/health", health)
+
+    with Visit(browser, locked.url, refusals=True, ready=False, before=slowly) as visit:
         page = visit.page
         page.wait_for_selector("#model[data-state=loading]")
         assert page.text_content("#model") == "The model is loading"
@@ -169,24 +181,23 @@ def test_a_server_that_loads_and_one_that_wants_a_key(browser: Browser, model: P
         page.keyboard.press("Enter")
         visit.until("document.getElementById('key-label').textContent.startsWith('The server does not take that key')")
         visit.until("document.activeElement.id === 'key'")
-        page.keyboard.type("secret-1")
+        page.keyboard.type(KEY)
         page.keyboard.press("Enter")
         page.wait_for_selector("#model[data-state=ready]")
         visit.ask("same")
         assert visit.text("plain") == "Four."
-        assert "secret-1" not in page.evaluate("JSON.stringify({ ...localStorage })")
+        assert KEY not in page.evaluate("JSON.stringify({ ...localStorage })")
         page.reload()
         page.wait_for_selector("#model[data-state=ready]")  # kept for this tab
         page.click("#tab-results")
-        page.wait_for_selector("#files li")
+        page.wait_for_selector("#result h2:has-text('Nothing here yet')")
         for path in ("results.json", "results/report.md", "results/page.html.txt"):  # and nobody else reads them
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(server.url + path, timeout=10)
+                urllib.request.urlopen(locked.url + path, timeout=10)
 
 
-def test_the_loop_the_server_runs_is_where_the_controls_begin(browser: Browser, model: Path) -> None:
-    flags = ["--window", "14:20", "--K", "6", "--passes", "3", "--kv", "frozen", "--decode", "first:8"]
-    with Served(model, *flags) as server, Visit(browser, server.url) as visit:
+def test_the_loop_the_server_runs_is_where_the_controls_begin(browser: Browser, locked: Served) -> None:
+    with Visit(browser, locked.url, before=with_key) as visit:
         assert visit.page.text_content("#loop-summary") == "14:20 k=6 passes=3 kv=frozen decode=first:8"
         assert visit.page.text_content("#cost") == ""  # passes decides it, and the page does not compute that
         visit.page.fill("#k", "4")
@@ -279,14 +290,6 @@ def test_what_is_written_meanwhile_appears(visit: Visit, folder: Path) -> None:
         visit.until("document.querySelectorAll('#result tbody tr').length === 2")  # at once
     finally:
         (folder / "late.jsonl").unlink()
-
-
-def test_no_folder_and_an_empty_one_say_what_to_do(browser: Browser, model: Path, tmp_path: Path) -> None:
-    for words, heading in (((), "No results folder"), (("--results", tmp_path), "Nothing here yet")):
-        with Served(model, *words) as server, Visit(browser, server.url) as visit:
-            visit.page.click("#tab-results")
-            visit.page.wait_for_selector("#result h2")
-            assert visit.page.text_content("#result h2") == heading
 
 
 # for everybody
