@@ -331,8 +331,11 @@ def test_nothing_sticks_out_at_any_size(browser: Browser, server: Served, size: 
                 tall = page.evaluate("document.documentElement.scrollHeight - innerHeight")
                 assert (wide, tall) == (0, 0)
             page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = !d.open })")
+        page.set_viewport_size({"width": size[0] - 20, "height": size[1]})
         page.evaluate("location.hash = ''")
         page.wait_for_selector(".answer")
+        right = "Math.round(document.querySelector('%s').getBoundingClientRect().right)"
+        visit.until(f"{right % '.answers'} === {right % '.write'}")  # with room for a scroll bar beside the first
         plain, looped = (page.locator(f".answer.{v}").bounding_box() for v in ("plain", "looped"))
         assert plain is not None
         assert looped is not None

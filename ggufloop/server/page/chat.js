@@ -371,10 +371,10 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
 
   function measure() {
     const box = $("scroll"); // its gutter, so that its text ends where the composer does
+    if (!box.offsetWidth) return; // the other tab is shown
     document.documentElement.style.setProperty("--scrollbar", `${box.offsetWidth - box.clientWidth}px`);
   }
-  addEventListener("resize", measure);
-  measure();
+  new ResizeObserver(measure).observe($("scroll"));
   drawAll();
   $("scroll").scrollTop = $("scroll").scrollHeight;
   return { send, redraw: drawAll };

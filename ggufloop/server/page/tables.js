@@ -159,12 +159,13 @@ function cellOf(text) {
 
 function journalView(slices) {
   const rows = sumUp(slices);
+  const name = (measure) => measure.replace(/^.*[\\/]/, ""); // a text is told by its path
   return [
     el("p", {}, "A sweep's scores so far: the gain of each loop over plain, paired, on the items both were scored on; "
       + "above 0 is better. The best of many is too good to be quoted: the verdict that ",
       el("code", {}, "ggufloop sweep"), " prints is told by held-out items."),
     table(["measure", "loop", "items", "score", "gain", "95 % low", "95 % high", "seconds"],
-      rows.map((r) => [r.measure, r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
+      rows.map((r) => [name(r.measure), r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
   ];
 }
 
