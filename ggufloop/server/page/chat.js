@@ -371,7 +371,6 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
 
   function measure() {
     const box = $("scroll"); // its gutter, so that its text ends where the composer does
-    if (!box.offsetWidth) return; // the other tab is shown
     document.documentElement.style.setProperty("--scrollbar", `${box.offsetWidth - box.clientWidth}px`);
   }
   new ResizeObserver(measure).observe($("scroll"));
