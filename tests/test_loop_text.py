@@ -114,9 +114,7 @@ def spoiled(rng: random.Random, text: str) -> str:
         j = rng.randrange(len(words[i]) + 1)
         words[i] = words[i][:j] + rng.choice("abz=:-.,1 9_%\t~\x7f'\\") + words[i][j:]
     elif kind == 4:
-        words[0] = rng.choice(
-            ["14-19", "0:3", "5:5", "9:2", "1:99999999999", "a:b", "3", ":", "1:2:3", "1" * 40, "3:-4"]
-        )
+        words[0] = rng.choice(["14-19", "0:3", "5:5", "9:2", "1:99999999999", "a:b", "3", ":", "1:2:3", "1" * 40, "3:-4"])
     elif kind == 5:
         j = rng.randrange(len(words[i]))
         words[i] = words[i][:j] + words[i][j + 1 :]
@@ -172,14 +170,10 @@ np.save(sys.argv[2], llm.scores[:6])
 def plain_program(path: Path, out: Path, text: str | None) -> subprocess.CompletedProcess[str]:
     """A program that knows llama.cpp and no loops, on our library."""
     env = {**os.environ} if text is None else {**os.environ, "ENVLLAMA_LOOP": text}
-    return subprocess.run(
-        [sys.executable, "-c", LOGITS, path, out], env=env, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run([sys.executable, "-c", LOGITS, path, out], env=env, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    "text", ["2:5 k=3", "2:5 k=2 kv=each", "2:5 k=3 decode=bypass", "2:5 k=3 decode=first:1", None]
-)
+@pytest.mark.parametrize("text", ["2:5 k=3", "2:5 k=2 kv=each", "2:5 k=3 decode=bypass", "2:5 k=3 decode=first:1", None])
 def test_the_environment_loops_any_program(text: str | None, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     path, out = tiny_model("llama"), tmp_path / "rows.npy"
     done = plain_program(path, out, text)

@@ -44,9 +44,7 @@ def text() -> str:
 @pytest.fixture(scope="module")
 def tool() -> Path:
     """llama-perplexity, stock. Skips the test where it is not built."""
-    found = [
-        b.directory / "llama-perplexity" for b in backend.installed() if "llama-perplexity" in b.programs and b.stock
-    ]
+    found = [b.directory / "llama-perplexity" for b in backend.installed() if "llama-perplexity" in b.programs and b.stock]
     found = [path for path in found if path.is_file()]
     if not found:
         pytest.skip("no llama-perplexity in the cache; run: ggufloop build --stock --with-tools")

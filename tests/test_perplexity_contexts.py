@@ -201,9 +201,7 @@ def test_what_cannot_be_saved(run: Run, file: Path, tmp_path: Path, monkeypatch:
 
 
 def _tool() -> Path:
-    found = [
-        b.directory / "llama-perplexity" for b in backend.installed() if "llama-perplexity" in b.programs and b.stock
-    ]
+    found = [b.directory / "llama-perplexity" for b in backend.installed() if "llama-perplexity" in b.programs and b.stock]
     found = [path for path in found if path.is_file()]
     if not found:
         pytest.skip("no llama-perplexity in the cache; run: ggufloop build --stock --with-tools")

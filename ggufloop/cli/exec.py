@@ -29,9 +29,7 @@ def command(stock: bool, words: tuple[str, ...], **flags: Any) -> None:
     """
     window = flags.pop("window")
     if window == "auto":
-        raise UsageError(
-            "--window auto needs a model, and the program's is not looked at.", "give a window like 12:16."
-        )
+        raise UsageError("--window auto needs a model, and the program's is not looked at.", "give a window like 12:16.")
 
     def nothing() -> Any:
         raise AssertionError("auto was refused")

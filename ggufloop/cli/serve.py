@@ -88,13 +88,7 @@ def server_words(path: Path, flags: dict[str, Any], loop: LoopSpec | None) -> li
     threads = str(flags["threads"] or cores())
     words = ["-m", str(path), "-a", model_name(path), "-t", threads, "-tb", threads]
     # every answer has a context, and K/V, of its own: what it computes does not depend on the others
-    words += [
-        "-np",
-        str(flags["parallel"]),
-        "-c",
-        str(flags["parallel"] * context_size(path, flags)),
-        "--no-kv-unified",
-    ]
+    words += ["-np", str(flags["parallel"]), "-c", str(flags["parallel"] * context_size(path, flags)), "--no-kv-unified"]
     for names in (_CONTEXT, _SAMPLING, _HANDED):
         words += [word for name, flag in names.items() if flags[name] is not None for word in (flag, str(flags[name]))]
     words += ["--embeddings"] * flags["embeddings"] + ["--jinja"] * flags["jinja"]
