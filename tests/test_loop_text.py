@@ -1,4 +1,4 @@
-"""A loop's text is read by C++ (patches/llama-loop-text.cpp) and by Python (ggufloop/loop.py): the same plan, the same words."""
+"""A loop's text is read by C++ (patches/llama-loop-text.cpp) and by Python (ggufloop/loop.py): one plan, one set of words."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def spoiled(rng: random.Random, text: str) -> str:
         words[i] = words[i].upper()
     elif kind == 7:
         words.append(rng.choice(["solver=eular", "solvr=euler", "kv=eache", "decode=frist:3", "decode=entropy:-1",
-                                 "decode=first:0", "mode=blocks", "routing=", "x" * 250 + "=1", "beta", "=3"]))  # fmt: skip
+                                 "decode=first:0", "mode=blocks", "routing=", "x" * 250 + "=1", "beta",
+                                 "=3"]))  # fmt: skip
     else:
         words = words * rng.choice([2, 30])
     return " ".join(words)

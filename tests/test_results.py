@@ -1,16 +1,17 @@
-"""The results folder: what the page is shown of it, and what can never be reached."""
+"""The results folder as the page gets it: what is listed, and what is put into the folder llama-server answers from."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ggufloop.errors import GgufloopError
-from ggufloop.server import results
-from ggufloop.server.serve import PAGE, Site
+from ggufloop.server import results, serve
+from ggufloop.server.serve import Site
 
 
 @pytest.fixture
@@ -38,6 +39,22 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def offered(site: Site) -> dict[str, str]:
+    """What the site has of the results: name -> content."""
+    return {
+        str(path.relative_to(site.folder / "results")): path.read_text()
+        for path in (site.folder / "results").rglob("*")
+        if not path.is_dir()
+    }
+
+
+def listed(site: Site) -> list[str]:
+    return sorted(result["name"] for result in json.loads((site.folder / "results.json").read_text())["results"])
+
+
+# the list
+
+
 def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     found = results.list_results(folder)
     assert sorted(r.name for r in found) == ["a/b/three.PNG", "a/two.jsonl", "one.md"]
@@ -47,49 +64,12 @@ def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     assert results.listing(None) == {"folder": None, "results": []}
 
 
-def test_the_site_holds_the_page_and_what_the_list_has_and_nothing_else(folder: Path) -> None:
-    (folder / "report.html").write_text("<script>")
-    with Site(folder) as site:
-        found = sorted(str(path.relative_to(site.folder)) for path in site.folder.rglob("*") if path.is_file())
-        page = sorted(path.name for path in PAGE.iterdir())
-        shown = ["a/b/three.PNG", "a/two.jsonl", "index.json", "one.md", "report.html.txt"]
-        assert found == sorted([*page, *(f"results/{name}" for name in shown)])
-        assert not any(path.is_symlink() for path in site.folder.rglob("*"))
-        assert json.loads((site.folder / "results" / "index.json").read_text()) == results.listing(folder)
-    assert not site.folder.exists()
-    with Site(None) as site:
-        assert json.loads((site.folder / "results" / "index.json").read_text()) == {"folder": None, "results": []}
-
-
-def test_the_site_follows_the_folder(folder: Path) -> None:
-    with Site(folder) as site:
-        shown = site.folder / "results"
-        (folder / "one.md").write_text("one, longer")
-        (folder / "a" / "two.jsonl").unlink()
-        (folder / "eight.md").write_text("eight")
-        site.refresh()
-        assert (shown / "one.md").read_text() == "one, longer"
-        assert (shown / "eight.md").read_text() == "eight"
-        assert not (shown / "a" / "two.jsonl").exists()
-        (folder / "one.md").unlink()
-        (folder / "one.md").symlink_to(folder.parent / "secret.md")
-        site.refresh()
-        assert not (shown / "one.md").exists()
-
-
 def test_what_is_too_large_or_gone_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "MOST_BYTES", 6)
     assert [r.name for r in results.list_results(folder)] == ["one.md"]
     monkeypatch.setattr(results, "MOST_FILES", 0)
     assert results.list_results(folder) == []
     assert results.list_results(folder / "nowhere") == []
-
-
-def test_a_file_that_grows_or_becomes_a_link_after_it_was_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert results.read(folder / "a" / "two.jsonl") == b"a/two.jsonl"
-    assert results.read(folder / "link.md") is None
-    monkeypatch.setattr(results, "MOST_BYTES", 3)
-    assert results.read(folder / "a" / "two.jsonl") is None
 
 
 def test_a_name_that_is_no_text_is_left_out(folder: Path) -> None:
@@ -109,3 +89,90 @@ def test_a_folder_is_checked_at_start(folder: Path) -> None:
     ):
         with pytest.raises(GgufloopError, match=f"cannot read the results folder .*{reason}"):
             results.check_folder(wrong)
+
+
+# the site
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*paths: object, **how: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "copies"])
+def test_the_site_has_the_page_and_the_results(folder: Path, linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linked:
+        refuse_links(monkeypatch)
+    (folder / "Report.HTML").write_text("<script>")
+    with Site(folder) as site:
+        assert {path.name for path in serve.PAGE.iterdir()} <= {path.name for path in site.folder.iterdir()}
+        names = ["Report.HTML.txt", "a/b/three.PNG", "a/two.jsonl", "one.md"]  # a report is no page there
+        assert sorted(offered(site)) == names
+        assert not any(path.is_symlink() for path in site.folder.rglob("*"))  # llama-server follows none
+        assert listed(site) == ["Report.HTML", *names[1:]]
+        kept = site.folder
+        assert kept.stat().st_mode & 0o077 == 0  # nobody else's
+    assert not kept.exists()
+    assert (folder / "one.md").read_text() == "one.md"
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["links", "copies"])
+def test_the_site_follows_the_folder(folder: Path, linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linked:
+        refuse_links(monkeypatch)
+    with Site(folder) as site:
+        with (folder / "one.md").open("a") as file:  # it grows
+            file.write(" and more")
+        (folder / "new.csv").write_text("a,b")
+        partial = folder / "partial"
+        partial.write_text("another file of that name")  # as a writer replaces it whole
+        os.replace(partial, folder / "a" / "two.jsonl")
+        site.refresh()
+        assert offered(site)["one.md"] == "one.md and more"
+        assert offered(site)["new.csv"] == "a,b"
+        assert offered(site)["a/two.jsonl"] == "another file of that name"
+        (folder / "one.md").unlink()
+        (folder / "one.md").symlink_to(folder.parent / "secret.md")
+        (folder / "new.csv").unlink()
+        site.refresh()
+        assert sorted(offered(site)) == ["a/b/three.PNG", "a/two.jsonl"] == listed(site)
+        shutil.rmtree(folder)
+        site.refresh()
+        assert offered(site) == {}
+        assert listed(site) == []
+
+
+def test_copies_have_a_limit_and_a_full_disk_is_survived(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_links(monkeypatch)
+    monkeypatch.setattr(serve, "MOST_COPIED", 20)
+    os.utime(folder / "a" / "two.jsonl", (9, 9))
+    with Site(folder) as site:  # the newest come first
+        assert listed(site) == ["a/b/three.PNG", "one.md"] == sorted(offered(site))
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        site.refresh()
+        monkeypatch.undo()
+        assert listed(site) == ["a/b/three.PNG", "one.md"]
+
+
+def test_a_file_that_becomes_a_link_after_it_was_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results.listing(folder)
+    (folder / "one.md").unlink()
+    (folder / "one.md").symlink_to(folder.parent / "secret.md")
+    monkeypatch.setattr(serve, "listing", lambda _: json.loads(json.dumps(found)))
+    for copies in (False, True):
+        if copies:
+            refuse_links(monkeypatch)
+        with Site(folder) as site:
+            assert "one.md" not in offered(site)
+            assert "one.md" not in listed(site)
+
+
+def test_a_site_without_results(tmp_path: Path) -> None:
+    with Site(None) as site:
+        assert json.loads((site.folder / "results.json").read_text()) == {"folder": None, "results": []}

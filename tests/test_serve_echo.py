@@ -72,7 +72,9 @@ def test_what_it_answers_with(server: Server) -> None:
     assert choice["text"].startswith(TEXT)
     assert len(choice["logprobs"]["tokens"]) == answer["usage"]["total_tokens"]
     assert echoed(server, TEXT, max_tokens=0)["choices"][0]["text"] == TEXT
-    assert len(echoed(server, TEXT, max_tokens=0)["choices"][0]["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
+    assert (
+        len(echoed(server, TEXT, max_tokens=0)["choices"][0]["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
+    )
     plain = echoed(server, TEXT, logprobs=None)["choices"][0]
     assert plain["text"].startswith(TEXT)
     assert plain["logprobs"] is None
@@ -129,7 +131,9 @@ def test_lm_eval_finds_what_ggufloop_eval_finds(loop: str | None, server: Server
     client = get_model("local-completions").create_from_arg_string(
         f"model=tiny{suffix},base_url={server.url}/v1/completions,max_length=512,num_concurrent=1"
     )
-    theirs = lm_eval.simple_evaluate(client, tasks=tasks.loaded, task_manager=tasks.manager, limit=200, bootstrap_iters=0)
+    theirs = lm_eval.simple_evaluate(
+        client, tasks=tasks.loaded, task_manager=tasks.manager, limit=200, bootstrap_iters=0
+    )
     llm = LoopedLlama(model, loop=loop, verbose=False, **ENGINE)
     try:
         ours = evaluate(llm, tasks, limit=200)

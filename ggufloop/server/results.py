@@ -1,11 +1,10 @@
-"""What the page's second tab shows: the results of sweeps and comparisons in one folder. Pure functions, no server.
+"""What the page's second tab shows: the results of sweeps and comparisons in one folder.
 
     check_folder(folder)                              # once, at start
     list_results(folder)                              # [Result(name="qwen3/sweep.jsonl", kind="jsonl", ...), ...]
-    content = read(folder / name)                     # None if it is no longer what the list said
 
 The list holds regular files of known kinds, in the folder and two levels below it; hidden files, symbolic links and
-anything too large to look at in a browser are left out.
+anything too large to look at in a browser are left out. What is in it, and nothing else, is offered by serve.Site.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 from ggufloop.errors import GgufloopError
 
-KINDS = ("jsonl", "json", "md", "png", "html")
+KINDS = ("jsonl", "json", "csv", "md", "png", "html")
 """Suffixes of what is shown."""
 
 MOST_FILES = 1000
@@ -61,22 +60,11 @@ def list_results(folder: Path) -> list[Result]:
 
 
 def listing(folder: Path | None) -> dict[str, Any]:
-    """What the page gets as results/index.json: the folder's name, not its path. folder: None for a server without."""
+    """What the page gets as results.json. folder: None where there is none; its name is told, not its path."""
     return {
         "folder": None if folder is None else folder.resolve().name,
         "results": [] if folder is None else [asdict(result) for result in list_results(folder)],
     }
-
-
-def read(path: Path) -> bytes | None:
-    """The file, unless it has meanwhile gone, grown or become a link."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-    except OSError:
-        return None
-    return content if len(content) <= MOST_BYTES else None
 
 
 def _walk(folder: Path, prefix: str, levels: int) -> Iterator[Result]:

@@ -3,9 +3,9 @@
     with Site(results) as site:
         serve([program, "-m", path, "--path", site.folder, ...], ("127.0.0.1", 8080), site, env={}, on_ready=print)
 
-The server answers from `site.folder`, which holds the page's files, a copy of what the results folder has (it follows
-no link out of its folder) and a list of that, both brought up to date every few seconds. Reports are offered as text,
-for the page to show without their scripts: whatever the server sent as a page could use the server.
+The server answers from `site.folder`, which holds the page's files and what the results folder has, with a list of it
+that is written anew every few seconds. Reports are offered as text, for the page to show without their scripts:
+whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.server.results import listing, read
+from ggufloop.server.results import listing
 
 PAGE = Path(__file__).parent / "page"
 STOP_SECONDS = 4.0
 _LOOK_SECONDS = 0.25
 _LIST_SECONDS = 5.0
+MOST_COPIED = 256 * 2**20
+"""Bytes of results that are copied where they cannot be linked; what is beyond is not offered."""
 _WRONG = re.compile(r"error|[\d.]+ E |.*GGML_ASSERT|.*what\(\):")
 """How llama-server's lines begin that say what went wrong: of its flags, its log, and what ends it."""
 
@@ -82,11 +84,16 @@ def free_port(host: str, port: int) -> int:
 
 
 class Site:
-    """The folder llama-server answers from; deleted at the end of the block."""
+    """The folder llama-server answers from; deleted at the end of the block.
+
+    It serves nothing outside that folder, not even through a symbolic link. So a result is a hard link, which grows as
+    the file does, or where that cannot be (another file system) a copy, made again when the file has changed.
+    """
 
     def __init__(self, results: Path | None) -> None:
         self._results = results
-        self._copied: dict[str, tuple[int, float]] = {}
+        self._copied: dict[str, tuple[int, float]] = {}  # name -> size and time of the file that was copied
+        self._offered: set[str] = set()
         self.folder = Path(tempfile.mkdtemp(prefix="ggufloop-site-"))
 
     def __enter__(self) -> Site:
@@ -99,32 +106,57 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def refresh(self) -> None:
-        """Make the folder hold what the results folder has now."""
+        """Offer the results folder as it is now: the files in results/, their list as results.json beside it."""
         found = listing(self._results)
-        there = {result["name"]: (result["size"], result["modified"]) for result in found["results"]}
-        for name, state in there.items():
-            if self._copied.get(name) != state and self._results is not None:
-                content = read(self._results / name)
-                if content is not None:
-                    self._write(offered(name), content)
-                    self._copied[name] = state
-        for name in self._copied.keys() - there.keys():
-            (self.folder / "results" / offered(name)).unlink(missing_ok=True)
-            del self._copied[name]
-        self._write("index.json", json.dumps(found).encode())
+        if self._results is not None:
+            found["results"] = [result for result in found["results"] if self._offer(self._results, result)]
+        names = {result["name"] for result in found["results"]}
+        for name in self._offered - names:
+            self._withdraw(name)
+        self._offered = names
+        partial = self.folder / ".results.json"
+        with contextlib.suppress(OSError):  # a full disk: the list stays as it was
+            partial.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(partial, self.folder / "results.json")
 
-    def _write(self, name: str, content: bytes) -> None:
-        """At once: nobody sees half a file."""
-        target = self.folder / "results" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}")
-        partial.write_bytes(content)
-        os.replace(partial, target)
+    def _offer(self, results: Path, result: dict[str, Any]) -> bool:
+        """Put a file of the list in place; False if it cannot be had."""
+        name, size, modified = result["name"], result["size"], result["modified"]
+        source, target = results / name, self._target(name)
+        if name in self._offered and (self._copied.get(name) == (size, modified) or _same(source, target)):
+            return True
+        self._withdraw(name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError:
+                if size + sum(size for size, _ in self._copied.values()) > MOST_COPIED:
+                    return False
+                shutil.copyfile(source, target, follow_symlinks=False)
+                self._copied[name] = (size, modified)
+            if target.is_symlink():  # what was listed has become one
+                self._withdraw(name)
+                return False
+        except OSError:  # gone meanwhile, or not ours to read
+            return False
+        return True
+
+    def _withdraw(self, name: str) -> None:
+        self._copied.pop(name, None)
+        with contextlib.suppress(OSError):
+            self._target(name).unlink()
+
+    def _target(self, name: str) -> Path:
+        """Where a result is in the site: a report is offered as text."""
+        return self.folder / "results" / (f"{name}.txt" if name.lower().endswith(".html") else name)
 
 
-def offered(name: str) -> str:
-    """The name a result has in the site: a report is text there."""
-    return f"{name}.txt" if name.lower().endswith(".html") else name
+def _same(source: Path, target: Path) -> bool:
+    try:
+        return os.path.samefile(source, target)
+    except OSError:
+        return False
 
 
 def serve(

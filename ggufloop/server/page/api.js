@@ -89,10 +89,11 @@ async function* events(response) {
 }
 
 /**
- * One streamed chat completion. onText(text) is called for each piece; resolves to { finish, usage, timings }, the
- * last two null where the server does not say. Throws ApiError, or AbortError when `signal` stops it.
+ * One streamed chat completion. onText(text) is called for each piece, onThought(text) for each of what a thinking
+ * model writes before it; resolves to { finish, usage, timings }, the last two null where the server does not say.
+ * Throws ApiError, or AbortError when `signal` stops it.
  */
-export async function streamChat(body, { signal, onText }) {
+export async function streamChat(body, { signal, onText, onThought }) {
   const response = await request("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -106,6 +107,7 @@ export async function streamChat(body, { signal, onText }) {
       const chunk = JSON.parse(data);
       if (chunk.error) throw new ApiError(chunk.error.message ?? chunk.error, 200);
       const choice = chunk.choices?.[0];
+      if (choice?.delta?.reasoning_content) onThought(choice.delta.reasoning_content);
       if (choice?.delta?.content) onText(choice.delta.content);
       out.finish = choice?.finish_reason ?? out.finish;
       out.usage = chunk.usage ?? out.usage;

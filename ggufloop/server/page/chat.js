@@ -7,6 +7,7 @@ import {
   CONVERSATION, VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed,
   toJson, toMarkdown,
 } from "./store.js";
+import { spell } from "./loop.js";
 
 const NAMES = { plain: "Plain", looped: "Looped" };
 const OTHER = { plain: "Answer without the loop too", looped: "Answer looped too" };
@@ -58,15 +59,21 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
           keep();
         },
       });
+      const copy = () => navigator.clipboard.writeText(turn.answers[v].text).then(
+        () => announce(`${NAMES[v]} answer copied.`), (e) => alertLine(`The browser does not copy: ${e.message}`),
+      );
       const part = {
         spec: el("span", { class: "spec" }), state: el("span", { class: "state" }), text,
-        figures: el("footer", { class: "figures" }),
+        thought: el("p", { class: "thought" }), thinking: el("summary"),
+        figures: el("span", { class: "figures" }),
+        copy: el("button", { type: "button", class: "quiet copy", hidden: true, onclick: copy }, "Copy"),
         kept: el("label", { class: "kept", hidden: true }, kept, "go on from this"),
         add: el("button", { type: "button", class: "add", hidden: true, onclick: () => run(turn, [v]) }),
       };
+      part.thoughts = el("details", { class: "thoughts", hidden: true }, part.thinking, part.thought);
       part.section = el("section", { class: `answer ${v}`, "aria-label": `${NAMES[v]} answer` },
         el("header", {}, el("h3", {}, NAMES[v]), part.spec, part.state, part.kept),
-        text, part.add, part.figures);
+        part.thoughts, text, part.add, el("footer", { class: "answer-foot" }, part.figures, part.copy));
       view.answers[v] = part;
     }
     view.differ = el("span", { class: "differ" });
@@ -113,10 +120,18 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     part.state.textContent = STATES[state] ?? "";
     const runs = marked ?? [{ text: answer?.text ?? "", differs: false }];
     part.text.replaceChildren(...runs.map(({ text, differs }) => (differs ? el("mark", {}, text) : text)));
+    const thought = answer?.thought ?? "";
+    part.thoughts.hidden = !thought;
+    if (part.thought.textContent !== thought) part.thought.textContent = thought;
+    part.thinking.textContent = isOpen(answer) && !answer.text ? "Thinking" : `Thought, ${words(thought)}`;
+    if (thought && !answer.text && FINAL.includes(state)) {
+      part.text.append(el("span", { class: "hint" }, "It wrote no answer after its thinking."));
+    }
     if (state === "error") part.text.append(answer.text ? " " : "", el("span", { class: "error" }, answer.error));
     part.text.hidden = state === "missing";
     part.figures.textContent = FINAL.includes(state) ? figures(answer) : progress(answer);
     const choice = settings.view === "both" && VARIANTS.every((each) => turn.answers[each]?.text);
+    part.copy.hidden = !answer?.text || isOpen(answer) || !navigator.clipboard; // there is none over plain http
     part.kept.hidden = !choice || isOpen(answer);
     part.kept.firstChild.checked = turn.kept === v;
     part.add.hidden = state !== "missing" && state !== "error";
@@ -172,10 +187,10 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     const abort = new AbortController();
     running = { abort, turn };
     if (document.activeElement?.closest(".turn")) focusPrompt(); // what was pressed is about to go
-    turn.temperature = sampling.temperature;
+    const { seed: _, ...drawn } = sampling; // the seed is the turn's
+    turn.sampling = drawn;
     const body = {
-      messages: messagesFor(turns, turns.indexOf(turn), settings.system),
-      temperature: sampling.temperature, max_tokens: sampling.max_tokens, seed: turn.seed,
+      messages: messagesFor(turns, turns.indexOf(turn), settings.system), ...drawn, seed: turn.seed,
       ...(model() ? { model: model() } : {}),
     };
     for (const v of variants) turn.answers[v] = newAnswer(v === "looped" ? loop : null);
@@ -185,7 +200,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     announce(variants.length > 1 ? "Both answers are being written." : "The answer is being written.");
     const together = variants.length > 1;
     await Promise.all(variants.map((v) => {
-      const asked = { ...body, loop: v === "looped" ? loop : null };
+      const asked = { ...body, loop: v === "looped" ? spell(loop) : null };
       return write(turn, v, asked, abort.signal, together);
     }));
     running = null;
@@ -201,20 +216,20 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     let last = 0;
     let pieces = 0;
     answer.together = together;
+    const grow = (field) => (text) => {
+      last = performance.now();
+      first ||= last;
+      answer.firstSeconds ??= (first - began) / 1000;
+      answer.state = "streaming";
+      answer[field] += text;
+      answer.tokens = ++pieces; // a piece is a token nearly always; the usage corrects it
+      answer.rate = rateOf(pieces, last - first);
+      drawSoon(turn);
+      keepSoon();
+    };
     try {
       const { finish, usage, timings } = await streamChat(body, {
-        signal,
-        onText: (text) => {
-          last = performance.now();
-          first ||= last;
-          answer.firstSeconds ??= (first - began) / 1000;
-          answer.state = "streaming";
-          answer.text += text;
-          answer.tokens = ++pieces; // a piece is a token nearly always; the usage corrects it
-          answer.rate = rateOf(pieces, last - first);
-          drawSoon(turn);
-          keepSoon();
-        },
+        signal, onText: grow("text"), onThought: grow("thought"),
       });
       answer.finish = finish;
       answer.tokens = usage?.completion_tokens ?? timings?.predicted_n ?? pieces;
@@ -244,7 +259,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     if (running || !text.trim()) return;
     const seed = controls.sampling().seed;
     turns.push({
-      user: text, seed: seed === null ? drawSeed() : (seed + turns.length) % (2 ** 32 - 1), temperature: null,
+      user: text, seed: seed === null ? drawSeed() : (seed + turns.length) % (2 ** 32 - 1),
       kept: settings.view === "plain" ? "plain" : "looped", answers: {},
     });
     $("prompt").value = "";
@@ -358,14 +373,15 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     const box = $("scroll"); // its gutter, so that its text ends where the composer does
     document.documentElement.style.setProperty("--scrollbar", `${box.offsetWidth - box.clientWidth}px`);
   }
-  addEventListener("resize", measure);
-  measure();
+  new ResizeObserver(measure).observe($("scroll"));
   drawAll();
   $("scroll").scrollTop = $("scroll").scrollHeight;
   return { send, redraw: drawAll };
 }
 
 const isOpen = (answer) => answer?.state === "waiting" || answer?.state === "streaming";
+
+const words = (text) => `${text.split(/\s+/).filter(Boolean).length} words`;
 
 const rateOf = (tokens, ms) => (tokens > 1 && ms > 0 ? ((tokens - 1) * 1000) / ms : null);
 

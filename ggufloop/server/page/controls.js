@@ -2,13 +2,18 @@
 
 import { $, el } from "./dom.js";
 import {
-  DECODES, KV_POLICIES, MOST_EVALUATIONS, SOLVERS, autoWindow, clampWindow, evaluations, fromText, spell, toLoop,
+  DECODES, KV_POLICIES, MEANINGS, MOST_EVALUATIONS, SOLVERS, autoWindow, clampWindow, evaluations, fromText, meaning,
+  spell, toLoop,
 } from "./loop.js";
 import { saveSettings } from "./store.js";
 import { createStrip } from "./strip.js";
 
-const UNSET = { temperature: 0.8, maxTokens: 512 }; // what the server draws with if it does not say
-const FIELDS = { temperature: "temperature", seed: "seed", maxTokens: "max-tokens" };
+const UNSET = { temperature: 0.8, maxTokens: 512, topK: 40, topP: 0.95, minP: 0.05 }; // where the server does not say
+const FIELDS = {
+  temperature: "temperature", seed: "seed", maxTokens: "max-tokens", topK: "top-k", topP: "top-p", minP: "min-p",
+};
+/** Setting -> its name in a request, for those that are sent only where they are set. */
+const SENT = { topK: "top_k", topP: "top_p", minP: "min_p" };
 
 /**
  * Wire the controls to `settings`, which they change. -> { setModel({ ... }), loop(), sampling() };
@@ -23,7 +28,7 @@ export function createControls(settings) {
   });
 
   for (const [id, names] of [["solver", Object.keys(SOLVERS)], ["kv", KV_POLICIES], ["decode", Object.keys(DECODES)]]) {
-    $(id).append(...names.map((name) => el("option", { value: name }, name)));
+    $(id).append(...names.map((name) => el("option", { value: name, title: MEANINGS[id][name] }, name)));
     if (!names.includes(settings[id])) settings[id] = names[0];
     $(id).value = settings[id];
     $(id).addEventListener("change", () => {
@@ -31,6 +36,7 @@ export function createControls(settings) {
       refresh();
     });
   }
+  $("k").title = `K: ${MEANINGS.k}`;
   bind("k", () => settings.k, (text) => (settings.k = number(text)));
   bind("further", () => settings.further, (text) => (settings.further = text));
   bind("decode-value", null, (text) => (settings.decodeValue[settings.decode] = number(text)));
@@ -74,6 +80,7 @@ export function createControls(settings) {
     if (settings.solver === "repeat") $("kv").value = "each";
     else $("kv").value = settings.kv;
     $("k").max = Math.floor(MOST_EVALUATIONS / SOLVERS[settings.solver]);
+    $("meaning").textContent = `${meaning(settings)}.`;
     showLoop();
     showSampling();
     saveSettings(settings);
@@ -125,13 +132,16 @@ export function createControls(settings) {
 
   function check() {
     for (const id of Object.values(FIELDS)) $(id).setAttribute("aria-invalid", "false");
-    const { temperature, seed, maxTokens } = settings; // null: not set here
+    const { temperature, seed, maxTokens, topK, topP, minP } = settings; // null: not set here
     const isWhole = (value, least, end) => Number.isInteger(value) && value >= least && value < end;
-    const warm = temperature === null || (temperature >= 0 && temperature <= 5);
+    const within = (value, most) => value === null || (value >= 0 && value <= most);
     const rules = [
-      ["temperature", warm, "Temperature is a number from 0 to 5."],
+      ["temperature", within(temperature, 5), "Temperature is a number from 0 to 5."],
       ["seed", seed === null || isWhole(seed, 0, 2 ** 32 - 1), "Seed is a whole number from 0 to 4294967294."],
       ["maxTokens", maxTokens === null || isWhole(maxTokens, 1, 2 ** 31), "Most tokens is a whole number above 0."],
+      ["topK", topK === null || isWhole(topK, 0, 2 ** 31), "Top-k is a whole number; 0 keeps all tokens."],
+      ["topP", within(topP, 1), "Top-p is a number from 0 to 1."],
+      ["minP", within(minP, 1), "Min-p is a number from 0 to 1."],
     ];
     for (const [name, fine, rule] of rules) {
       if (fine) continue;
@@ -144,10 +154,9 @@ export function createControls(settings) {
   return {
     /** started: the loop the server runs by default, as text, or null; it holds until the user chooses another. */
     setModel({ name, layers, started, suggested, sampling }) {
-      const { temp, n } = sampling ?? {};
-      served = { temperature: temp ?? UNSET.temperature, maxTokens: n > 0 ? n : UNSET.maxTokens };
-      $("temperature").placeholder = served.temperature;
-      $("max-tokens").placeholder = served.maxTokens;
+      const told = Object.entries(sampling ?? {}).filter(([, value]) => Number.isFinite(value));
+      served = { ...UNSET, ...Object.fromEntries(told.map(([id, value]) => [id, Number(value.toPrecision(6))])) };
+      for (const [id, value] of Object.entries(served)) $(FIELDS[id]).placeholder = value;
       const loop = started ? fromText(started) : null;
       const window = loop?.window ?? suggested?.split(":").map(Number) ?? autoWindow(layers);
       model = { name, layers, window: clampWindow(window, layers) };
@@ -169,7 +178,7 @@ export function createControls(settings) {
         throw e;
       }
     },
-    /** { temperature, max_tokens }, and the seed set or null. */
+    /** Fields of a request: temperature, max_tokens, what else is set, and the seed set or null. */
     sampling() {
       try {
         check();
@@ -178,7 +187,11 @@ export function createControls(settings) {
         throw e;
       }
       const { temperature, maxTokens, seed } = settings;
-      return { temperature: temperature ?? served.temperature, max_tokens: maxTokens ?? served.maxTokens, seed };
+      const more = Object.entries(SENT).filter(([name]) => settings[name] !== null);
+      return {
+        temperature: temperature ?? served.temperature, max_tokens: maxTokens ?? served.maxTokens, seed,
+        ...Object.fromEntries(more.map(([name, field]) => [field, settings[name]])),
+      };
     },
   };
 }

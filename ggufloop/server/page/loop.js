@@ -14,6 +14,38 @@ export const DECODES = {
 };
 export const MOST_EVALUATIONS = 64;
 
+/** What the settings do, a phrase each. */
+export const MEANINGS = {
+  k: "steps the solver takes through the window; 1 is the plain model",
+  solver: {
+    euler: "K small steps that add up to one pass",
+    naive: "K full passes, undamped",
+    repeat: "K full passes, as if the layers were there K times",
+    midpoint: "K steps, each with two evaluations",
+    heun: "K steps, each with two evaluations",
+    rk4: "K steps, each with four evaluations",
+    "input-anchor": "K steps, each from the state the window was entered with",
+    "heavy-ball": "K small steps with momentum",
+  },
+  kv: {
+    first: "the cache keeps the first pass",
+    last: "the cache keeps the result, for one more pass",
+    each: "every pass has a cache of its own, which the server must be started for",
+    frozen: "later passes read the first one's keys and values",
+  },
+  decode: {
+    full: "prompt and answer loop",
+    bypass: "the prompt loops, the answer is written plain",
+    first: "the prompt loops, and the answer's first tokens",
+  },
+};
+
+/** One line on what the chosen solver, kv and decode do. */
+export function meaning({ solver, kv, decode }) {
+  const told = { solver, kv: solver === "repeat" ? "each" : kv, decode };
+  return Object.entries(told).map(([name, value]) => `${value}: ${MEANINGS[name][value]}`).join("; ");
+}
+
 const OWN = ["window", "k", "solver", "kv", "decode"];
 const ORDER = [
   "k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt",
@@ -70,7 +102,10 @@ export function toLoop(settings) {
 /** The settings that spell a loop: the inverse of `spell` over `toLoop`. */
 export function fromText(text) {
   const [window, ...words] = text.split(" ");
-  const given = Object.fromEntries(words.map((word) => word.split("=")));
+  const given = Object.fromEntries(words.map((word) => {
+    const [name, value] = word.split("=");
+    return [name.toLowerCase(), value];
+  }));
   const { k = "3", solver = "euler", decode = "full", ...rest } = given;
   const { kv = "first", ...further } = rest;
   const [policy, value] = decode.split(":");

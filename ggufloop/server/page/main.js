@@ -65,7 +65,10 @@ function useModel(props) {
   controls.setModel({
     name: modelName, layers: props.n_layer, started: props.loop || null, // the loop `serve` was given, as text
     suggested: props.loop_menu?.[0]?.split(" ")[0],
-    sampling: { temp: params.temperature, n: params.n_predict },
+    sampling: {
+      temperature: params.temperature, maxTokens: params.n_predict > 0 ? params.n_predict : undefined,
+      topK: params.top_k, topP: params.top_p, minP: params.min_p,
+    },
   });
 }
 

@@ -2,11 +2,12 @@
 
 import { $, announce, download, el } from "./dom.js";
 import { getJson, request } from "./api.js";
-import { jsonView, jsonlView, markdownView } from "./tables.js";
+import { csvView, jsonView, jsonlView, markdownView } from "./tables.js";
 
 const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
-const EMPTY = "Tables (.jsonl, .json, .md), figures (.png) and reports (.html) written to this folder appear here.";
-const LABELS = { jsonl: "table", json: "table", md: "report", png: "figure", html: "page" };
+const EMPTY = "Tables (.jsonl, .json, .csv, .md), figures (.png) and reports (.html) written to this folder appear "
+  + "here.";
+const LABELS = { jsonl: "table", json: "table", csv: "table", md: "text", png: "figure", html: "report" };
 
 /** The address of a result; its folders stay folders, and a report is offered as text. */
 function address(name) {
@@ -24,7 +25,7 @@ export function createResults({ onLocked }) {
   async function refresh() {
     $("files").setAttribute("aria-busy", "true");
     try {
-      const listing = await getJson("results/index.json");
+      const listing = await getJson("results.json");
       results = listing.results;
       $("folder").textContent = listing.folder ?? "Results";
       drawList();
@@ -104,7 +105,7 @@ export function createResults({ onLocked }) {
     }
     const text = await response.text();
     try {
-      return { jsonl: jsonlView, json: jsonView, md: markdownView }[kind](text);
+      return { jsonl: jsonlView, json: jsonView, csv: csvView, md: markdownView }[kind](text);
     } catch (e) {
       const told = e instanceof SyntaxError ? "This file is not JSON." : e.message;
       const line = el("p", { class: "error" }, `${told} Here it is as it is written.`);

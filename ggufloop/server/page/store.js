@@ -11,7 +11,8 @@ export const VARIANTS = ["plain", "looped"];
 const DEFAULTS = {
   view: "both", windows: {}, k: 3, solver: "euler", kv: "first", decode: "full",
   decodeValue: { first: 16 }, further: "",
-  temperature: null, seed: null, maxTokens: null, system: "", panels: {}, // null: the server's
+  temperature: null, seed: null, maxTokens: null, topK: null, topP: null, minP: null, // null: what the server does
+  system: "", panels: {},
 };
 
 function read(name) {
@@ -72,7 +73,7 @@ export const saveConversation = (turns) => write(CONVERSATION, { version: VERSIO
 /** A new answer, nothing written yet. loop: of the request, null for plain. */
 export function newAnswer(loop) {
   return {
-    loop: spell(loop), state: "waiting", text: "", finish: null, error: "",
+    loop: spell(loop), state: "waiting", thought: "", text: "", finish: null, error: "",
     tokens: 0, firstSeconds: null, seconds: null, rate: null, together: false,
   };
 }
@@ -98,13 +99,14 @@ export function toJson(turns, { model, system, exported }) {
   return `${JSON.stringify({
     schema_version: VERSION, model, system: system || null, exported,
     turns: turns.map((turn) => ({
-      user: turn.user, seed: turn.seed, temperature: turn.temperature, continued_from: turn.kept,
+      user: turn.user, seed: turn.seed, sampling: turn.sampling ?? null, continued_from: turn.kept,
       answers: VARIANTS.filter((v) => turn.answers[v]).map((v) => {
         const a = turn.answers[v];
         return {
           variant: v, loop: a.loop || null, state: a.state, finish_reason: a.finish, error: a.error || null,
-          text: a.text, tokens: a.tokens, seconds: a.seconds, first_token_seconds: a.firstSeconds,
-          tokens_per_second: a.rate, streamed_together: a.together,
+          thinking: a.thought || null, text: a.text,
+          tokens: a.tokens, seconds: a.seconds, first_token_seconds: a.firstSeconds, tokens_per_second: a.rate,
+          streamed_together: a.together,
         };
       }),
     })),
@@ -121,7 +123,8 @@ export function toMarkdown(turns, { model, system, exported }) {
     for (const v of VARIANTS.filter((v) => turn.answers[v])) {
       const a = turn.answers[v];
       parts.push(`### ${v === "plain" ? "Plain" : `Looped, \`${a.loop}\``}`);
-      if (a.text) parts.push(quote(a.text));
+      if (a.thought) parts.push("Thinking:", quote(a.thought));
+      if (a.text) parts.push(...(a.thought ? ["Answer:"] : []), quote(a.text));
       parts.push(`${figures(a)}.`);
     }
   }

@@ -1,4 +1,4 @@
-// Results as something to look at: JSON and JSONL as tables, Markdown as headings, paragraphs, lists and tables.
+// Results as something to look at: JSON, JSONL and CSV as tables, Markdown as headings, paragraphs, lists and tables.
 
 import { el } from "./dom.js";
 import { splitJournal, sumUp } from "./journals.js";
@@ -55,6 +55,7 @@ function shown(value) {
   if (value === null || value === undefined) return "";
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "number") return String(value);
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value > 0 ? "inf" : "-inf";
   if (Number.isInteger(value)) return Math.abs(value) < 1e15 ? String(value) : value.toExponential(4);
   const size = Math.abs(value);
   return size >= 1e5 || size < 1e-4 ? value.toExponential(3) : String(Number(value.toPrecision(5)));
@@ -92,7 +93,10 @@ export function recordTables(records) {
   }
   return groups.map(({ kind, columns, records: list }) => {
     const names = [...columns];
-    if (list.length === 1 && names.length > 3) return table(["field", "value"], Object.entries(list[0]), kind);
+    if (list.length === 1 && names.length > 3) {
+      const fields = names.map((name) => [name, list[0][name]]);
+      return table(["field", "value"], fields, kind);
+    }
     return table(names, list.map((flat) => names.map((name) => flat[name] ?? null)), kind);
   });
 }
@@ -134,14 +138,34 @@ export function jsonlView(text) {
   return [...(slices.length ? journalView(slices) : []), ...recordTables(others)];
 }
 
+/** A CSV file: its first line names the columns; a field in quotes can hold commas, line ends and "" for a quote. */
+export function csvView(text) {
+  const rows = [[]];
+  for (const [, quoted, plain, end] of text.matchAll(/(?:"((?:[^"]|"")*)"|([^,\r\n]*))(,|\r\n|\n|\r|$)/g)) {
+    rows[rows.length - 1].push(quoted === undefined ? plain : quoted.replaceAll('""', '"'));
+    if (end !== "," && end) rows.push([]);
+    if (!end) break;
+  }
+  const [head, ...body] = rows.filter((row) => row.length > 1 || row[0]);
+  if (!head) return [el("p", { class: "hint" }, "Nothing in it yet.")];
+  return [table(head, body.map((row) => head.map((_, i) => cellOf(row[i] ?? ""))))];
+}
+
+/** A field as the number it is, or as its text. */
+function cellOf(text) {
+  if (/^[+-]?inf$/i.test(text)) return text.startsWith("-") ? -Infinity : Infinity;
+  return NUMBER.test(text) ? Number(text) : text;
+}
+
 function journalView(slices) {
   const rows = sumUp(slices);
+  const name = (measure) => measure.replace(/^.*[\\/]/, ""); // a text is told by its path
   return [
     el("p", {}, "A sweep's scores so far: the gain of each loop over plain, paired, on the items both were scored on; "
       + "above 0 is better. The best of many is too good to be quoted: the verdict that ",
       el("code", {}, "ggufloop sweep"), " prints is told by held-out items."),
     table(["measure", "loop", "items", "score", "gain", "95 % low", "95 % high", "seconds"],
-      rows.map((r) => [r.measure, r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
+      rows.map((r) => [name(r.measure), r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
   ];
 }
 
