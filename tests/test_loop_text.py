@@ -1,4 +1,4 @@
-"""A loop's text is read by C++ (patches/llama-loop-text.cpp) and by Python (ggufloop/loop.py): one plan, one set of words."""
+"""C++ (patches/llama-loop-text.cpp) and Python (ggufloop/loop.py) read a loop's text: one plan, one set of words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`echo` of /v1/completions: the log-probabilities of a prompt against `LoopedLlama.logits`, and lm-eval that asks for them.
+"""`echo` of /v1/completions: a prompt's log-probabilities against `LoopedLlama.logits`, and lm-eval asking for them.
 
 lm-eval's local-completions is the one who needs it: it finds the server's tokenizer by itself, and its scores are those
 of `ggufloop eval` wherever a loop does not depend on how a text is cut (there an answer is a step of its own, and here
@@ -71,10 +71,9 @@ def test_what_it_answers_with(server: Server) -> None:
     choice = answer["choices"][0]
     assert choice["text"].startswith(TEXT)
     assert len(choice["logprobs"]["tokens"]) == answer["usage"]["total_tokens"]
-    assert echoed(server, TEXT, max_tokens=0)["choices"][0]["text"] == TEXT
-    assert (
-        len(echoed(server, TEXT, max_tokens=0)["choices"][0]["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
-    )
+    none = echoed(server, TEXT, max_tokens=0)["choices"][0]
+    assert none["text"] == TEXT
+    assert len(none["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
     plain = echoed(server, TEXT, logprobs=None)["choices"][0]
     assert plain["text"].startswith(TEXT)
     assert plain["logprobs"] is None
