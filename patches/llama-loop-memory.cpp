@@ -59,10 +59,17 @@ bool llama_memory_hybrid_idx::loop_supports(uint32_t /*n_slot*/) const {
 static int32_t loop_allocate(
         std::map<ggml_backend_buffer_type_t, ggml_context_ptr> & ctxs,
         std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> & out,
-        size_t & n_out) {
+        size_t & n_out,
+        bool no_alloc = false) {
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
     for (auto & [buft, ctx] : ctxs) {
-        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        ggml_backend_buffer_ptr buf { no_alloc ? ggml_backend_buft_alloc_buffer(buft, 0) :
+                                                 ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        if (no_alloc) { // a model that is only measured, as in common_fit_params
+            for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
+                t->buffer = buf.get();
+            }
+        }
         if (!buf) {
             return LLAMA_LOOP_ERR_ALLOC;
         }
@@ -159,7 +166,7 @@ int32_t llama_kv_cache::loop_reserve(int32_t first, int32_t last, uint32_t n_slo
         }
     }
 
-    const int32_t res = loop_allocate(ctx_map, ctxs_bufs, n_loop_bufs);
+    const int32_t res = loop_allocate(ctx_map, ctxs_bufs, n_loop_bufs, hparams.no_alloc);
     if (res != LLAMA_LOOP_OK) {
         return res;
     }

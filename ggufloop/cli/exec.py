@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ggufloop import backend
+from ggufloop.build import PROGRAMS
 from ggufloop.cli.options import LOOP_FLAGS, loop_from_flags, loop_options
-from ggufloop.errors import UsageError
+from ggufloop.errors import UsageError, nearest
 
 
 @click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -27,6 +28,8 @@ def command(stock: bool, words: tuple[str, ...], **flags: Any) -> None:
     ggufloop exec --window 12:16 --K 3 -- llama-bench -m model.gguf
     ggufloop exec --window 12:16 --K 3 -- llama-perplexity -m model.gguf -f text.txt
     """
+    if words[0] not in PROGRAMS:
+        raise UsageError(f"{words[0]} is no program of llama.cpp that ggufloop builds.", nearest(words[0], PROGRAMS))
     window = flags.pop("window")
     if window == "auto":
         raise UsageError(
