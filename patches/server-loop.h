@@ -145,11 +145,11 @@ inline server_loop server_loop_of_request(const J & body, const std::string & ba
         if (at != std::string::npos) {
             std::string text = model.substr(at + 1);
             const size_t x = text.find('x');
-            if (x != std::string::npos && x < text.find(',')) {
+            if (x != std::string::npos && x < text.find_first_of(",/")) {
                 text.replace(x, 1, " k=");
             }
-            for (auto & c : text) {
-                c = c == ',' ? ' ' : c;
+            for (auto & c : text) { // lm-eval cuts its arguments at commas
+                c = c == ',' || c == '/' ? ' ' : c;
             }
             return server_loop::parse(text);
         }

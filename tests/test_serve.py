@@ -129,7 +129,7 @@ def test_flags_become_the_server(model: Path, tmp_path: Path, monkeypatch: pytes
 
     def fake(words: list[str], address: Any, site: Site, env: dict[str, str], *rest: Any) -> None:
         started.append((words, env))
-        assert json.loads((site.folder / "results" / "index.json").read_text())["folder"] == tmp_path.name
+        assert json.loads((site.folder / "results.json").read_text())["folder"] == tmp_path.name
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ggufloop.server.serve.serve", fake)
@@ -176,7 +176,7 @@ def test_what_it_says_and_what_is_handed_through(model: Path, tmp_path: Path) ->
         assert server.get("/metrics").status == 200
         page = server.get("/")
         assert (page.status, page.headers["content-type"].split(";")[0]) == (200, "text/html")
-        found = server.get("/results/index.json").json
+        found = server.get("/results.json").json
         assert sorted(result["name"] for result in found["results"]) == ["one.md", "two.html"]
         assert server.get("/results/one.md").body == b"# One"
         assert server.get("/results/two.html").status == 404

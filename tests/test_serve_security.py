@@ -57,7 +57,7 @@ def test_origins_are_what_a_browser_calls_them() -> None:
 def test_without_the_key_nothing_but_the_page_and_health(serve: Serve, model: Path) -> None:
     server = serve(model, *SMALL, key=KEY)
     assert len(server.tokens([1, 2, 3], 2)) == 2
-    for path in ("/props", "/slots", "/metrics", "/results/index.json", "/tokenize", "/nothing"):
+    for path in ("/props", "/slots", "/metrics", "/results.json", "/tokenize", "/nothing"):
         for wrong in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}):
             reply = server.get(path, **wrong)
             assert (path, reply.status) == (path, 401)
