@@ -1,11 +1,12 @@
 """What a loop costs llama-server: without one beside the stock server, and looped beside plain, in one run.
 
     ggufloop build --stock --with-tools; ggufloop build --with-tools     # once: both servers, and llama-bench
-    python3 scripts/bootstrap.py python scripts/bench_serve.py [MODEL] [-r 5] [-t 2] [--loop TEXT ...] [-o md|csv|json]
+    python3 scripts/bootstrap.py python scripts/bench_serve.py [MODEL] [-r 5] [-t 2] [--loop TEXT ...] [-o csv]
 
 Both servers run all the time with the same flags and 8 slots, and one of them is asked at a time: a round measures
 everything once, what is compared in neighbouring moments and in a new order, so ratios are of the same round. Shown
-are medians of the rounds, and the interval of the ratio, which is its range for 5 rounds (94 %).
+are medians of the rounds, and the interval of the ratio, which is its range for 5 rounds (94 %). "cpu" is the ratio of
+the CPU time that the servers took, the better number where other work is on the machine; it has no llama-bench.
 
 A prompt is token numbers of which no other prompt has the first ones: a new client finds nothing in a cache, and its
 answer is checked to say so. Every answer goes on past an end mark, so that all have as many tokens. A client waits for
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import subprocess
 import time
@@ -31,7 +33,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from llama_server import Server, running
@@ -64,8 +66,16 @@ class Way:
 
 STOCK, OURS, BENCH = Way("stock"), Way("plain"), Way("llama-bench")
 
-Times = dict[tuple[Way, str], list[float]]
-"""Seconds, one per round, by way and by what was measured."""
+
+class Spent(NamedTuple):
+    """Seconds of the clock, and of the server's CPU time: nan where nobody knows."""
+
+    wall: float
+    cpu: float = math.nan
+
+
+Times = dict[tuple[Way, str], list[Spent]]
+"""One per round, by way and by what was measured."""
 
 
 class Prompts:
@@ -86,28 +96,32 @@ class Prompts:
         return self._random.choices(self._ids, k=n)
 
 
-def answers(server: Server, prompts: Prompts, loop: LoopSpec | None, clients: int) -> tuple[float, float]:
-    """Seconds per token when so many clients ask at once, and of the last one's once its prompt was read."""
+def answers(server: Server, prompts: Prompts, loop: LoopSpec | None, clients: int) -> tuple[Spent, Spent]:
+    """Time per token when so many clients ask at once, and of the last one's once its prompt was read."""
     asked = [prompts.new(SHORT) for _ in range(clients)]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), server.cpu_seconds()
     with ThreadPoolExecutor(clients) as pool:
         replies = list(pool.map(lambda prompt: server.complete(prompt, ANSWER, loop), asked))
-    took = time.perf_counter() - start
+    wall, cpu = time.perf_counter() - start, server.cpu_seconds() - cpu
     for _, answer in replies:
         check_new(answer)
     one, answer = replies[-1]
-    return took / (clients * ANSWER), (one - answer["timings"]["prompt_ms"] / 1e3) / (ANSWER - 1)
+    n = clients * ANSWER
+    return Spent(wall / n, cpu / n), Spent((one - answer["timings"]["prompt_ms"] / 1e3) / (ANSWER - 1))
 
 
-def first_tokens(server: Server, prompts: Prompts, loop: LoopSpec | None) -> tuple[float, float]:
-    """Seconds to the first token of a new client with a long prompt, and of the same one's next message."""
+def first_tokens(server: Server, prompts: Prompts, loop: LoopSpec | None) -> tuple[Spent, Spent]:
+    """Time to the first token of a new client with a long prompt, and of the same one's next message."""
     prompt = prompts.new(LONG)
+    cpu = [server.cpu_seconds()]
     new, answer = server.complete(prompt, 1, loop)
+    cpu.append(server.cpu_seconds())
     check_new(answer)
     returning, next_ = server.complete([*prompt, *answer["tokens"], *prompts.message(MESSAGE)], 1, loop)
+    cpu.append(server.cpu_seconds())
     if next_["timings"]["cache_n"] < LONG:
         click.echo(f"a returning client found {next_['timings']['cache_n']} of its {LONG} tokens", err=True)
-    return new, returning
+    return Spent(new, cpu[1] - cpu[0]), Spent(returning, cpu[2] - cpu[1])
 
 
 def check_new(answer: Any) -> None:
@@ -117,25 +131,24 @@ def check_new(answer: Any) -> None:
         raise GgufloopError(f"a new client found {found} tokens of its prompt in a cache, so its time means nothing.")
 
 
-def benched(program: Path, model: Path, threads: int) -> float:
-    """Seconds per generated token as llama-bench has them, as many and as deep as one client's."""
-    words = [program, "-m", model, "-t", threads, "-fa", "on", "-p", 0, "-n", ANSWER, "-d", SHORT, "-r", 1]
-    words += ["-o", "json"]
+def benched(program: Path, model: Path, flags: list[str]) -> Spent:
+    """Time per generated token as llama-bench has them, as many and as deep as one client's."""
+    words = [program, "-m", model, *flags, "-p", 0, "-n", ANSWER, "-d", SHORT, "-r", 1, "-o", "json"]
     done = subprocess.run(list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise GgufloopError(f"llama-bench ended ({done.returncode}): {said[-1] if said else 'it says nothing'}")
-    return float(json.loads(done.stdout)[0]["avg_ns"]) / 1e9 / ANSWER
+    return Spent(float(json.loads(done.stdout)[0]["avg_ns"]) / 1e9 / ANSWER)
 
 
-def measure(model: Path, loops: list[LoopSpec], rounds: int, threads: int) -> Times:
+def measure(model: Path, loops: list[LoopSpec], rounds: int, flags: list[str]) -> Times:
     """Ask both servers, and llama-bench, rounds times."""
     times: Times = defaultdict(list)
     ways = [STOCK, OURS, *(Way("looped", loop) for loop in loops)]
     tool = backend.program("llama-bench")
     with ExitStack() as stack:
         stock, ours = (
-            stack.enter_context(running(backend.program("llama-server", stock=kind), model, threads, SLOTS))
+            stack.enter_context(running(backend.program("llama-server", stock=kind), model, SLOTS, flags))
             for kind in (True, False)
         )
         prompts = Prompts(stock.vocabulary())
@@ -151,7 +164,7 @@ def measure(model: Path, loops: list[LoopSpec], rounds: int, threads: int) -> Ti
                 asked = [*(ways if looped else ways[:2]), *([BENCH] if clients == 1 else [])]
                 for way in (asked[i] for i in bench.order(round_, len(asked))):
                     if way == BENCH:
-                        times[way, "token"].append(benched(tool, model, threads))
+                        times[way, "token"].append(benched(tool, model, flags))
                         continue
                     each, token = answers(ready(way), prompts, way.loop, clients)
                     times[way, f"{clients}"].append(each)
@@ -179,15 +192,28 @@ def said(server: Server) -> list[Any]:
     return found
 
 
-def alike(model: Path, threads: int) -> list[Any]:
+def alike(model: Path, flags: list[str]) -> list[Any]:
     """The row that says whether off is stock."""
     with ExitStack() as stack:
         stock, ours = (
-            said(stack.enter_context(running(backend.program("llama-server", stock=kind), model, threads, 1)))
+            said(stack.enter_context(running(backend.program("llama-server", stock=kind), model, 1, flags)))
             for kind in (True, False)
         )
     same = sum(json.dumps(a) == json.dumps(b) for a, b in zip(stock, ours, strict=True))
-    return ["answers alike: plain / stock", 1, "answers", same, len(stock), same / len(stock), *[None] * 4]
+    return ["answers alike: plain / stock", 1, "answers", same, len(stock), same / len(stock), *[None] * 7]
+
+
+def ratios(a: list[Spent], b: list[Spent]) -> list[float | None]:
+    """Of the clock's times of a over those of b, and of the CPU's, each with its interval."""
+    found: list[float | None] = []
+    for i in (0, 1):
+        times, base = [spent[i] for spent in a], [spent[i] for spent in b]
+        if any(map(math.isnan, times + base)):
+            found += [None] * 3
+        else:
+            ratio = ratio_interval(times, base)
+            found += [ratio.mean, ratio.low, ratio.high]
+    return found
 
 
 def rows(model: Path, loops: list[LoopSpec], times: Times) -> Iterator[list[Any]]:
@@ -195,16 +221,14 @@ def rows(model: Path, loops: list[LoopSpec], times: Times) -> Iterator[list[Any]
     costs: dict[LoopSpec | None, list[Any]] = {None: [None, None]}
     costs |= {loop: [loop.relative_cost(describe(model).n_layer), bench.weight_cost(model, loop)] for loop in loops}
 
-    def row(
-        name: str, n: int, own: list[float], base: list[float], loop: LoopSpec | None = None, unit: str = "ms"
-    ) -> list[Any]:
-        ratio = ratio_interval(own, base)
-        middle = [median(x) * (1e3 if unit == "ms" else 1) for x in (own, base)]
-        return [name, n, unit, *middle, ratio.mean, ratio.low, ratio.high, *costs[loop]]
+    def row(name: str, n: int, own: list[Spent], base: list[Spent], loop: LoopSpec | None = None) -> list[Any]:
+        middle = [1e3 * median(wall for wall, _ in spent) for spent in (own, base)]
+        return [name, n, "ms", *middle, *ratios(own, base), *costs[loop]]
 
     for n in CLIENTS:
-        own, base = ([1 / x for x in times[way, f"{n}"]] for way in (OURS, STOCK))
-        yield row("tokens per second: plain / stock", n, own, base, unit="t/s")
+        own, base = (times[way, f"{n}"] for way in (OURS, STOCK))
+        speeds = [median(1 / wall for wall, _ in spent) for spent in (own, base)]
+        yield ["tokens per second: plain / stock", n, "t/s", *speeds, *ratios(base, own), *costs[None]]
     for way in (Way("looped", loop) for loop in loops):
         for n in (n for n, looped in CLIENTS.items() if looped):
             yield row(f"time per token: {way} / plain", n, times[way, f"{n}"], times[OURS, f"{n}"], way.loop)
@@ -221,20 +245,25 @@ def rows(model: Path, loops: list[LoopSpec], times: Times) -> Iterator[list[Any]
 @click.argument("model", default="smollm2-135m")
 @click.option("-r", "rounds", type=click.IntRange(2), default=5, show_default=True, help="Rounds.")
 @click.option("-t", "threads", type=click.IntRange(1), default=2, show_default=True, help="Threads.")
+@click.option("-fa", "flash", type=click.Choice(["on", "off", "auto"]), default="auto", show_default=True,
+              help="Flash attention.")  # fmt: skip
 @click.option("--loop", "texts", metavar="TEXT", multiple=True,
               help="A loop to measure; default: k=3 at the suggested window, and the same with kv=frozen.")  # fmt: skip
 @click.option("-o", "form", type=click.Choice(FORMS), default="md", show_default=True, help="How to print it.")
-def main(model: str, rounds: int, threads: int, texts: tuple[str, ...], form: str) -> None:
+def main(model: str, rounds: int, threads: int, flash: str, texts: tuple[str, ...], form: str) -> None:
     """Measure llama-server with MODEL (default: smollm2-135m): stock, with no loop, and looped."""
     columns = [Column("what"), Column("clients"), Column("unit"), Column("value", ".4g"), Column("against", ".4g")]
-    columns += [Column("ratio", ".3f"), Column("low", ".3f"), Column("high", ".3f")]
+    for name in ("ratio", "cpu"):
+        low, high = ("low", "high") if name == "ratio" else ("cpu low", "cpu high")
+        columns += [Column(column, ".3f") for column in (name, low, high)]
     columns += [Column("layers", ".3f"), Column("weights", ".3f")]
     try:
         path = registry.resolve(model)
         window = "{}:{}".format(*registry.suggest_window(path)[0])
         loops = [LoopSpec.parse(text) for text in texts or [f"{window} {settings}" for settings in LOOPS]]
         backend.spin_briefly()
-        found = [*rows(path, loops, measure(path, loops, rounds, threads)), alike(path, threads)]
+        flags = ["-t", str(threads), "-fa", flash]
+        found = [*rows(path, loops, measure(path, loops, rounds, flags)), alike(path, flags)]
     except GgufloopError as e:
         raise click.ClickException(f"{e.message} {e.hint}") from None
     click.echo(Table(tuple(columns), found).render(form), nl=False)

@@ -1,6 +1,6 @@
 """A llama-server started for a script, and a client that waits for whole answers.
 
-    with running(backend.program("llama-server"), model, threads=2, slots=8) as server:
+    with running(backend.program("llama-server"), model, slots=8, flags=["-t", "2"]) as server:
         seconds, answer = server.complete([1, 2, 3], 64, loop=None)
 
 The program is started as it is, of either library, not by `ggufloop serve`: what is compared has the same flags.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -28,10 +29,17 @@ START_SECONDS, ANSWER_SECONDS = 120, 600
 
 
 class Server:
-    """A llama-server that answers at a port of this machine."""
+    """A llama-server, process `pid`, that answers at a port of this machine."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, pid: int) -> None:
+        self.port, self.pid = port, pid
+
+    def cpu_seconds(self) -> float:
+        """CPU time the process has taken so far, what waits for other processes not counted; nan where not Linux."""
+        try:
+            return time.clock_gettime((~self.pid << 3) | 2)  # what clock_getcpuclockid(3) returns
+        except (OSError, AttributeError):
+            return math.nan
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """What it answers. Raises GgufloopError for anything but 200."""
@@ -66,16 +74,19 @@ class Server:
 
 
 @contextmanager
-def running(program: Path, model: Path, threads: int, slots: int) -> Iterator[Server]:
-    """llama-server with slots of CONTEXT tokens, until the block ends. Raises GgufloopError if it does not start."""
+def running(program: Path, model: Path, slots: int, flags: Sequence[str]) -> Iterator[Server]:
+    """llama-server with slots of CONTEXT tokens and these flags, until the block ends.
+
+    Raises GgufloopError if it does not start.
+    """
     port = free_port("127.0.0.1", 0)
-    words = [program, "-m", model, "-a", "model", "--host", "127.0.0.1", "--port", port, "-t", threads, "-tb", threads,
-             "-np", slots, "-c", slots * CONTEXT, "--no-kv-unified", "-fa", "on"]  # fmt: skip
+    words = [program, "-m", model, "-a", "model", "--host", "127.0.0.1", "--port", port,
+             "-np", slots, "-c", slots * CONTEXT, "--no-kv-unified", *flags]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_ARG_", "LLAMA_LOOP"))}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(list(map(str, words)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:
-            server, until = Server(port), time.monotonic() + START_SECONDS
+            server, until = Server(port, process.pid), time.monotonic() + START_SECONDS
             while not _answers(server):
                 if process.poll() is not None or time.monotonic() > until:
                     log.seek(0)
