@@ -57,9 +57,10 @@ class Server:
             raise GgufloopError(f"llama-server answers {path} with {status}: {found['error']['message']}")
         return found
 
-    def complete(self, prompt: Sequence[int], n: int, loop: LoopSpec | None) -> tuple[float, Any]:
-        """Seconds until the whole answer of n tokens is there, and the answer."""
+    def complete(self, prompt: Sequence[int], n: int, loop: LoopSpec | None, slot: int = -1) -> tuple[float, Any]:
+        """Seconds until the whole answer of n tokens is there, and the answer. slot: the server's choice if -1."""
         body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+        body["id_slot"] = slot
         if loop is not None:
             body["loop"] = str(loop)
         start = time.perf_counter()
