@@ -57,20 +57,28 @@ struct server_echo {
         tokens.push_back(std::move(res));
     }
 
-    // the shape of OpenAI's /v1/completions; offsets count characters
+    // The shape of OpenAI's /v1/completions. Offsets count characters of `text`, which may lack what the tokenizer put before
+    // it; "": all pieces of the n_prompt tokens of the prompt.
     template <typename J>
-    J to_json(const llama_context * ctx) const {
+    J to_json(const llama_context * ctx, size_t n_prompt, const std::string & text) const {
         J res = {
             {"tokens", J::array()}, {"token_logprobs", J::array()}, {"top_logprobs", J::array()}, {"text_offset", J::array()},
         };
-        size_t offset = 0;
+        const auto width = [](const std::string & piece) {
+            return std::count_if(piece.begin(), piece.end(), [](char c) { return (c & 0xc0) != 0x80; });
+        };
+        int64_t offset = 0;
+        if (!text.empty()) {
+            offset = width(text);
+            for (size_t i = 0; i < std::min(n_prompt, tokens.size()); ++i) {
+                offset -= width(common_token_to_piece(ctx, tokens[i].id, true));
+            }
+        }
         for (size_t i = 0; i < tokens.size(); ++i) {
             const auto & tok = tokens[i];
             res["tokens"].push_back(shown(ctx, tok.id));
-            res["text_offset"].push_back(offset);
-            for (const char c : common_token_to_piece(ctx, tok.id, true)) {
-                offset += (c & 0xc0) != 0x80;
-            }
+            res["text_offset"].push_back(std::max<int64_t>(offset, 0));
+            offset += width(common_token_to_piece(ctx, tok.id, true));
             if (i == 0) {
                 res["token_logprobs"].push_back(nullptr);
                 res["top_logprobs"].push_back(nullptr);

@@ -141,9 +141,12 @@ inline server_loop server_loop_of_request(const J & body, const std::string & ba
 
     if (body.contains("model") && body.at("model").is_string()) {
         const auto model = body.at("model").template get<std::string>();
-        const auto at    = model.find('@');
-        if (at != std::string::npos) {
-            std::string text = model.substr(at + 1);
+        const auto at    = model.rfind('@');
+        std::string text = at == std::string::npos ? "" : model.substr(at + 1);
+
+        // some names have an @ of their own: name@20241022, name@home
+        const bool is_loop = text == "off" || text == "plain" || text.find(':') != std::string::npos;
+        if (is_loop) {
             const size_t x = text.find('x');
             if (x != std::string::npos && x < text.find_first_of(",/")) {
                 text.replace(x, 1, " k=");
