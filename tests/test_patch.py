@@ -83,7 +83,7 @@ def test_the_mends_of_ggml_are_few() -> None:
 
 def test_the_server_s_patch_stays_in_its_places() -> None:
     patch = (backend.patches_dir() / SERVER_PATCH).read_text()
-    assert len(changed_lines(patch)) <= 560
+    assert len(changed_lines(patch)) <= 640
     elsewhere = {name for name in files_of(patch) if not name.startswith(("common/", "tools/server/"))}
     assert elsewhere == {"src/llama-context.cpp"}, "the logits of an echo want room"
 
