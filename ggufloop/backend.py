@@ -114,7 +114,7 @@ def patch_id() -> str:
 
 def programs_id() -> str:
     """Short hash of what makes llama.cpp's programs loop."""
-    return _hash("llama-server-loop.patch", "server-loop.h")
+    return _hash("llama-server-loop.patch", "server-*.h")
 
 
 def mends_id() -> str:

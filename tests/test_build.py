@@ -17,7 +17,7 @@ import pytest
 from fake_machine import CMAKE, NINJA, FakeMachine
 
 from ggufloop import backend, toolchain
-from ggufloop.build import Plan
+from ggufloop.build import PROGRAMS, Plan
 
 WAIT_PIP = """
 open(os.environ["FAKE_EVENTS"], "a").write(f"pid {os.getpid()}\\nwaiting\\n")
@@ -74,7 +74,7 @@ def test_a_library_with_more_will_do(machine: FakeMachine) -> None:
     machine.build("--with-tools")
     (name,) = machine.libraries()
     for flags in (["--with-tools"], []):
-        assert machine.build(*flags).stderr == f"up to date: {name} with tools (cpu: asked for)\n"
+        assert machine.build(*flags).stderr == f"up to date: {name} with {', '.join(PROGRAMS)} (cpu: asked for)\n"
     machine.build("--stock")
     assert machine.events == ["cmake", "ninja"] * 2
     assert [n.startswith("cpu-stock-") for n in machine.libraries()].count(True) == 1
@@ -360,8 +360,8 @@ def test_auto(
 
 
 def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plan = Plan("cpu", stock=False, programs=(), versions=("cc 1", "c++ 1"))
-    keys = [plan.key, replace(plan, name="cuda").key, replace(plan, programs=("llama-server",)).key]
+    plan = Plan("cpu", stock=False, programs=("llama-server",), versions=("cc 1", "c++ 1"))
+    keys = [plan.key, replace(plan, name="cuda").key, replace(plan, programs=()).key]
     keys += [replace(plan, stock=True).key, replace(plan, versions=("cc 1", "c++ 2")).key]
     stock = replace(plan, stock=True)
     for name, value in (("cpu_id", lambda: "another"), ("SDIST_SHA256", "another")):
