@@ -35,9 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def library(folder: Path, age: int = 0, **changed: object) -> Backend:
     """A manifest in the cache, like the one of a library built here and now, `age` seconds ago."""
-    made = Backend(
-        folder, "cpu", False, backend.patch_id(), "k", (), backend.BINDING_VERSION, backend.cpu_id(), "cc 1"
-    )
+    made = Backend(folder, "cpu", False, backend.patch_id(), "k", (), backend.BINDING_VERSION, backend.cpu_id(), "cc 1")
     made = replace(made, **changed)
     folder.mkdir(parents=True)
     made.save()
