@@ -213,7 +213,7 @@ def test_a_damaged_memory_of_hashes_is_made_anew(tmp_path: Path, monkeypatch: py
     "change", [{"name": 3}, {"stock": "no"}, {"key": None}, {"directory": "/"}, {"x": 1}, {"cpu": DEEP}]
 )
 def test_a_damaged_manifest_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
-    library = backend.Backend(tmp_path, "cpu", False, "p", "k", False, "0.3.36", "c", "gcc")
+    library = backend.Backend(tmp_path, "cpu", False, "p", "k", (), "0.3.36", "c", "gcc")
     library.save()
     assert backend.Backend.load(tmp_path) == library
     path = tmp_path / backend.MANIFEST
