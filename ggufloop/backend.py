@@ -54,6 +54,8 @@ keeps the most on a busy one. Two threads beside two busy loops on two cores kep
 the worst of 10 runs; at libgomp's default 0.25, and 0.3 t/s in the worst. At 100 and below a quiet machine lost 40 %.
 """
 
+_VARIABLES = {False: "GGUFLOOP_LIB_DIR", True: "GGUFLOOP_STOCK_LIB_DIR"}
+
 _active: Backend | None = None
 
 
@@ -90,7 +92,8 @@ class Backend:
         (self.directory / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
-        return self.directory.name + (f" with {', '.join(self.programs)}" if self.programs else "")
+        programs = self.programs[0] if len(self.programs) == 1 else f"{len(self.programs)} programs"
+        return self.directory.name + (f" with {programs}" if self.programs else "")
 
 
 def backends_dir() -> Path:
@@ -158,8 +161,16 @@ def installed() -> list[Backend]:
 
 
 def program(name: str, stock: bool = False) -> Path:
-    """One of llama.cpp's programs, of a library that computes right here. Raises BackendError if none has it."""
+    """One of llama.cpp's programs, of a library that computes right here, or of the one the environment names.
+
+    Raises BackendError if none has it.
+    """
     file = f"{name}.exe" if sys.platform == "win32" else name
+    if os.environ.get(_VARIABLES[stock]):
+        given = locate(stock).directory / file
+        if given.is_file():
+            return given
+        raise BackendError(f"{given.parent}, which {_VARIABLES[stock]} names, has no {name}.", "build it, or unset it.")
     for found in installed():
         ids = ("", "") if stock else (patch_id(), programs_id())
         fits = found.stock == stock and (found.patch_id, found.programs_id) == ids and is_verified(found)
@@ -179,7 +190,7 @@ def requested_name() -> str | None:
 
 def locate(stock: bool = False) -> Backend:
     """The library `activate` would use. Raises BackendError, with the command to run, if there is none."""
-    variable = "GGUFLOOP_STOCK_LIB_DIR" if stock else "GGUFLOOP_LIB_DIR"
+    variable = _VARIABLES[stock]
     if os.environ.get(variable):
         return _from_directory(Path(os.environ[variable]).expanduser().absolute(), stock, variable)
 

@@ -1,4 +1,5 @@
-"""Ctrl-C while llama.cpp is at work: kept until the call returns, because what a callback from C raises is lost.
+"""Signals that end the process. Ctrl-C while llama.cpp is at work is kept until the call returns, because what a
+callback from C raises is lost.
 
     with Held() as interrupted:
         load(progress=lambda: not interrupted())     # give up early if asked to
@@ -11,9 +12,15 @@ called when the block ends, however it ends: what that raises takes the place of
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+
+def end_on_sigterm() -> None:
+    """Make SIGTERM an exception, so that child processes are taken along and what is half made is cleaned up."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 class Held:

@@ -82,7 +82,7 @@ def decode(blocks: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
             codes = (flat[:, 2:, None] >> shifts & (1 << bits) - 1).reshape(len(flat), -1)
             return (half(flat, 0) * (codes.astype(np.float32) * (3 - bits) + lowest)).reshape(-1)
         values = dequantize(flat.reshape(1, -1), GGMLQuantizationType[type])
-    except (KeyError, NotImplementedError):
+    except (KeyError, NotImplementedError):  # gguf's own: a type it has no number for, or cannot take apart
         raise GgufloopError(f"tensors of type {type} cannot be read here.", "leave this file out.") from None
     return values.reshape(-1)
 

@@ -74,6 +74,7 @@ def test_manifest_round_trip(cache: Path) -> None:
     made = library(cache / "backends" / "cpu-k", programs=("llama-server",))
     assert Backend.load(made.directory) == made
     assert str(made) == "cpu-k with llama-server"
+    assert str(replace(made, programs=("llama-cli", "llama-server"))) == "cpu-k with 2 programs"
     manifest = made.directory / backend.MANIFEST
     older = {k: v for k, v in json.loads(manifest.read_text()).items() if k not in ("verified", "gave_up")}
     manifest.write_text(json.dumps(older))
@@ -96,6 +97,28 @@ def test_the_newest_fitting_library_is_chosen(cache: Path, monkeypatch: pytest.M
     assert [backend.locate(), backend.locate(stock=True)] == [cuda, stock]
     monkeypatch.setenv("GGUFLOOP_BACKEND", "cpu")
     assert backend.locate() == old
+
+
+def test_a_program_is_of_the_library_in_use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, verified = cache / "backends", backend.cpu_id()
+    now = {"verified": verified, "programs": ("llama-cli",), "programs_id": backend.programs_id()}
+    stale = library(folder / "cpu-stale", **now | {"programs_id": "of an older patch"})
+    fresh = library(folder / "cpu-fresh", age=5, **now)
+    unknown = library(folder / "cpu-unknown", age=1, **now | {"verified": ""})
+    for made in (stale, fresh, unknown):
+        (made.directory / "llama-cli").write_text("")
+    assert backend.program("llama-cli") == fresh.directory / "llama-cli"
+    with pytest.raises(BackendError, match="llama-server is not built yet") as e:
+        backend.program("llama-server")
+    assert e.value.hint == "run: ggufloop build --server"
+    own = cache / "own"
+    own.mkdir()
+    (own / "libllama.so").write_bytes(backend.LOOP_SYMBOL)
+    monkeypatch.setenv("GGUFLOOP_LIB_DIR", str(own))
+    with pytest.raises(BackendError, match="own, which GGUFLOOP_LIB_DIR names, has no llama-cli"):
+        backend.program("llama-cli")
+    (own / "llama-cli").write_text("")
+    assert backend.program("llama-cli") == own / "llama-cli"
 
 
 def test_a_verified_library_comes_first_then_one_of_this_cpu(cache: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_library_with_more_will_do(machine: FakeMachine) -> None:
     machine.build("--with-tools")
     (name,) = machine.libraries()
     for flags in (["--with-tools"], []):
-        assert machine.build(*flags).stderr == f"up to date: {name} with {', '.join(PROGRAMS)} (cpu: asked for)\n"
+        assert machine.build(*flags).stderr == f"up to date: {name} with {len(PROGRAMS)} programs (cpu: asked for)\n"
     machine.build("--stock")
     assert machine.events == ["cmake", "ninja"] * 2
     assert [n.startswith("cpu-stock-") for n in machine.libraries()].count(True) == 1

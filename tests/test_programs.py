@@ -82,15 +82,6 @@ def test_every_program_refuses_a_loop_it_cannot_run(name: str, tiny_model: TinyM
 NEED_TEXT = ("llama-perplexity", "llama-imatrix")
 
 
-def test_llama_bench_computes_the_window_again(tiny_model: TinyModel) -> None:
-    words = ["-m", tiny_model("llama"), "-p", 32, "-n", 0, "-r", 3, "-t", 1, "-o", "json"]
-    plain, looped = (
-        json.loads(executed(loop, "llama-bench", *words).stdout)[0]["avg_ns"]
-        for loop in ("", "--window 1:6 --K 20 --kv frozen")
-    )
-    assert looped > 3 * plain, "20 passes of 5 of 7 layers are 15 times the layers"
-
-
 @pytest.mark.model
 @pytest.mark.parametrize("loop", ["", "--window 12:16 --K 3", "--window 12:16 --K 3 --kv frozen --decode bypass"])
 def test_llama_cli_says_what_run_says(loop: str, smollm2: Path) -> None:

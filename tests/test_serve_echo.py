@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import ENGINE, SMALL, Server
+from rewrite import rewritten
+from serving import ENGINE, SMALL, Server, served
 
 from ggufloop.engine import LoopedLlama
 
@@ -39,9 +40,9 @@ def echoed(server: Server, prompt: Any, **fields: Any) -> Any:
     return reply.json
 
 
-def logprobs(model: Path, tokens: list[int], loop: str | None) -> np.ndarray:
+def logprobs(model: Path, tokens: list[int], loop: str | None, **cuts: int) -> np.ndarray:
     """float64 (n, n_vocab): what the model thinks of each place, in one step."""
-    llm = LoopedLlama(model, loop=loop, verbose=False, **ENGINE)
+    llm = LoopedLlama(model, loop=loop, verbose=False, **ENGINE | cuts)
     try:
         rows = llm.logits(tokens).astype(np.float64)
     finally:
@@ -64,6 +65,37 @@ def test_every_token_of_the_prompt_has_its_logprob(loop: str | None, n: int, ser
     assert given[-1] == pytest.approx(wanted[-1].max(), abs=1e-9)
     for place, row in zip(top[1:], wanted, strict=True):
         np.testing.assert_allclose(sorted(place.values(), reverse=True)[:3], np.sort(row)[::-1][:3], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("loop", ["2:5 k=3", "2:5 k=2 solver=naive kv=last"])
+def test_a_prompt_is_cut_where_it_always_is(loop: str, model: Path) -> None:
+    """64, 36, 64, 36, ...: under these loops another cut has other results."""
+    tokens = [5 + i * i % 250 for i in range(250)]
+    cuts = {"n_batch": 100, "n_ubatch": 64}
+    with served(model, "-t", "1", "-c", "512", "-fa", "on", "-b", "100", "-ub", "64", "-np", "1") as server:
+        found = echoed(server, tokens, loop=loop)["choices"][0]["logprobs"]["token_logprobs"]
+    np.testing.assert_allclose(found[1:-1], logprobs(model, tokens, loop, **cuts)[range(249), tokens[1:]], atol=1e-9)
+    other = logprobs(model, tokens, loop)[range(249), tokens[1:]]
+    assert np.abs(np.array(found[1:-1]) - other).max() > 1e-3
+
+
+def test_offsets_are_those_of_the_text(model: Path, tmp_path: Path) -> None:
+    """A BOS that the tokenizer puts before it is a token, and no part of it."""
+    with_bos = rewritten(model, tmp_path / "bos.gguf", {"tokenizer.ggml.add_bos_token": True})
+    with served(with_bos, *SMALL, "-np", "1") as server:
+        choice = echoed(server, "hello \U0001f642 you", max_tokens=0)["choices"][0]
+    tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+    assert choice["text"] == "hello \U0001f642 you"
+    assert offsets[:3] == [0, 0, 1], "BOS, h, e"
+    for token, offset in zip(tokens[1:], offsets[1:], strict=True):
+        if not token.startswith("bytes:"):
+            assert choice["text"][offset:].startswith(token)
+
+
+def test_sampling_on_the_device_has_no_logits_to_echo(server: Server) -> None:
+    """It is left for the CPU then: it used to end everybody's answer."""
+    found = echoed(server, [5, 6, 7, 8], n_probs=2, post_sampling_probs=True, backend_sampling=True)["choices"][0]
+    assert found["logprobs"] == echoed(server, [5, 6, 7, 8], n_probs=2)["choices"][0]["logprobs"]
 
 
 def test_what_it_answers_with(server: Server) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 import click
 
 from ggufloop.backend import NAMES
 from ggufloop.build import PROGRAMS, Request, build
+from ggufloop.interrupts import end_on_sigterm
 from ggufloop.steps import Step
 
 
@@ -42,10 +41,6 @@ class Progress:
         self._counting = False
 
 
-def _stopped(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
-
-
 @click.command("build")
 @click.option(
     "--backend", "name", default="auto", show_default=True, metavar="NAME", envvar="GGUFLOOP_BACKEND",
@@ -62,7 +57,7 @@ def command(name: str, stock: bool, tools: bool, server: bool, force: bool, repl
     Prints the library's folder. Built once and kept in the cache; asking again takes no time and makes this library
     the one that is used.
     """
-    signal.signal(signal.SIGTERM, _stopped)  # an exception, so that the build stops its compilers and cleans up
+    end_on_sigterm()
     progress = Progress()
     try:
         built = build(Request(name, stock, tools, server, force, replace_binding), progress)

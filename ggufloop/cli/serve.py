@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+import os
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -33,6 +31,7 @@ from ggufloop.cli.options import (
     model_options,
 )
 from ggufloop.errors import BackendError, UsageError
+from ggufloop.interrupts import end_on_sigterm
 from ggufloop.loop import LoopSpec
 from ggufloop.registry import suggest_window
 from ggufloop.sampling import Sampling
@@ -66,6 +65,8 @@ def program() -> Path:
     try:
         return backend.program("llama-server")
     except BackendError:
+        if os.environ.get("GGUFLOOP_LIB_DIR"):  # whose library it is, builds it
+            raise
         from ggufloop.build import Request, build
 
         terminal.note("building llama-server, once; that takes some minutes.")
@@ -125,10 +126,6 @@ def check_webui(folder: Path | None) -> None:
             f"{folder} holds no index.html, so it is not llama.cpp's page as it is when built.",
             "build tools/ui of a llama.cpp (npm install, npm run build), and name the folder that makes.",
         )
-
-
-def _stopped(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
 
 
 @click.command(name="serve", context_settings={"allow_interspersed_args": True})
@@ -201,7 +198,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
             err=True,
         )
 
-    signal.signal(signal.SIGTERM, _stopped)  # an exception, so that llama-server is taken along
+    end_on_sigterm()
     terminal.note(f"loading {path.name} ...")
     with Site(results) as site:
         words = [str(server), *server_words(path, flags, loop), "--host", host, "--port", str(port)]
