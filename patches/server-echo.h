@@ -2,7 +2,7 @@
 
 // `echo` of /v1/completions: the prompt before its continuation, and with `logprobs` the log-probability of every token of
 // both, under the request's loop; what lm-eval's local-completions asks for. Included by tools/server where
-// llama-server-loop.patch is applied; json is server-common.h's.
+// llama-server-loop.patch is applied; json and is_valid_utf8 are server-common.h's.
 
 #include "common.h"
 
@@ -102,7 +102,7 @@ private:
     // a token's text, or its bytes where they are no text
     static std::string shown(const llama_context * ctx, llama_token id) {
         const std::string piece = common_token_to_piece(ctx, id, true);
-        if (is_text(piece)) {
+        if (is_valid_utf8(piece)) {
             return piece;
         }
         std::string res = "bytes:";
@@ -112,22 +112,5 @@ private:
             res += text;
         }
         return res;
-    }
-
-    static bool is_text(const std::string & text) {
-        for (size_t i = 0; i < text.size(); ) {
-            const unsigned char c = text[i];
-            const size_t n = c < 0x80 ? 1 : (c >= 0xc2 && c < 0xe0) ? 2 : (c >> 4) == 0xe ? 3 : (c >= 0xf0 && c < 0xf5) ? 4 : 0;
-            if (n == 0 || i + n > text.size()) {
-                return false;
-            }
-            for (size_t j = 1; j < n; ++j) {
-                if ((text[i + j] & 0xc0) != 0x80) {
-                    return false;
-                }
-            }
-            i += n;
-        }
-        return true;
     }
 };
