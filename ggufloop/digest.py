@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ggufloop import reading
-from ggufloop.cache import atomic_path, cache_dir, lock
 from ggufloop.errors import GgufloopError
+from ggufloop.files import atomic_path, cache_dir, lock
 
 CHUNK = 1 << 20
 

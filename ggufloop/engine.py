@@ -1,4 +1,4 @@
-"""`LoopedLlama`: llama_cpp.Llama with a window of its layers looped. It and quantiser.py import llama_cpp.
+"""`LoopedLlama`: llama_cpp.Llama with a window of its layers looped. It imports llama_cpp, few others do.
 
     llm = LoopedLlama("m.gguf", n_ctx=4096, loop=LoopSpec((14, 20), k=3))    # every llama_cpp.Llama keyword works
     llm.create_chat_completion(messages=[...])                               # streaming, grammar, tools: inherited
@@ -24,24 +24,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop import backend, capi, memory
-from ggufloop.architectures import check_loop
+from ggufloop.backend import capi, library, memory
+from ggufloop.backend.devices import Placed, Placement
+from ggufloop.backend.llama_log import Log
+from ggufloop.backend.prompt_cache import LoopCache
+from ggufloop.backend.settings import check_settings
+from ggufloop.backend.tracing import Traced
 from ggufloop.closed import Closed
-from ggufloop.devices import Placed, Placement
 from ggufloop.errors import BackendError, GgufloopError, UsageError
+from ggufloop.generate.sampling import drawn
 from ggufloop.interrupts import Held
-from ggufloop.llama_log import Log
 from ggufloop.loop import LoopSpec
-from ggufloop.modelfile import check_model_file, read_header
-from ggufloop.prompt_cache import LoopCache
+from ggufloop.measure.score import entropy
+from ggufloop.models.architectures import check_loop
+from ggufloop.models.gguf import check_model_file, read_header
+from ggufloop.models.template import lazily_compiled
 from ggufloop.records import Timings
-from ggufloop.sampling import drawn
-from ggufloop.score import entropy
-from ggufloop.settings import check_settings
-from ggufloop.template import lazily_compiled
-from ggufloop.tracing import Traced
 
-ACTIVE = backend.activate()
+ACTIVE = library.activate()
 
 import llama_cpp as llama_cpp  # noqa: E402  # the library it loads is chosen by activate(); re-exported
 from llama_cpp import llama_chat_format  # noqa: E402  # as above

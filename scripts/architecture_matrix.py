@@ -18,10 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import archs  # noqa: E402  # found once the path above is set
-import matrix  # noqa: E402
+from oracles import matrix  # noqa: E402
+from support import archs  # noqa: E402  # found once the path above is set
 
-from ggufloop.architectures import KNOWN, LOOPS, WINDOW_RULES, refusal  # noqa: E402
+from ggufloop.models.architectures import KNOWN, LOOPS, WINDOW_RULES, refusal  # noqa: E402
 
 PAGE = ROOT / "docs" / "architectures.md"
 
@@ -91,7 +91,9 @@ def _print(result: matrix.Result) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("rows", nargs="*", help="names of rows in tests/archs.py; default: all that should loop")
+    parser.add_argument(
+        "rows", nargs="*", help="names of rows in tests/support/archs.py; default: all that should loop"
+    )
     parser.add_argument("--refused", action="store_true", help="run the rows of refused architectures as well")
     parser.add_argument("--keep", type=Path, help="folder to keep the models in")
     args = parser.parse_args()

@@ -26,11 +26,12 @@ from typing import Any
 
 import click
 
-from ggufloop import bench, registry
-from ggufloop.backend import SPIN_COUNT
-from ggufloop.bench import Child, Workload
+from ggufloop.backend.library import SPIN_COUNT
 from ggufloop.errors import GgufloopError
-from ggufloop.stats import ratio_interval
+from ggufloop.measure import bench
+from ggufloop.measure.bench import Child, Workload
+from ggufloop.measure.stats import ratio_interval
+from ggufloop.models import registry
 from ggufloop.table import FORMS, Column, Table
 
 WORKS = (Workload(0, 32, 32), Workload(128))

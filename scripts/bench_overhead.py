@@ -18,11 +18,12 @@ from typing import Any
 import click
 import instructions
 
-from ggufloop import bench, registry
-from ggufloop.bench import Child, Measured, Result, Variant, Workload
 from ggufloop.errors import GgufloopError
-from ggufloop.inspect import describe, plain_kv_bytes
 from ggufloop.loop import LoopSpec
+from ggufloop.measure import bench
+from ggufloop.measure.bench import Child, Measured, Result, Variant, Workload
+from ggufloop.models import registry
+from ggufloop.models.info import describe, plain_kv_bytes
 from ggufloop.table import FORMS, Column, Table
 
 PREFILL, DECODE, BOTH = Workload(512), Workload(0, 64, 512), Workload(512, 64)

@@ -2,7 +2,7 @@
 
     python3 scripts/bootstrap.py python scripts/bench_prefill.py [MODEL ...] [-r 7] [-t 2] [-o md|csv|json|jsonl]
     pip install --target DIR --no-deps transformers tokenizers safetensors     # once, for the first two rows;
-    PYTHONPATH=DIR python scripts/bench_prefill.py ...                         # torch is in the extra `reference`
+    PYTHONPATH=DIR python scripts/bench_prefill.py ...                         # torch is in the extra `test`
 
 A prompt of 512 tokens on an empty cache, logits of the last token only. transformers reads random weights of
 SmolLM2-135M's shape, in bf16 and fp32. The first MODEL is read under every setting, each but the first row with one
@@ -34,9 +34,10 @@ from typing import Any
 import click
 import numpy as np
 
-from ggufloop import bench, registry
 from ggufloop.errors import GgufloopError
-from ggufloop.stats import ratio_interval
+from ggufloop.measure import bench
+from ggufloop.measure.stats import ratio_interval
+from ggufloop.models import registry
 from ggufloop.table import FORMS, Column, Table
 
 TOKENS = 512

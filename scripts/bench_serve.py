@@ -42,11 +42,13 @@ from typing import Any, NamedTuple
 import click
 from llama_server import Server, running
 
-from ggufloop import backend, bench, registry
+from ggufloop.backend import library
 from ggufloop.errors import GgufloopError
-from ggufloop.inspect import describe
 from ggufloop.loop import LoopSpec
-from ggufloop.stats import ratio_interval
+from ggufloop.measure import bench
+from ggufloop.measure.stats import ratio_interval
+from ggufloop.models import registry
+from ggufloop.models.info import describe
 from ggufloop.table import FORMS, Column, Table
 
 SLOTS = 8
@@ -149,10 +151,10 @@ def measure(model: Path, loops: list[LoopSpec], rounds: int, flags: list[str]) -
     """Ask both servers, and llama-bench, rounds times."""
     times: Times = defaultdict(list)
     ways = [STOCK, OURS, *(Way("looped", loop) for loop in loops)]
-    tool = backend.program("llama-bench")
+    tool = library.program("llama-bench")
     with ExitStack() as stack:
         stock, ours = (
-            stack.enter_context(running(backend.program("llama-server", stock=kind), model, SLOTS, flags))
+            stack.enter_context(running(library.program("llama-server", stock=kind), model, SLOTS, flags))
             for kind in (True, False)
         )
         prompts = Prompts(stock.vocabulary())
@@ -200,7 +202,7 @@ def alike(model: Path, flags: list[str]) -> list[Any]:
     """The row that says whether off is stock."""
     with ExitStack() as stack:
         stock, ours = (
-            said(stack.enter_context(running(backend.program("llama-server", stock=kind), model, 1, flags)))
+            said(stack.enter_context(running(library.program("llama-server", stock=kind), model, 1, flags)))
             for kind in (True, False)
         )
     same = sum(json.dumps(a) == json.dumps(b) for a, b in zip(stock, ours, strict=True))
@@ -265,7 +267,7 @@ def main(model: str, rounds: int, threads: int, flash: str, texts: tuple[str, ..
         path = registry.resolve(model)
         window = "{}:{}".format(*registry.suggest_window(path)[0])
         loops = [LoopSpec.parse(text) for text in texts or [f"{window} {settings}" for settings in LOOPS]]
-        backend.spin_briefly()
+        library.spin_briefly()
         flags = ["-t", str(threads), "-fa", flash]
         found = [*rows(path, loops, measure(path, loops, rounds, flags)), alike(path, flags)]
     except GgufloopError as e:

@@ -32,7 +32,7 @@ FAILED = 3  # as ggufloop's own exit code for a broken installation; pytest uses
 # options add to them.
 EXTRAS = {
     "ggufloop": {"chat"},
-    "pytest": {"chat", "dev", "eval", "lab", "reference"},
+    "pytest": {"chat", "dev", "eval", "lab", "test"},
     "ruff": {"dev"},
     "mypy": {"dev"},
 }
@@ -161,7 +161,7 @@ def library_key(flags):
     digest = hashlib.sha256(json.dumps(flags).encode())
     for name in ("GGUFLOOP_CACHE", "GGUFLOOP_BACKEND", "XDG_CACHE_HOME", "HOME"):
         digest.update(f"{name}={os.environ.get(name)}\n".encode())
-    sources = [ROOT / "ggufloop" / "backend.py", ROOT / "ggufloop" / "build.py"]
+    sources = [ROOT / "ggufloop" / "backend" / name for name in ("library.py", "build.py")]
     for path in sorted((ROOT / "patches").glob("*")) + sources:
         if path.suffix != ".md":
             digest.update(path.read_bytes())

@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from gpu_library import library  # noqa: E402
 
-from ggufloop import fetch, toolchain  # noqa: E402
-from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
+from ggufloop.backend import download, toolchain  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
+from ggufloop.files import atomic_path, cache_dir  # noqa: E402
 
 DRIVER = "libcuda.so.1"
 STUB_ERROR = 34  # CUDA_ERROR_STUB_LIBRARY
@@ -62,7 +62,16 @@ def cublas(folder: Path, version: str) -> None:
     """Put cuBLAS of the toolkit's release into `folder`, from its wheel."""
     package = f"nvidia-cublas=={version}.*" if int(version.split(".")[0]) >= 13 else "nvidia-cublas-cu12"
     print(f"getting {package}, which the toolkit here lacks (400 MB)", file=sys.stderr, flush=True)
-    words = [*fetch.PIP, "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(folder / "wheel")]
+    words = [
+        *download.PIP,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--target",
+        str(folder / "wheel"),
+    ]
     if subprocess.run([*words, package]).returncode:
         raise BackendError(f"pip could not install {package}.", "see above, or install the whole CUDA toolkit.")
     home = next((folder / "wheel").glob("nvidia/*/include/cublas_v2.h")).parent.parent

@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from gpu_library import library  # noqa: E402
 
-from ggufloop.cache import atomic_path, cache_dir  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
+from ggufloop.files import atomic_path, cache_dir  # noqa: E402
 
 NEWER = "trixie"  # the Debian whose headers are new enough
 HEADERS = ("libvulkan-dev", "spirv-headers")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Split tiny models of every architecture over two RPC servers and compare with the CPU: plain and four loops.
 
-    python scripts/devices_matrix.py                       # all rows of tests/archs.py, some 15 minutes
+    python scripts/devices_matrix.py                       # all rows of tests/support/archs.py, some 15 minutes
     python scripts/devices_matrix.py llama "gemma4 moe"    # these rows
 
 One line per row and split: the largest difference of any logit, per loop; docs/devices.md quotes them. Each row runs in
@@ -22,17 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import archs  # noqa: E402
-import rpc_worker  # noqa: E402
+from support import archs, rpc_worker  # noqa: E402
 
 LOOPS = ("", "k=3", "k=3 kv=each", "k=3 kv=frozen", "k=3 mode=layer kv=last")
 
 
 def compare(name: str, folder: Path, servers: str) -> None:
     """Print the row's lines; in a process of its own."""
-    import matrix
     import numpy as np
-    import zoo
+    from oracles import matrix
+    from support import zoo
 
     from ggufloop.engine import LoopedLlama
     from ggufloop.errors import GgufloopError

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggufloop import generate
 from ggufloop.cli import terminal
 from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options, window_suggestion
-from ggufloop.diffusion import Head, Schedule, Step, denoise
 from ggufloop.errors import GgufloopError
-from ggufloop.template import ChatTemplate
+from ggufloop.generate import complete
+from ggufloop.generate.diffusion import Head, Schedule, Step, denoise
+from ggufloop.models.template import ChatTemplate
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -29,7 +29,7 @@ def prompt_tokens(llm: LoopedLlama, text: str, raw: bool) -> list[int]:
     template = None if raw else ChatTemplate.of(llm)
     if template is not None:
         text = template.render([{"role": "user", "content": text}])
-    return generate.prompt_tokens(llm, text)
+    return complete.prompt_tokens(llm, text)
 
 
 def shown(llm: LoopedLlama, tokens: Sequence[int], mask: int) -> str:

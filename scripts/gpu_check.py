@@ -5,9 +5,9 @@
     python scripts/gpu_check.py --lib DIR --device CUDA0        # a library that was built elsewhere
     python scripts/gpu_check.py --size tiny --only repeated     # a small model for the speeds; some checks
 
-It makes all its models: tiny random ones in the families of tests/tiny.py, and one in the shape of an 8B model (4.5 GB,
-in --folder). Each check runs in a process of its own, so that one that crashes or hangs is a row. What does not fit
-into --budget is listed. Status 1 if a row failed, 3 if nothing could be checked.
+It makes all its models: tiny random ones in the families of tests/support/tiny.py, and one in the shape of an 8B model
+(4.5 GB, in --folder). Each check runs in a process of its own, so that one that crashes or hangs is a row. What
+does not fit into --budget is listed. Status 1 if a row failed, 3 if nothing could be checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 from gpu_checks.device import Row  # noqa: E402
 
-from ggufloop import backend, probe  # noqa: E402
+from ggufloop.backend import library as backend  # noqa: E402
+from ggufloop.backend import probe  # noqa: E402
 from ggufloop.errors import GgufloopError  # noqa: E402
 
 UNFUSED = {"GGML_CUDA_DISABLE_FUSION": "1", "GGML_VK_DISABLE_FUSION": "1", "GGML_METAL_FUSION_DISABLE": "1"}

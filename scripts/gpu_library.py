@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ggufloop import backend
+from ggufloop.backend import library as backend
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufloop.cache import cache_dir
 from ggufloop.errors import GgufloopError
+from ggufloop.files import cache_dir
 
 PROMPT, GENERATED = 8, 2  # callgrind takes a second for each token of a small model
 _DUMPS = 3  # for one loop: a warm-up, the prompt, the generated tokens
@@ -132,9 +132,9 @@ def _run(words: list[str], env: dict[str, str]) -> str:
 
 def _child(path: str, loops: str, kind: str, chosen: str) -> None:
     """The process that is counted: for every loop a warm-up, a prompt and generated tokens."""
-    from ggufloop import backend
+    from ggufloop.backend import library
 
-    backend.activate(stock=kind == "stock")
+    library.activate(stock=kind == "stock")
     from ggufloop.engine import LoopedLlama
 
     llm = LoopedLlama(path, n_ctx=256, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1, verbose=False)

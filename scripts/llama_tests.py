@@ -27,13 +27,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import tiny  # noqa: E402
+from support import tiny  # noqa: E402
 
-from ggufloop import backend, build, fetch, toolchain  # noqa: E402
-from ggufloop.backend import Backend  # noqa: E402
-from ggufloop.cache import atomic_path, cache_dir, lock  # noqa: E402
+from ggufloop.backend import build, download, toolchain  # noqa: E402
+from ggufloop.backend import library as backend  # noqa: E402
+from ggufloop.backend.library import Backend  # noqa: E402
+from ggufloop.backend.log import Log, Step  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
-from ggufloop.steps import Log, Step  # noqa: E402
+from ggufloop.files import atomic_path, cache_dir, lock  # noqa: E402
 
 # What a loop adds to a graph, in the types it adds it in, not in the largest shapes; all of them take minutes.
 _OPS = "ADD,SUB,MUL,DIV,SCALE,SQR,SQRT,STEP,SUM,SUM_ROWS,CPY,CONT"
@@ -119,9 +120,9 @@ def compile_tests(library: Backend, work: Path, log: Log) -> Path:
     report = _report
     source, tree, programs = work / "llama.cpp", work / "build", work / "bin"
     shutil.rmtree(source, ignore_errors=True)  # a tree is patched once, and this may be another patch
-    build.unpack(fetch.sdist(log, report), source, ("tests",))
-    ninja = shutil.which("ninja") or fetch.build_tool("ninja", log, report)
-    cmake = toolchain.cmake() or fetch.build_tool("cmake", log, report)
+    build.unpack(download.sdist(log, report), source, ("tests",))
+    ninja = shutil.which("ninja") or download.build_tool("ninja", log, report)
+    cmake = toolchain.cmake() or download.build_tool("cmake", log, report)
     flags = [f"-D{name}={value}" for name, value in _FLAGS.items()]
     hook = backend.patches_dir() / "hook.cmake"
     flags += [f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={hook}", f"-DGGUFLOOP_PATCH_ID={library.patch_id or 'stock'}"]

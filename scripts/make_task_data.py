@@ -15,7 +15,7 @@ import click
 from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError
 from ggufloop.table import Column, Table
-from ggufloop.taskdata import MAKERS, questions, questions_path
+from ggufloop.tasks.questions import MAKERS, questions, questions_path
 
 
 @click.command()

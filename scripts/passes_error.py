@@ -17,14 +17,14 @@ from tempfile import TemporaryDirectory
 import click
 import numpy as np
 
-from ggufloop import registry
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.models import registry
 from ggufloop.table import Column, Table
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-from dequantise import dequantise
+from support.dequantise import dequantise
 
 
 def log_probs(llm: LoopedLlama, tokens: list[int], loop: LoopSpec | None) -> np.ndarray:

@@ -12,9 +12,11 @@ import argparse
 import math
 from pathlib import Path
 
-from ggufloop import gains, plots, report, study, study_plots
-from ggufloop.stats import Estimate
-from ggufloop.study import PLAIN, Study
+from ggufloop.figures import study as study_plots
+from ggufloop.figures import style
+from ggufloop.measure.stats import Estimate
+from ggufloop.study import analysis, file, report
+from ggufloop.study.file import PLAIN, Study
 
 
 def interval(e: Estimate | None, form: str) -> str:
@@ -35,8 +37,8 @@ def ladder(s: Study, types: list[str]) -> str:
             t, f"{f.nbytes / 2**20:.0f}", f"{f.bits_per_weight:.2f}",
             *("" if math.isinf(snr) else f"{snr:.1f}" for snr in (f.window_snr, f.snr)),
             "{:.3f} +/- {:.2f}".format(*cell.ppl),
-            "" if is_reference else interval(gains.lost(s, t), "+.4f"),
-            "" if is_reference else interval(gains.kld(s, t), ".4f"),
+            "" if is_reference else interval(analysis.lost(s, t), "+.4f"),
+            "" if is_reference else interval(analysis.kld(s, t), ".4f"),
             "" if is_reference else f"{100 * cell.mean('same_top'):.1f}",
         ])  # fmt: skip
     head = [
@@ -56,12 +58,12 @@ def ladder(s: Study, types: list[str]) -> str:
 def loops_of(s: Study) -> list[tuple[str, str]]:
     """Loops with what to call them in a table."""
     named = [(loop, f"{kind} K={k}") for kind, found in study_plots.families(s).items() for k, loop in found]
-    return [(loop, name) for loop, name in named if loop in {row.loop for row in gains.rows(s)}]
+    return [(loop, name) for loop, name in named if loop in {row.loop for row in analysis.rows(s)}]
 
 
 def amplification(s: Study, types: list[str]) -> str:
     loops = loops_of(s)
-    rows = [[t, *(interval(gains.amplification(s, t, loop), ".2f") for loop, _ in loops)] for t in types[1:]]
+    rows = [[t, *(interval(analysis.amplification(s, t, loop), ".2f") for loop, _ in loops)] for t in types[1:]]
     return table(["A_K", *(name for _, name in loops)], rows)
 
 
@@ -69,11 +71,11 @@ def changes(s: Study, types: list[str]) -> str:
     """In bold what Holm's correction leaves."""
     loops, rows = loops_of(s), []
     for t in types:
-        said = gains.verdicts(s, t)
+        said = analysis.verdicts(s, t)
         cells = []
         for loop, _ in loops:
             text = interval(said[loop].change, "+.4f")
-            cells.append(f"**{text}**" if said[loop].word != gains.SAME else text)
+            cells.append(f"**{text}**" if said[loop].word != analysis.SAME else text)
         rows.append([t, *cells])
     return table(["NLL change", *(name for _, name in loops)], rows)
 
@@ -82,7 +84,7 @@ def interactions(s: Study, types: list[str]) -> str:
     """Uncorrected; in bold where the interval leaves out 0."""
     rows = []
     for t in types[1:]:
-        found = [gains.interaction(s, t, loop) for loop, _ in loops_of(s)]
+        found = [analysis.interaction(s, t, loop) for loop, _ in loops_of(s)]
         rows.append([t, *(f"**{interval(e, '+.3f')}**" if e.low * e.high > 0 else interval(e, "+.3f") for e in found)])
     return table([f"more than {types[0]}", *(name for _, name in loops_of(s))], rows)
 
@@ -104,7 +106,7 @@ def draw(s: Study, folder: Path) -> None:
     model = s.header.model.removesuffix(".gguf").lower()
     for name, figure in study_plots.figures(s).items():
         if name != study_plots.SIZE:
-            with plots.style():
+            with style.style():
                 figure.savefig(folder / f"{name}-{model}.png", dpi=85)
 
 
@@ -114,8 +116,8 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR")
     arguments = parser.parse_args()
     for path in arguments.studies:
-        s = study.read(path)
-        measured = {row.file.type for row in gains.rows(s) if row.loop == PLAIN}
+        s = file.read(path)
+        measured = {row.file.type for row in analysis.rows(s) if row.loop == PLAIN}
         types = [t for t in s.types if t in measured and s.same_weights(t) is None]
         print(f"## {s.header.model}\n")
         print("\n".join(f"* {line}" for line in report.summary(s) if line != report.DIRECTION), "\n", sep="")

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import tiny
-from serving import SMALL, Server, alone, served
+from support import tiny
+from support.serving import SMALL, Server, alone, served
 
 LOOPS = (
     None, "2:5 k=3", "2:5 k=3 kv=frozen", "2:5 k=2 kv=last", "2:5 k=6 decode=bypass", "2:5 k=3 decode=first:3",

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import tiny
-from dequantise import dequantise
+from support import tiny
+from support.dequantise import dequantise
 
 if TYPE_CHECKING:
-    from serving import Server
+    from support.serving import Server
 
 
 def _resolve(name: str) -> Path:
-    from ggufloop import registry  # not at the top: tests of other parts must not need it
+    from ggufloop.models import registry  # not at the top: tests of other parts must not need it
 
     return registry.resolve(name)
 
@@ -72,7 +72,7 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[..., Server]]:
     """serve(model, *flags) is `ggufloop serve` with them; the same one for all tests that ask for the same."""
-    from serving import served
+    from support.serving import served
 
     running: dict[tuple[object, ...], Server] = {}
 

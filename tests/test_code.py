@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ggufloop"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -39,7 +39,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 def test_only_the_engine_and_two_processes_of_their_own_import_llama_cpp() -> None:
     importers = [name_of(path) for path in MODULES if "llama_cpp" in imported(ast.parse(path.read_text()))]
-    assert importers == ["ggufloop/engine.py", "ggufloop/quantiser.py", "ggufloop/verifier.py"]
+    assert importers == ["ggufloop/backend/verifier.py", "ggufloop/engine.py", "ggufloop/quant/child.py"]
 
 
 def test_these_processes_are_never_imported() -> None:
@@ -67,7 +67,7 @@ def test_nothing_below_the_command_line_prints_or_knows_click() -> None:
 def test_activation_needs_nothing_heavy() -> None:
     """`backend.activate` runs before everything else: what it imports, everybody pays for."""
     heavy = {"numpy", "gguf", "llama_cpp", "click", "huggingface_hub"}
-    code = f"import sys, ggufloop.backend; print({heavy} & set(sys.modules))"
+    code = f"import sys, ggufloop.backend.library; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -75,8 +75,8 @@ def test_activation_needs_nothing_heavy() -> None:
 def test_files_are_short_ascii_and_say_what_they_are() -> None:
     for path in [
         *MODULES,
-        *(ROOT / "scripts").glob("*.py"),
-        *(ROOT / "tests").glob("*.py"),
+        *(ROOT / "scripts").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
         *(ROOT / "patches").glob("*.[ch]*"),
     ]:
         text = path.read_text(encoding="utf-8")

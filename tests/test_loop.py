@@ -1,6 +1,6 @@
 """LoopSpec and its tableaux: they say what the update rules of the reference do, and bad values say what is wrong.
 
-The oracle for every tableau is `ggufloop.reference.solvers`, the same rules as explicit loops on states.
+The oracle for every tableau is `reference.solvers`, the same rules as explicit loops on states.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference.solvers import elementary_weights, evaluations, solve
 
 from ggufloop.errors import UsageError
 from ggufloop.loop import (
@@ -24,7 +25,6 @@ from ggufloop.loop import (
     parse_decode,
     parse_window,
 )
-from ggufloop.reference.solvers import elementary_weights, evaluations, solve
 
 settings.register_profile("busy", deadline=None)  # a loaded machine is not a failure
 settings.load_profile("busy")

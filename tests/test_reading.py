@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from ggufloop import backend, digest, reading, taskdata
+from ggufloop import digest, reading
+from ggufloop.backend import library as backend
 from ggufloop.errors import GgufloopError
-from ggufloop.journal import Journal
+from ggufloop.measure.journal import Journal
+from ggufloop.tasks import questions
 
 DEEP = '{"a":' * 5000 + "1" + "}" * 5000
 
@@ -226,7 +228,7 @@ def test_a_damaged_manifest_is_none(tmp_path: Path, change: dict[str, Any]) -> N
                                      '{"prompt": "a", "choices": ["a"], "answer": 1}\n'])  # fmt: skip
 def test_damaged_questions_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path))
-    good = taskdata.questions("brackets")
-    assert taskdata.questions("brackets") == good
-    taskdata.questions_path("brackets").write_bytes(content.encode("latin-1"))
-    assert taskdata.questions("brackets") == good
+    good = questions.questions("brackets")
+    assert questions.questions("brackets") == good
+    questions.questions_path("brackets").write_bytes(content.encode("latin-1"))
+    assert questions.questions("brackets") == good

@@ -19,15 +19,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_study import FILES, HEADER, LOOPS, written
+from support import ROOT
+from test_file import FILES, HEADER, LOOPS, written
 
-from ggufloop import backend, imatrix, ladder_data, registry, shannon_data, study
+from ggufloop.backend import library
 from ggufloop.cli import main
 from ggufloop.errors import GgufloopError
-from ggufloop.perplexity import MAGIC, Stored, stored_bytes
-from ggufloop.study import PLAIN
+from ggufloop.measure.perplexity import MAGIC, Stored, stored_bytes
+from ggufloop.models import registry
+from ggufloop.quant import imatrix
+from ggufloop.scaling import data as shannon_data
+from ggufloop.scaling import noise_data
+from ggufloop.study import file
+from ggufloop.study.file import PLAIN
 
-ROOT = Path(__file__).resolve().parent.parent
 TinyModel = Callable[[str], Path]
 DEEP = "[" * 5000 + "]" * 5000
 
@@ -248,17 +253,17 @@ def study_lines(path: Path) -> list[dict[str, Any]]:
 def test_a_chunk_of_a_study(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = tmp_path / "s.jsonl"
     lines = study_lines(path)
-    before = study.read(path)
+    before = file.read(path)
     good = [json.dumps(line) for line in lines]
     path.write_text("\n".join([*good[:-1], json.dumps(lines[-1] | change)]) + "\n")
-    after = study.read(path)
+    after = file.read(path)
     assert f"line {len(lines)} of {path} is damaged ({said}" in after.dropped
     assert after.cells["Q4_0", LOOPS[1]].chunks == before.cells["Q4_0", LOOPS[1]].chunks[:-1]
-    assert study.create(path, HEADER) == after
+    assert file.create(path, HEADER) == after
     assert path.read_text() == "\n".join(good[:-1]) + "\n"  # and it goes on from there
     path.write_text("\n".join([*good[:5], json.dumps(lines[5] | change), *good[6:]]) + "\n")
     with pytest.raises(GgufloopError, match=re.escape(f"line 6 of {path} is damaged: {said}")):
-        study.read(path)
+        file.read(path)
 
 
 def test_the_line_of_a_file_that_is_damaged_drops_no_measurement(tmp_path: Path) -> None:
@@ -267,10 +272,10 @@ def test_the_line_of_a_file_that_is_damaged_drops_no_measurement(tmp_path: Path)
     good = [json.dumps(line) for line in study_lines(path)]
     path.write_text("\n".join([*good[:2], good[2][:-9], *(x for x in good[3:] if '"Q4_0"' in x)]) + "\n")
     with pytest.raises(GgufloopError, match=r"line 3 of .* is damaged"):
-        study.create(path, HEADER)
+        file.create(path, HEADER)
     path.write_text("\n".join([*good[:2], *(x for x in good[3:] if '"Q4_0"' in x)]) + "\n")
     with pytest.raises(GgufloopError, match=r"line 3 of .* is of Q4_0, and no line before it says which file that is"):
-        study.read(path)
+        file.read(path)
 
 
 @pytest.mark.parametrize(
@@ -322,9 +327,9 @@ def test_a_task_of_a_study(tmp_path: Path) -> None:
     before = path.read_bytes()
     for change in ({"docs": [["t"]]}, {"docs": 1}, {"right": []}, {"gold": ["x"]}, {"right": [7]}, {"task": {}}):
         path.write_bytes(before + (json.dumps(good | change) + "\n").encode())
-        assert "is damaged" in study.read(path).dropped, change
+        assert "is damaged" in file.read(path).dropped, change
     path.write_bytes(before + (json.dumps(good) + "\n").encode())
-    assert study.read(path).cells[FILES[0].type, PLAIN].tasks.keys() == {"t"}
+    assert file.read(path).cells[FILES[0].type, PLAIN].tasks.keys() == {"t"}
     assert s.dropped == ""
 
 
@@ -332,11 +337,11 @@ def test_a_study_that_was_never_one_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text("notes of mine")  # no whole line
     with pytest.raises(GgufloopError, match="is no study"):
-        study.create(path, HEADER)
+        file.create(path, HEADER)
     assert path.read_text() == "notes of mine"
     path.write_text('{"kind": "study", "sch')  # a first line cut short is begun anew
-    assert study.create(path, HEADER).header == HEADER
-    assert study.read(path).header == HEADER
+    assert file.create(path, HEADER).header == HEADER
+    assert file.read(path).header == HEADER
 
 
 # models.toml
@@ -484,7 +489,7 @@ def test_ladders(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_file_of_numbers_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shannon_data, "LARGEST", 1 << 20)
-    for read in (shannon_data.read, ladder_data.read):
+    for read in (shannon_data.read, noise_data.read):
         with pytest.raises(GgufloopError, match="it is over 1 MiB"):
             read("/dev/zero")
 
@@ -495,7 +500,7 @@ def test_a_file_of_numbers_without_an_end(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path))
     (tmp_path / "sdist").mkdir()
-    path = tmp_path / "sdist" / backend.SDIST
+    path = tmp_path / "sdist" / library.SDIST
     for content in (b"", b"no archive", gzip.compress(bytes(range(256)) * 9), gzip.compress(bytes(4096))[:-20]):
         path.write_bytes(content)
         assert f"{path} is damaged" in told(capsys, "perplexity", tmp_path / "m.gguf", "--text", "sdist-docs")

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ggufloop.backend.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.cli import terminal
 from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
-from ggufloop.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.errors import BackendError, UsageError, nearest
+from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
-from ggufloop.sampling import Sampling
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -188,10 +188,10 @@ def check_memory(paths: Sequence[Path], flags: dict[str, Any], loops: Iterable[L
 
     Only what runs on this machine's CPU is counted: how much other devices have, llama.cpp knows.
     """
-    from ggufloop import backend, memory
+    from ggufloop.backend import library, memory
 
     try:
-        if flags["rpc_servers"] or backend.locate().name not in ("", "cpu"):
+        if flags["rpc_servers"] or library.locate().name not in ("", "cpu"):
             return
     except BackendError:  # whoever loads the model says so
         return
@@ -205,7 +205,7 @@ def check_memory(paths: Sequence[Path], flags: dict[str, Any], loops: Iterable[L
 
 def context_size(path: Path, flags: dict[str, Any]) -> int:
     """Tokens of context that -c means for this model file."""
-    from ggufloop.modelfile import read_header
+    from ggufloop.models.gguf import read_header
 
     header = read_header(path)
     trained = header.number(f"{header.text('general.architecture')}.context_length") or DEFAULT_CONTEXT
@@ -225,9 +225,9 @@ def cores() -> int:
 
 def check_loops(path: Path, loops: Iterable[LoopSpec]) -> None:
     """Raise UsageError for a loop that this model file cannot run; the engine checks too, but after it has loaded."""
-    from ggufloop.architectures import check_loop
-    from ggufloop.inspect import layer_count
-    from ggufloop.modelfile import read_header
+    from ggufloop.models.architectures import check_loop
+    from ggufloop.models.gguf import read_header
+    from ggufloop.models.info import layer_count
 
     header = read_header(path)
     architecture = header.text("general.architecture") or "unknown"
@@ -243,9 +243,9 @@ def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
     """
     import gguf
 
-    from ggufloop import trial
-    from ggufloop.modelfile import read_header
-    from ggufloop.settings import NO_FLASH_ATTENTION
+    from ggufloop.backend import trial
+    from ggufloop.backend.settings import NO_FLASH_ATTENTION
+    from ggufloop.models.gguf import read_header
 
     if not flags["no_try"]:
         trial.check(path)

@@ -75,7 +75,7 @@ class _Group(click.Group):
         cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ggufloop.cli.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(f"ggufloop.cli.commands.{cmd_name.replace('-', '_')}")
         command = module.command
         assert isinstance(command, click.Command)
         return _verbose(command)

@@ -48,7 +48,7 @@ def _words(known: Iterable[str]) -> Callable[[click.Context, click.Parameter, st
 
 def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shell completion of a model: the names of `ggufloop list`, and files."""
-    from ggufloop import registry
+    from ggufloop.models import registry
 
     names = [CompletionItem(m.name) for m in registry.models() if m.name.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
@@ -168,8 +168,8 @@ def resolve_flags(
 
     Raises UsageError unless exactly one of them names a model, GgufloopError if it cannot be had.
     """
-    from ggufloop import registry  # what a download needs is not imported for --help
     from ggufloop.cli.progress import download_progress
+    from ggufloop.models import registry  # what a download needs is not imported for --help
 
     given = [text for text in (model, model_path, hf) if text is not None]
     if not given:
@@ -188,7 +188,7 @@ def model_from_flags(
     model: str | None, model_path: str | None, hf: str | None, offline: bool, hf_file: str | None = None
 ) -> Path:
     """As `resolve_flags`, and the file is known to be a whole GGUF model. Raises UsageError, GgufloopError."""
-    from ggufloop.modelfile import read_model
+    from ggufloop.models.gguf import read_model
 
     path = resolve_flags(model, model_path, hf, offline, hf_file)
     read_model(path)
@@ -212,8 +212,8 @@ def loop_suggestion(path: Path) -> Suggest:
     """
 
     def suggest() -> tuple[int, int] | LoopSpec:
-        from ggufloop import registry
         from ggufloop.cli import terminal
+        from ggufloop.models import registry
 
         saved = registry.saved_loop(path)
         if saved is None:

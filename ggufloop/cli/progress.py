@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ggufloop.wheels import Progress
+from ggufloop.models.wheels import Progress
 
 
 class _Bars:

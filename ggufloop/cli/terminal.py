@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from ggufloop.errors import GgufloopError
-from ggufloop.generate import Answer, Emit, Interrupted, Stopped, Totals
+from ggufloop.generate.complete import Answer, Emit, Interrupted, Stopped, Totals
 from ggufloop.loop import LoopSpec
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)))

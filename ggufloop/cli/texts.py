@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufloop import corpus
 from ggufloop.cli.progress import download_progress
 from ggufloop.errors import UsageError
+from ggufloop.measure import corpus
 
 C = TypeVar("C", bound=Callable[..., Any])
 

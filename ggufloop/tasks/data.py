@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ggufloop.taskdata import questions
+from ggufloop.tasks.questions import questions
 
 
 def _split(task: str) -> dict[str, Dataset]:

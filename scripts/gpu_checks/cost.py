@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
 from gguf import GGMLQuantizationType, GGUFWriter
+from support import tiny
 
-from ggufloop.bench import Variant, Workload, compare, ratio, sample
 from ggufloop.loop import LoopSpec
+from ggufloop.measure.bench import Variant, Workload, compare, ratio, sample
 from gpu_checks.device import evaluate, logged, opened, prompt_and_more, row
 
 SHAPES = {  # layers, width, heads, K/V heads, feed-forward, vocabulary

@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import archs
-import tiny
-import zoo
+from support import archs, tiny, zoo
 
 from ggufloop.loop import KV_POLICIES, MODES
 from gpu_checks.device import evaluate, opened, prompt_and_more, row, spread

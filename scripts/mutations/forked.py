@@ -31,7 +31,11 @@ TRACEBACK, ASSERT, SIGNAL, HANG, MEMORY = "traceback", "assert", "signal", "hang
 OUTCOMES = (WORKED, LINE, SILENT, TRACEBACK, ASSERT, SIGNAL, HANG, MEMORY)
 """How a command ends: it worked; an error of ours in its two lines; failed without one; and what must not be."""
 BAD = OUTCOMES[2:]
-_HEAVY = ("eval", "lm", "reference", "server", "tasks")  # torch makes each fork ten times as slow
+_HEAVY = (
+    "ggufloop.measure.tasks",
+    "ggufloop.measure.lm_eval_model",
+    "ggufloop.tasks.data",
+)  # torch makes each fork ten times as slow
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,12 @@ def prepare() -> None:
     os.environ |= {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     import jinja2.sandbox  # noqa: F401
 
-    import ggufloop.cli
+    import ggufloop
 
-    for module in pkgutil.iter_modules(ggufloop.__path__):
+    for module in pkgutil.walk_packages(ggufloop.__path__, "ggufloop."):
         if module.name not in _HEAVY:
             with contextlib.suppress(ImportError):  # of what only an extra installs
-                importlib.import_module(f"ggufloop.{module.name}")
-    for module in pkgutil.iter_modules(ggufloop.cli.__path__):
-        importlib.import_module(f"ggufloop.cli.{module.name}")
+                importlib.import_module(module.name)
     gc.freeze()  # a collection in a fork would write to every page
     subprocess.Popen = _Forked  # type: ignore[misc]
 

@@ -23,12 +23,10 @@ import numpy as np
 from mutations import FILE, FOLDER, Case, forked
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
-import archs
-import tiny
-import zoo
 from gguf import GGUFReader, GGUFWriter, TokenType
+from support import archs, tiny, zoo
 
-from ggufloop.modelfile import type_sizes
+from ggufloop.models.gguf import type_sizes
 
 FORMS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -43,7 +41,7 @@ ROWS = (
     "gpt2", "bloom", "phi3", "command-r", "falcon", "minicpm", "gpt-oss", "llama4", "mamba", "mamba2", "rwkv6", "rwkv7",
     "lfm2", "jamba", "falcon-h1", "nemotron_h", "gemma3n", "glm4moe", "openelm",
 )  # fmt: skip
-"""Rows of tests/archs.py, beside the families of tests/tiny.py."""
+"""Rows of tests/support/archs.py, beside the families of tests/support/tiny.py."""
 
 
 @dataclass

@@ -26,7 +26,7 @@ import numpy as np
 from mutations import FILE, FOLDER, Case, Mutate, forked
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
-import tiny
+from support import tiny
 
 _N_CTX, _CHUNKS = 32, 8
 _TEXT = "".join(f"Line {i} says that {i * i} is the square of {i}. " for i in range(60))
@@ -292,7 +292,7 @@ def _any_place(data: bytes, rng: random.Random) -> int:
 
 def _legacy(path: Path) -> bytes:
     """The older format of an importance matrix."""
-    from ggufloop.imatrix import read
+    from ggufloop.quant.imatrix import read
 
     matrix = read(path)
     out = struct.pack("<i", len(matrix.entries))

@@ -1,0 +1,38 @@
+"""`ggufloop list`: the models known by name."""
+
+from __future__ import annotations
+
+import click
+
+from ggufloop.models import registry
+from ggufloop.table import FORMS, Column, Table
+
+
+@click.command()
+@click.option("-o", "--output", "form", default="md", show_default=True, help=f"One of {', '.join(FORMS)}.")
+def command(form: str) -> None:
+    """List the models known by name, the window to try first on each, and which are downloaded.
+
+    Names of your own go into a models.toml of the same form as the shipped one, see the README.
+    """
+    columns = (
+        Column("model"), Column("architecture"), Column("layers"), Column("MiB", ".1f"), Column("downloaded"),
+        Column("window"), Column("origin of the window"),
+    )  # fmt: skip
+    rows = []
+    for model in registry.models():
+        path = registry.downloaded(model)
+        size = model.bytes or (path.stat().st_size if path else None)
+        (a, b), origin = model.suggested_window()
+        rows.append(
+            (
+                model.name,
+                model.architecture,
+                model.layers,
+                None if size is None else size / 2**20,
+                path is not None,
+                f"{a}:{b}",
+                origin,
+            )
+        )
+    click.echo(Table(columns, rows).render(form), nl=False)

@@ -1,0 +1,176 @@
+"""`ggufloop snr MODEL`: how far quantised weights are from their originals, by tensor, layer and window."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
+from ggufloop.digest import files_sha256
+from ggufloop.errors import UsageError, nearest
+from ggufloop.figures import style
+from ggufloop.loop import LoopSpec
+from ggufloop.models.gguf import read_model
+from ggufloop.quant.snr import (
+    EXACT,
+    FORMAT,
+    STEPS,
+    Share,
+    TensorSnr,
+    by_layer,
+    snr_figure,
+    tensor_snr,
+    total,
+    window_share,
+)
+from ggufloop.table import FORMS, Cell, Column, Table
+
+SCHEMA_VERSION = 1
+
+_LAYERS = (Column("layer"), Column("SNR dB", ".2f"), Column("bits per weight", ".3f"), Column("types"),
+           Column("weakest tensor"), Column("its SNR dB", ".2f"))  # fmt: skip
+_TENSORS = (Column("tensor"), Column("layer"), Column("type"), Column("shape"), Column("weights"),
+            Column("bits per weight", ".3f"), Column("SNR dB", ".2f"), Column("signal", ".6g"), Column("noise", ".6g"),
+            Column("method"))  # fmt: skip
+
+
+def _row(t: TensorSnr) -> list[Cell]:
+    shape = "x".join(str(n) for n in t.shape)
+    return [t.name, t.layer, t.type, shape, t.n, t.bits, t.snr_db, t.signal, t.noise, t.method]
+
+
+def _layer_row(share: Share, tensors: list[TensorSnr]) -> list[Cell]:
+    inside = [t for t in tensors if t.layer == share.layer and t.is_matrix and not math.isnan(t.snr_db)]
+    weakest = min(inside, key=lambda t: t.snr_db, default=None)
+    name = None if weakest is None else weakest.name.removeprefix(f"blk.{share.layer}.").removesuffix(".weight")
+    where = "outside" if share.layer is None else str(share.layer)
+    return [where, share.snr_db, share.bits, ", ".join(share.types), name, None if weakest is None else weakest.snr_db]
+
+
+def _decibel(value: float) -> str:
+    return "no noise" if math.isinf(value) else f"{value:.2f} dB"
+
+
+def _line(name: str, share: Share) -> str:
+    return f"{name:<10}{_decibel(share.snr_db)}, {share.bits:.3f} bits per weight, {', '.join(share.types)}\n"
+
+
+def _flattery(reference: Path) -> str:
+    """What to say of a reference that is quantised: types whose grid is like its own reproduce it too well."""
+    types = {t.type for header in read_model(reference) for t in header.tensors} - set(EXACT)
+    kinds = ", ".join(sorted(types))
+    return f" (quantised itself, {kinds}: types with a grid like that come out better than they are)" if types else ""
+
+
+def _text(path: Path, reference: Path | None, tensors: list[TensorSnr], window: tuple[int, int] | None) -> str:
+    out = f"{'model':<10}{path.name}\n"
+    if reference is None:
+        methods = {t.method for t in tensors}
+        how = "the steps of its blocks" if STEPS in methods else "its types"
+        more = ", and of some types what is usual for them" if {STEPS, FORMAT} <= methods else ""
+        out += f"{'reference':<10}none: estimated from {how}{more}\n"
+    else:
+        out += f"{'reference':<10}{reference.name}{_flattery(reference)}\n"
+    out += _line("all", total(tensors))
+    if window is not None:
+        out += _line(f"{window[0]}:{window[1]}", window_share(tensors, window))
+    rows = [_layer_row(share, tensors) for share in by_layer(tensors)]
+    return f"{out}\n{Table(_LAYERS, rows).render('md')}"
+
+
+def _clean(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"snr_db": _clean(share.snr_db), "bits_per_weight": share.bits, "types": share.types, "weights": share.n,
+            "signal": share.signal, "noise": share.noise, "estimated": share.estimated}  # fmt: skip
+
+
+def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: tuple[int, int] | None) -> str:
+    def sha256(model: Path) -> str:
+        return files_sha256([h.path for h in read_model(model)])
+
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "model": path.name,
+        "model_sha256": sha256(path),
+        "reference": None if reference is None else reference.name,
+        "reference_sha256": None if reference is None else sha256(reference),
+        "all": _share(total(tensors)),
+        "window": None if window is None else {"layers": window, **_share(window_share(tensors, window))},
+        "layers": [{"layer": share.layer, **_share(share)} for share in by_layer(tensors)],
+        "tensors": [
+            {"name": t.name, "layer": t.layer, "type": t.type, "shape": t.shape, "weights": t.n,
+             "bits_per_weight": t.bits, "snr_db": _clean(t.snr_db), "signal": t.signal, "noise": t.noise,
+             "method": t.method}
+            for t in tensors
+        ],
+    }  # fmt: skip
+    return json.dumps(data, indent=2) + "\n"
+
+
+class _Progress:
+    """One line on a terminal that follows the tensors."""
+
+    def __call__(self, i: int, n: int, name: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{i}/{n} {name}".ljust(60), nl=False, err=True)
+            if i == n:
+                click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
+
+
+@click.command(name="snr")
+@model_options
+@click.option("--ref", "reference", metavar="MODEL",
+              help="The same model with more bits: an F16 file, or any other spelling of MODEL.")  # fmt: skip
+@click.option("--window", metavar="A:B", help="Say the SNR of layers A to B-1 too, and shade them; or 'auto'.")
+@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|md|csv|json|jsonl",
+              help="How to print it; text has a row per layer, the others one per tensor.")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
+              help="Draw it too; the suffix says the format. Needs matplotlib (the extra 'lab').")  # fmt: skip
+def command(
+    model: str | None,
+    model_path: str | None,
+    hf: str | None,
+    hf_file: str | None,
+    offline: bool,
+    reference: str | None,
+    window: str | None,
+    form: str,
+    plot: Path | None,
+) -> None:
+    """Signal to noise of a quantised model's weights, by tensor and layer, in dB.
+
+    With --ref it is measured, without it estimated from the steps that the file stores. Norms and biases count nowhere.
+    docs/quantisation.md says how to read it.
+
+    \b
+    ggufloop snr model-Q4_K_M.gguf --ref model-F16.gguf --window 12:16 --plot snr.png
+    ggufloop snr smollm2-135m
+    """
+    if form not in ("text", *FORMS):
+        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", *FORMS)))
+    if plot is not None:
+        style.check_target(plot)
+    given = None if window in (None, "auto") else LoopSpec.parse(f"{window} k=2").window
+    path = model_from_flags(model, model_path, hf, offline, hf_file)
+    other = None if reference is None else model_from_flags(reference, None, None, offline)
+    layers = window_suggestion(path)() if window == "auto" else given
+    tensors = tensor_snr(path, other, progress=_Progress())
+    if layers is not None:
+        window_share(tensors, layers)
+    if plot is not None:
+        title = f"{path.stem} against {other.stem}" if other is not None else f"{path.stem}, estimated"
+        style.save(snr_figure(tensors, title, layers), plot)
+    if form == "text":
+        click.echo(_text(path, other, tensors, layers), nl=False)
+    elif form == "json":
+        click.echo(_json(path, other, tensors, layers), nl=False)
+    else:
+        click.echo(Table(_TENSORS, [_row(t) for t in tensors]).render(form), nl=False)

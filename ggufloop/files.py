@@ -1,0 +1,112 @@
+"""Where built backends and downloaded models are kept, and how files get there whole.
+
+    with lock(cache_dir() / "models" / "m.gguf.lock"), atomic_path(target) as partial:
+        ...write partial...                  # target appears only when the block ends without an error
+
+Files are written under a temporary name beside their target and moved with os.replace, so a reader never meets half
+of one. The temporary name is fixed, not random: whatever an interrupted run leaves behind is the next run's to
+clean or continue, and never piles up. That makes a lock around it necessary.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from ggufloop.errors import GgufloopError
+
+PACKAGE = Path(__file__).resolve().parent
+"""The package's folder; its parent is what sys.path needs for a child process to find it."""
+
+
+def shipped(name: str) -> Path:
+    """What comes beside the code: package data of an installed ggufloop, in the folder above of a source checkout."""
+    for path in (PACKAGE / name, PACKAGE.parent / name):
+        if path.exists():
+            return path
+    raise GgufloopError(f"{name} of ggufloop is missing.", "install ggufloop again.")
+
+
+def cache_dir() -> Path:
+    """The cache folder: $GGUFLOOP_CACHE, else the user's cache folder of the system. Not created here."""
+    chosen = os.environ.get("GGUFLOOP_CACHE")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ggufloop", appauthor=False))
+
+
+def write_error(error: OSError, path: Path) -> GgufloopError:
+    """What the user should read when writing `path` failed."""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no quota errno
+        return GgufloopError(
+            f"the disk is full: cannot write {path}.", "free some space, or set GGUFLOOP_CACHE to another folder."
+        )
+    return GgufloopError(
+        f"cannot write {path}: {error.strerror or error}.", "set GGUFLOOP_CACHE to a folder you can write to."
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the parent folder of `path`; an OSError raised inside becomes a GgufloopError naming `path`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise write_error(e, path) from e
+
+
+def partial_path(path: Path) -> Path:
+    """The temporary name `path` is written under."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, whether or not it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path (nothing is there) to write a file or a folder to, moved to `path` at the end.
+
+    On any error or interrupt the temporary is removed and `path` is untouched. Call it under `lock`. An existing
+    folder at `path` is not replaced. Raises GgufloopError when writing fails.
+    """
+    partial = partial_path(path)
+    with writing(path):
+        remove(partial)
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            remove(partial)
+            raise
+
+
+@contextmanager
+def lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path`; `waiting()` is called once if another process has it.
+
+    The file stays (removing it would let two processes hold different files of the same name). The system drops the
+    lock of a process that dies.
+    """
+    held = filelock.FileLock(path)
+    with writing(path):
+        try:
+            held.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            held.acquire()
+    try:
+        yield
+    finally:
+        held.release()

@@ -1,0 +1,1 @@
+"""Scores of a model and of loops on it: texts, tasks, speed, convergence; their statistics; sweeps."""

@@ -1,0 +1,121 @@
+"""What a sweep measures of a loop: a score for each item, items being what is independent of each other.
+
+    measure = TextMeasure(llm, local("pydoc"), n_ctx=512)          # chunks; mean log-probability per token, in nats
+    measure = TaskMeasure("brackets")                              # questions; 1 if answered right, else 0
+    measure.score(llm, [0, 7])                                     # of items 0 and 7, under the loop in force
+
+Higher is better. Looped minus plain on the same items is what `selection.py` decides on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.measure.corpus import Text
+from ggufloop.measure.perplexity import Model, chunk_at, count_chunks, tokenize
+from ggufloop.measure.score import score
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+UNUSABLE = -1000.0
+"""The score in nats per token of a chunk whose logits are not finite: an overflowing loop is ranked last, not fatal."""
+
+
+class Measure(Protocol):
+    """A source of scores. n: items there are; item, unit: what an item and a score are, in words; least: how many say
+    enough to drop the worse half of some loops."""
+
+    name: str
+    item: str
+    unit: str
+    least: int
+    n: int
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for scores of two runs to belong together."""
+        ...
+
+    def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
+        """One finite number per item, higher is better, under the loop in force."""
+        ...
+
+
+class TextMeasure:
+    """Chunks of a text by llama-perplexity's protocol, the second half of each scored."""
+
+    item, unit, least = "chunk", "nats per token", 8  # each is a mean over many tokens
+
+    def __init__(self, llm: Model, text: Text, n_ctx: int, limit: int | None = None) -> None:
+        """limit: only the first chunks. Raises UsageError and GgufloopError as `perplexity.count_chunks` does."""
+        self.name = text.name
+        self.n_ctx = n_ctx
+        self._tokens = tokenize(llm, text.text)
+        self.n = min(count_chunks(self._tokens, n_ctx), limit or len(self._tokens))
+
+    def identity(self) -> dict[str, Any]:
+        """The text by its tokens, and how it is cut."""
+        ids = b"".join(t.to_bytes(4, "little") for t in self._tokens)
+        return {"text": self.name, "tokens_sha256": hashlib.sha256(ids).hexdigest(), "n_ctx": self.n_ctx}
+
+    def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
+        """Mean log-probability per scored token of each chunk, in nats."""
+        found = []
+        for i in items:
+            mean = float(score(llm, chunk_at(llm, self._tokens, self.n_ctx, i), self.n_ctx // 2).logprob.mean())
+            found.append(mean if math.isfinite(mean) else UNUSABLE)
+        return found
+
+
+class TaskMeasure:
+    """Questions of one of lm-eval's tasks or groups, right or wrong."""
+
+    item, unit, least = "question", "accuracy", 30
+
+    def __init__(self, name: str, limit: int | None = None, chat: bool = False) -> None:
+        """limit: only the first questions of each task it holds. Raises as `load_tasks` does."""
+        from ggufloop.measure.tasks import load_tasks
+
+        self.name = name
+        self.chat = chat
+        self._tasks = load_tasks([name])
+        sizes = {task: min(size, limit or size) for task, size in self._tasks.sizes().items()}
+        self._docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
+        self.n = len(self._docs)
+
+    def identity(self) -> dict[str, Any]:
+        """The tasks, their sizes and versions."""
+        tasks = self._tasks
+        return {"task": self.name, "sizes": tasks.sizes(), "versions": tasks.versions(), "chat": self.chat}
+
+    def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
+        """1 for each question answered right, 0 for the others. Raises UsageError for a task that does not say."""
+        from ggufloop.measure.tasks import evaluate
+
+        wanted: dict[str, list[int]] = {}
+        for i in items:
+            task, doc = self._docs[i]
+            wanted.setdefault(task, []).append(doc)
+        run = evaluate(llm, self._tasks, chat=self.chat, docs=wanted)
+        right = {(item.task, item.doc): item.right for item in run.items[self.name]}
+        missing = next((self._docs[i] for i in items if self._docs[i] not in right), None)
+        if missing is not None:
+            raise UsageError(
+                f"task {missing[0]} does not say whether a question is answered right.",
+                "take tasks that report acc or exact_match.",
+            )
+        return [right[self._docs[i]] for i in items]
+
+
+def check_enough(measure: Measure) -> None:
+    """Raise GgufloopError if there are too few items to split into two halves."""
+    if measure.n < 4:
+        raise GgufloopError(
+            f"{measure.name} has {measure.n} {measure.item}{'s' if measure.n != 1 else ''}, too few to choose by some "
+            "and test on others.",
+            "take a longer text, a smaller -c, or more questions; thousands give an answer.",
+        )

@@ -1,0 +1,159 @@
+"""`LoopedLM`: a LoopedLlama as lm-eval's model, in this process, so that every lm-eval task runs looped.
+
+    results = lm_eval.simple_evaluate(LoopedLM(llm), tasks=["arc_challenge"])
+
+Requests that share a prompt, as the answers of a multiple-choice question do, are scored together by
+`multiple_choice.py`, which says what that means for a loop. A whole text is one step per window of the context. Nothing
+is cut off: a prompt that the context cannot hold is an error before anything is scored. Needs the extra `eval`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows
+
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.generate.complete import complete, encode, prompt_tokens
+from ggufloop.generate.sampling import Sampling
+from ggufloop.measure.multiple_choice import score_choices, score_step
+from ggufloop.models.template import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+DEFAULT_TOKENS = 256
+"""Most tokens of an answer where the task does not say, as lm-eval's own models have it."""
+
+Progress = Callable[[int, int], None]
+"""Called with requests done and requests in all."""
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
+    """lm-eval's view of a loaded model under the loop in force."""
+
+    def __init__(self, llm: LoopedLlama, progress: Progress = _silent) -> None:
+        super().__init__()
+        self.llm = llm
+        self._progress = progress
+        self._template: ChatTemplate | None = None
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.llm.token_eos())
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text that has no context is scored after: the token that begins one, else the one that ends one."""
+        known = self.llm.adds_tokens()[0] or "tokenizer.ggml.bos_token_id" in self.llm.metadata
+        return int(self.llm.token_bos()) if known else self.eot_token_id  # llama.cpp makes one up where a file has none
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Tokens of a text, with the model's BOS unless `add_special_tokens` is False or the text has it already."""
+        special = add_special_tokens is not False
+        if not special:
+            return list(self.llm.tokenize(encode(string, "a task's text"), add_bos=False, special=True))
+        tokens = prompt_tokens(self.llm, string, "a task's text")
+        if self.llm.adds_tokens()[1] and tokens[-1:] == [self.eot_token_id]:
+            del tokens[-1]  # more is to follow
+        return tokens
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation given its context, and whether greedy decoding would produce it."""
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, prompt, choice) in enumerate(requests):
+            self._check_fits(len(prompt) + len(choice) - 1)
+            groups.setdefault(tuple(prompt), []).append(i)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        done = 0
+        for shared, members in groups.items():
+            scored = score_choices(self.llm, shared, [requests[i][2] for i in members])
+            for i, answer in zip(members, scored, strict=True):
+                answers[i] = answer.logprob, answer.greedy
+                self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
+            done += len(members)
+            self._progress(done, len(requests))
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of whole texts; one longer than the context goes through it in windows."""
+        totals = []
+        for (text,) in [request.args for request in requests]:
+            tokens = self.tok_encode(text, add_special_tokens=False)
+            total = 0.0
+            for context, targets in get_rolling_token_windows(tokens, self.prefix_token_id, self.llm.n_ctx(), 1):
+                self.llm.reset()
+                total += float(score_step(self.llm, context, targets).logprob.sum())
+            totals.append(total)
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+            self._progress(len(totals), len(requests))
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answers, greedy unless the task samples, up to the first of its stop strings."""
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        for prompt in prompts:
+            self._check_fits(len(prompt) + 1)
+        answers: list[str] = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            sampling, stop = _generation(request.args[1])
+            answers.append(complete(self.llm, prompt, sampling, stop=stop).text)
+            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
+            self._progress(len(answers), len(requests))
+        return answers
+
+    def _check_fits(self, n: int) -> None:
+        if n > self.llm.n_ctx():
+            raise GgufloopError(
+                f"a question has {n} tokens, and the context holds {self.llm.n_ctx()}.",
+                "give a larger context with -c, or fewer examples in the prompt.",
+            )
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """The conversation as the model's own template writes it; without `add_generation_prompt` it ends in the middle
+        of the assistant's last message. Raises UsageError if the model has no template."""
+        if self._template is None:
+            self._template = ChatTemplate.of(self.llm)
+        if self._template is None:
+            raise UsageError("this model has no chat template.", "leave out --apply-chat-template.")
+        begun = "" if add_generation_prompt else chat_history[-1]["content"]
+        return self._template.render(chat_history if add_generation_prompt else chat_history[:-1]) + begun
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The source of the model's template, for lm-eval's records."""
+        return str(self.llm.metadata.get("tokenizer.chat_template", ""))
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer and template in lm-eval's records."""
+        return str(self.llm.metadata.get("general.name", self.llm.model_path))
+
+
+def _generation(settings: dict[str, Any]) -> tuple[Sampling, tuple[str, ...]]:
+    """A task's generation settings, as lm-eval and Hugging Face spell them. Raises UsageError for one out of range."""
+    until = settings.get("until") or []
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    n = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or DEFAULT_TOKENS)
+    if not settings.get("do_sample", False):
+        return Sampling(temp=0.0, seed=0, n=n), stop
+    return Sampling(
+        temp=float(settings.get("temperature", 1.0)),
+        top_k=int(settings.get("top_k", 0)),
+        top_p=float(settings.get("top_p", 1.0)),
+        min_p=float(settings.get("min_p", 0.0)),
+        seed=0,
+        n=n,
+    ), stop

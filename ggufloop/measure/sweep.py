@@ -1,0 +1,248 @@
+"""Which of many loops helps a model: every loop against plain on the same items, told by items that chose nothing.
+
+    with Journal.open(path, header, partial(check_record, measures)) as journal:
+        outcome = sweep(llm, loops, TextMeasure(llm, text, n_ctx=512), journal)
+    outcome.decision.verdict
+
+`selection.py` says what to score and decides; `items.py` scores; this module does it in slices, keeps every score in
+a `Journal` and never computes one twice: the plain run is shared by all loops, and a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufloop import reading
+from ggufloop.loop import LoopSpec
+from ggufloop.measure.items import Measure, check_enough
+from ggufloop.measure.journal import Journal
+from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+Values = NDArray[np.float64]
+
+SLICE_SECONDS = 20.0
+"""About how long a slice takes, and so how much is lost to a crash."""
+
+MOST = 1e9
+"""No score and no time, in seconds, is above it; their squares can still be added up."""
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a sweep is. done, total: in plain runs over all items; seconds_left: None before anything was timed."""
+
+    measure: str
+    stage: str
+    loop: str
+    done: float
+    total: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep took, in layer evaluations over those of one plain run over all items.
+
+    spent  the plain run, and of each loop the items it was scored on
+    alone  each loop by itself on all items, with a plain run to compare it with
+    seconds, plain_seconds  measured, of everything and of the plain run; journalled parts count as they were timed
+    """
+
+    spent: float
+    alone: float
+    seconds: float
+    plain_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The decision on one measure, plain's mean score over all items, and the cost."""
+
+    measure: Measure
+    decision: Decision
+    plain: float
+    cost: Cost
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A line of the journal: scores of a loop on some items, by number, and the seconds they took."""
+
+    measure: str
+    loop: str
+    items: tuple[int, ...]
+    scores: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A line of the journal: how many items of each measure fit a budget."""
+
+    budget: str
+    items: tuple[int, ...]
+
+
+def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
+    """Raise ValueError for a record that a sweep of these measures has not written. Before a budget cuts them."""
+    if "budget" in record:
+        planned = reading.build(_Planned, record)
+        if len(planned.items) != len(measures):
+            raise ValueError(f"it plans {len(planned.items)} measures of {len(measures)}")
+        if not all(1 <= n <= m.n for n, m in zip(planned.items, measures, strict=True)):
+            raise ValueError("it plans more items than there are")
+        return
+    part = reading.build(_Slice, record)
+    measure = next((m for m in measures if m.name == part.measure), None)
+    if measure is None:
+        raise ValueError(f"measure {reading.shown(part.measure)} is none of this sweep's")
+    if not 0 < len(part.items) == len(set(part.items)) == len(part.scores):
+        raise ValueError(f"it has {len(part.scores)} scores of {len(set(part.items))} items")
+    if min(part.items) < 0 or max(part.items) >= measure.n:
+        raise ValueError(f"it has items outside 0 to {measure.n - 1}")
+    if max(map(abs, part.scores)) > MOST or not 0 <= part.seconds <= MOST:
+        raise ValueError("it has a score or a time that nothing has")
+
+
+class Scores:
+    """Scores of one measure under any loop, computed in slices where the journal has none."""
+
+    def __init__(self, llm: LoopedLlama, measure: Measure, journal: Journal, report: Report, total: float) -> None:
+        """total: the plain runs that will be asked for, for the report."""
+        self._llm, self._measure, self._journal = llm, measure, journal
+        self._report, self._total = report, total
+        self._known: dict[str, dict[int, float]] = {}
+        self.seconds: dict[str, float] = {}
+        self._work = self._timed = self._time = 0.0  # work: wanted so far; timed: computed here, in `_time` seconds
+        for record in journal.records:
+            if record.get("measure") == measure.name:
+                name = record["loop"]
+                self._known.setdefault(name, {}).update(zip(record["items"], record["scores"], strict=True))
+                self.seconds[name] = self.seconds.get(name, 0.0) + record["seconds"]
+
+    def of(self, loop: LoopSpec | None, items: Iterable[int], stage: str) -> Values:
+        """The scores of a loop, or of the plain model, on these items."""
+        name = PLAIN if loop is None else str(loop)
+        items = [int(i) for i in items]
+        known = self._known.setdefault(name, {})
+        missing = [i for i in items if i not in known]
+        cost = (1.0 if loop is None else loop.relative_cost(self._llm.n_layer())) / self._measure.n
+        self._work += cost * (len(items) - len(missing))
+        if missing:
+            self._llm.set_loop(loop)
+        size = 1
+        while missing:
+            self._report(Progress(self._measure.name, stage, name, self._work, self._total, self._left()))
+            part, missing = missing[:size], missing[size:]
+            start = time.perf_counter()
+            values = self._measure.score(self._llm, part)
+            seconds = time.perf_counter() - start
+            self._journal.add({"measure": self._measure.name, "loop": name, "items": part, "scores": values,
+                               "seconds": round(seconds, 4)})  # fmt: skip
+            known.update(zip(part, values, strict=True))
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self._work += cost * len(part)
+            self._timed += cost * len(part)
+            self._time += seconds
+            size = max(4, int(len(part) * SLICE_SECONDS / max(seconds, 1e-3)))
+        return np.array([known[i] for i in items])
+
+    def _left(self) -> float | None:
+        return (self._total - self._work) * self._time / self._timed if self._timed else None
+
+    def items_scored(self) -> dict[str, int]:
+        """How many items each loop was scored on, plain among them."""
+        return {name: len(known) for name, known in self._known.items()}
+
+
+def sweep(
+    llm: LoopedLlama,
+    loops: Sequence[LoopSpec],
+    measure: Measure,
+    journal: Journal,
+    *,
+    seed: int = 0,
+    finalists: int = FINALISTS,
+    racing: bool = True,
+    worth: float = WORTH,
+    level: float = 0.05,
+    report: Report = lambda progress: None,
+) -> Outcome:
+    """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
+
+    journal: with a header that names all this depends on. The loop in force is the old one afterwards.
+    Raises GgufloopError for fewer than 4 items, UsageError as `decide` does.
+    """
+    check_enough(measure)
+    n_layer, n = llm.n_layer(), measure.n
+    by_name = {str(loop): loop for loop in loops}
+    costs = {name: loop.relative_cost(n_layer) for name, loop in by_name.items()}
+    planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
+    scores = Scores(llm, measure, journal, report, 1 + planned)
+    before = llm.loop
+    try:
+        plain = scores.of(None, range(n), PLAIN)
+        steps = decide(list(by_name), n, seed, finalists=finalists, racing=racing, least=measure.least, worth=worth,
+                       level=level)  # fmt: skip
+        try:
+            request = next(steps)
+            while True:
+                items = request.items
+                request = steps.send(
+                    {name: scores.of(by_name[name], items, request.stage) - plain[items] for name in request.names}
+                )
+        except StopIteration as e:
+            decision: Decision = e.value
+    finally:
+        llm.set_loop(before)
+    counts = scores.items_scored()
+    return Outcome(
+        measure,
+        decision,
+        float(plain.mean()),
+        Cost(
+            spent=1 + sum(costs[name] * counts[name] for name in by_name) / n,
+            alone=sum(1 + cost for cost in costs.values()),
+            seconds=sum(scores.seconds.get(name, 0.0) for name in (PLAIN, *by_name)),
+            plain_seconds=scores.seconds[PLAIN],
+        ),
+    )
+
+
+def items_within(
+    seconds: float,
+    per_item: float,
+    loops: Sequence[LoopSpec],
+    n_layer: int,
+    measure: Measure,
+    finalists: int = FINALISTS,
+    racing: bool = True,
+) -> int:
+    """The most items of `measure` that a sweep gets through in so many seconds; at least two halves of LEAST_ITEMS.
+
+    per_item: seconds the plain model takes for one.
+    """
+    mean = float(np.mean([loop.relative_cost(n_layer) for loop in loops]))
+
+    def fits(n: int) -> bool:
+        return per_item * (n + mean * planned_cost(len(loops), n, finalists, racing, measure.least)) <= seconds
+
+    low, high = min(2 * LEAST_ITEMS, measure.n), measure.n
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

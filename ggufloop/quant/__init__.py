@@ -1,0 +1,1 @@
+"""Files of fewer bits: llama.cpp's quantiser, importance matrices, the noise they bring."""

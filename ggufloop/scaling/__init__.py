@@ -1,0 +1,1 @@
+"""Laws of loss over size, tokens and bits, fitted and judged."""

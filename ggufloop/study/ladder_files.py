@@ -1,0 +1,123 @@
+"""The model files of a ladder: the reference, and what it is quantised to, with their sizes and the SNR of a window.
+
+    ref = reference(source, folder, "F32")                    # the source itself if it is not quantised
+    rung = make(ref, "Q4_K_M", source, folder, window=(12, 16))      # or a file as it is: its path, or SOURCE
+
+A source that is quantised already is dequantised: the reference has the weights of the file that is there, without
+further loss, and nobody's full precision. What its first quantisation lost is in no number of a study.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufloop.digest import file_sha256
+from ggufloop.errors import UsageError
+from ggufloop.models.info import ModelInfo, describe
+from ggufloop.quant.quantize import UNQUANTISED, Quantized, default_name, file_type, quantize
+from ggufloop.quant.snr import decibel, tensor_snr, window_snr
+from ggufloop.study.file import File
+
+SOURCE = "source"
+"""The model itself, as it is. Where the reference is made of it, their weights are the same and the KLD between them is
+what quantised kernels, which round activations, do to it."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A file of the ladder: where it is, and what a study records of it."""
+
+    path: Path
+    file: File
+
+
+def rung_name(word: str) -> str:
+    """What a study calls an entry of --types: a file type, SOURCE, or an existing GGUF file. Raises UsageError."""
+    if word == SOURCE:
+        return SOURCE
+    if not _is_path(word):
+        return file_type(word)
+    path = Path(word).expanduser()
+    if not path.is_file():
+        raise UsageError(f"there is no file {word}.", "--types takes types to quantise to, and files as they are.")
+    return path.name
+
+
+def _is_path(word: str) -> bool:
+    return word.lower().endswith(".gguf")
+
+
+def is_unquantised(info: ModelInfo) -> bool:
+    """Whether all matrices of a model are F32, F16 or BF16."""
+    return all(share.type in UNQUANTISED for share in info.types)
+
+
+def reference(
+    source: Path, folder: Path, type_: str, threads: int | None = None, progress: Progress | None = None
+) -> Rung:
+    """What everything is compared with: the source, or the source dequantised to F32, F16 or BF16 in `folder`.
+
+    Raises UsageError for another type, and as `quantize`.
+    """
+    if type_ not in UNQUANTISED:
+        raise UsageError(f"a reference of type {type_} would be quantised.", f"use {', '.join(UNQUANTISED)}.")
+    info = describe(source)
+    if is_unquantised(info):
+        return Rung(source, _file(source, info.types[0].type, math.inf, math.inf, "the model itself"))
+    target = folder / default_name(source, type_)
+    quantize(source, target, type_, threads=threads, progress=progress)
+    return Rung(target, _file(target, type_, math.inf, math.inf, f"{source.name} dequantised"))
+
+
+def make(
+    ref: Rung,
+    word: str,
+    source: Path,
+    folder: Path,
+    window: tuple[int, int],
+    known: Iterable[File] = (),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Rung:
+    """The file that an entry of --types means: quantised from the reference into `folder`, or one measured as it is.
+
+    known: what a study has recorded already; a file that is still the same is not looked at again. Raises GgufloopError
+    for a file of another model, and as `quantize`.
+    """
+    as_it_is = word == SOURCE or _is_path(word)
+    if as_it_is:
+        path = source if word == SOURCE else Path(word).expanduser()
+    else:
+        path = folder / default_name(ref.path, file_type(word))
+    for file in known:
+        if file.type == rung_name(word) and path.is_file() and file_sha256(path) == file.sha256:
+            return Rung(path, file)
+    note = f"{path.name} as it is"
+    if not as_it_is:
+        note = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
+    tensors = tensor_snr(path, ref.path, progress=progress)
+    matrices = [t for t in tensors if t.is_matrix]
+    whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
+    return Rung(path, _file(path, rung_name(word), whole, window_snr(tensors, window), note))
+
+
+def _file(path: Path, name: str, snr: float, of_window: float, note: str) -> File:
+    info = describe(path)
+    nbytes = sum(part.stat().st_size for part in info.files)
+    return File(name, file_sha256(path), nbytes, info.bits_per_weight, snr, of_window, note)
+
+
+def _fallbacks(made: Quantized) -> str:
+    """Which tensors have rows that the type's blocks do not divide, and what they became."""
+    n, types = 0, set()
+    for tensor in made.tensors:
+        if tensor.wanted:
+            n += 1
+            types.add(tensor.type)
+    of = len([t for t in made.tensors if len(t.shape) > 1])
+    return f"{n} of {of} matrices as {', '.join(sorted(types))}: their rows do not fill blocks" if n else ""

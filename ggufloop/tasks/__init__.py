@@ -1,0 +1,1 @@
+"""Questions that need no network, and the YAML by which lm-eval reads them."""

@@ -1,0 +1,415 @@
+"""`ggufloop sweep`: what is scored, and how often; going on after a stop; the measures; the command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ggufloop.cli import main
+from ggufloop.cli.commands.sweep import _grid, _save, _seconds, rows, verdict
+from ggufloop.cli.options import number_ranges
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.figures.sweep import heat_map
+from ggufloop.loop import LoopSpec
+from ggufloop.measure.corpus import Text
+from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
+from ggufloop.measure.journal import Journal
+from ggufloop.measure.perplexity import perplexity, tokenize
+from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, planned_cost, select_and_confirm
+from ggufloop.measure.sweep import PLAIN, Outcome, items_within, sweep
+from ggufloop.models import registry
+
+TinyModel = Callable[[str], Path]
+LAYERS = 30
+WINDOWS = [LoopSpec((a, a + 4), k=2 + a % 2) for a in range(1, 26)]
+
+
+class FakeEngine:
+    """A loop in force and nothing else."""
+
+    loop: LoopSpec | None = None
+
+    def set_loop(self, loop: LoopSpec | None) -> None:
+        self.loop = loop
+
+    def n_layer(self) -> int:
+        return LAYERS
+
+
+class FakeMeasure:
+    """Scores that follow from loop and item, and a note of everything that was asked for."""
+
+    name, item, unit, least = "fake", "chunk", "nats per token", 8
+
+    def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
+        self.n = n
+        self.gains = gains or {}
+        self.asked: list[tuple[str, int]] = []
+        self.stop_after = stop_after
+
+    def identity(self) -> dict[str, Any]:
+        return {"text": self.name}
+
+    def score(self, llm: Any, items: Sequence[int]) -> list[float]:
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        name = PLAIN if llm.loop is None else str(llm.loop)
+        self.asked += [(name, i) for i in items]
+        return [self.value(name, i) for i in items]
+
+    def value(self, name: str, item: int) -> float:
+        shared = np.random.default_rng(item).normal(-3, 0.5)
+        noise = 0 if name == PLAIN else np.random.default_rng([item, *name.encode()]).normal(0, 0.02)
+        return float(shared + self.gains.get(name, 0.0) + noise)
+
+
+def run(measure: FakeMeasure, path: Path, loops: Sequence[LoopSpec] = WINDOWS, **how: Any) -> Outcome:
+    with Journal.open(path, measure.identity()) as journal:
+        return sweep(FakeEngine(), loops, measure, journal, **how)  # type: ignore[arg-type]
+
+
+def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
+    best = str(WINDOWS[7])
+    measure = FakeMeasure(240, {best: 0.03})
+    outcome = run(measure, tmp_path / "j", seed=3)
+    plain = [measure.value(PLAIN, i) for i in range(240)]
+    looped = {str(w): [measure.value(str(w), i) for i in range(240)] for w in WINDOWS}
+    known = select_and_confirm(plain, looped, seed=3, racing=False)
+    assert outcome.decision.winner == known.winner == best
+    assert outcome.decision.verdict == HELPS
+    assert outcome.plain == pytest.approx(np.mean(plain))
+    unraced = run(FakeMeasure(240, {best: 0.03}), tmp_path / "k", seed=3, racing=False)
+    assert unraced.decision == known
+
+
+@pytest.mark.parametrize(("racing", "most"), [(False, 20.0), (True, 10.0)])
+def test_nothing_is_scored_twice_and_the_cost_is_bounded(tmp_path: Path, racing: bool, most: float) -> None:
+    """25 windows cost at most 20 plain runs, under 10 raced; each by itself, with its plain run, over 50."""
+    measure = FakeMeasure(400)
+    outcome = run(measure, tmp_path / "j", racing=racing)
+    assert len(set(measure.asked)) == len(measure.asked)
+    assert sum(name == PLAIN for name, _ in measure.asked) == 400
+    assert len(measure.asked) - 400 == planned_cost(25, 400, racing=racing, least=8)
+    costs = {PLAIN: 1.0} | {str(w): w.relative_cost(LAYERS) for w in WINDOWS}
+    assert outcome.cost.spent == pytest.approx(sum(costs[name] for name, _ in measure.asked) / 400)
+    assert outcome.cost.spent <= most
+    assert outcome.cost.alone > 50
+
+
+@pytest.mark.parametrize("stop", [0, 5, 130, 300, 700])
+def test_a_stopped_sweep_goes_on(tmp_path: Path, stop: int) -> None:
+    whole = run(FakeMeasure(120), tmp_path / "whole").decision
+    stopped = FakeMeasure(120, stop_after=stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tmp_path / "j")
+    rest = FakeMeasure(120)
+    assert run(rest, tmp_path / "j").decision == whole
+    assert not set(stopped.asked) & set(rest.asked)
+    again = FakeMeasure(120)
+    assert run(again, tmp_path / "j").decision == whole
+    assert again.asked == []
+
+
+def test_progress_ends_where_it_was_planned(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    loops = [LoopSpec((a, a + 4), k=2) for a in range(1, 9)]  # all of one cost, so the plan is exact
+    outcome = run(FakeMeasure(100), tmp_path / "j", loops, report=seen.append)
+    assert seen[0].done == 0
+    assert seen[0].seconds_left is None
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert seen[-1].total == pytest.approx(outcome.cost.spent)
+    assert seen[-1].done < seen[-1].total
+    assert all(p.seconds_left >= 0 for p in seen[1:])
+
+
+def test_the_loop_in_force_comes_back(tmp_path: Path) -> None:
+    engine, loop = FakeEngine(), LoopSpec((2, 3), k=5)
+    engine.set_loop(loop)
+    with Journal.open(tmp_path / "j", {}) as journal:
+        sweep(engine, WINDOWS[:3], FakeMeasure(8), journal)  # type: ignore[arg-type]
+    assert engine.loop == loop
+
+
+@pytest.mark.parametrize(
+    ("gains", "n", "what"),
+    [
+        ({str(WINDOWS[3]): 0.05}, 120, "helps: +0.0"),
+        ({str(w): -0.1 for w in WINDOWS}, 120, "no window helps: the best finalist gains -0.0"),
+        ({str(w): -0.1 for w in WINDOWS}, 120, "Worse than plain: all finalists do."),
+        ({}, 40, "not enough data to tell (20 held-out chunks are under 30): about"),
+    ],
+)
+def test_verdicts_in_words(tmp_path: Path, gains: dict[str, float], n: int, what: str) -> None:
+    outcome = run(FakeMeasure(n, gains), tmp_path / "j")
+    assert what in verdict(outcome)
+    assert outcome.decision.verdict in (HELPS, NONE_HELPS, NOT_ENOUGH)
+    table = rows(outcome, lambda name: 1.0)
+    assert len(table) == len(WINDOWS)
+    assert [row[7] is not None for row in table] == [True] * 3 + [False] * 22
+
+
+def test_too_few_items(tmp_path: Path) -> None:
+    with pytest.raises(GgufloopError, match="3 chunks, too few"):
+        run(FakeMeasure(3), tmp_path / "j")
+
+
+def test_items_that_fit_a_budget() -> None:
+    measure = FakeMeasure(5000)
+    loops = WINDOWS
+    mean = np.mean([loop.relative_cost(LAYERS) for loop in loops])
+    for seconds in (1e3, 1e4):
+        n = items_within(seconds, 0.5, loops, LAYERS, measure)  # type: ignore[arg-type]
+
+        def took(n: int) -> float:
+            return float(0.5 * (n + mean * planned_cost(25, n, least=8)))
+
+        assert took(n) <= seconds < took(n + 60)
+    assert items_within(1.0, 0.5, loops, LAYERS, measure) == 60  # type: ignore[arg-type]
+    assert items_within(1e9, 0.5, loops, LAYERS, measure) == 5000  # type: ignore[arg-type]
+
+
+# measures
+
+
+@pytest.fixture(scope="module")
+def tiny_llm(tiny_model: TinyModel) -> Any:
+    from ggufloop.engine import LoopedLlama
+
+    llm = LoopedLlama(tiny_model("llama"), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    yield llm
+    llm.close()
+
+
+def test_chunks_are_those_of_perplexity(tiny_llm: Any) -> None:
+    text = Text("t", "The quick brown fox jumps over the lazy dog. " * 20)
+    measure = TextMeasure(tiny_llm, text, 64, limit=5)
+    loop = LoopSpec((2, 5), k=2)
+    try:
+        for spec in (None, loop):
+            tiny_llm.set_loop(spec)
+            scores = measure.score(tiny_llm, range(5))
+            known = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, 5)
+            assert -np.mean(scores) == pytest.approx(known.model.nll, abs=1e-12)
+            assert measure.score(tiny_llm, [3]) == [scores[3]]
+    finally:
+        tiny_llm.set_loop(None)
+    assert measure.n == 5
+    assert TextMeasure(tiny_llm, text, 64).identity() == measure.identity()
+    assert TextMeasure(tiny_llm, Text("t", text.text + "!"), 64).identity() != measure.identity()
+
+
+def test_logits_that_are_no_numbers_rank_last(monkeypatch: pytest.MonkeyPatch, tiny_llm: Any) -> None:
+    from ggufloop.measure import items as measures
+    from ggufloop.measure.score import Scores
+
+    monkeypatch.setattr(measures, "score", lambda *args: Scores(np.array([np.nan, -1.0]), np.array([False, True])))
+    measure = TextMeasure(tiny_llm, Text("t", "abcdefgh" * 20), 64)
+    assert measure.score(tiny_llm, [0]) == [UNUSABLE]
+
+
+def test_questions_are_those_of_eval(
+    tiny_llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository, which lm-eval would have git say
+    pytest.importorskip("lm_eval")
+    from ggufloop.measure.tasks import evaluate, load_tasks
+
+    measure = TaskMeasure("brackets", limit=12)
+    assert measure.n == 12
+    tiny_llm.set_loop(LoopSpec((2, 5), k=3))
+    try:
+        known = evaluate(tiny_llm, load_tasks(["brackets"]), limit=12).items["brackets"]
+        assert [item.doc for item in known] == list(range(12))
+        scores = measure.score(tiny_llm, [7, 2, 11])
+    finally:
+        tiny_llm.set_loop(None)
+    assert "fatal" not in capfd.readouterr().err
+    assert scores == [known[i].right for i in (7, 2, 11)]
+    assert {item.right for item in known} == {0.0, 1.0}
+
+
+# flags
+
+
+def test_grid_of_windows() -> None:
+    assert _grid("8:12:2", "2,4", 30) == "8:10,10:12,8:12,10:14"
+    assert _grid("26:40", "2:4", 30) == "26:28,27:29,26:29"  # the others do not fit
+    assert _grid(None, None, 7) == "1:5,2:6"
+    for start, width, message in (("40", None, "no window"), ("0", "1", "--start 0"), ("3", "0:2", "--width 0")):
+        with pytest.raises(UsageError, match=message):
+            _grid(start, width, 30)
+
+
+def test_ranges() -> None:
+    assert number_ranges("1,4:10:2", "--K") == [1, 4, 6, 8]
+    for text in ("", "1,,2", "a", "1:2:3:4", "2:5:0", "-1", "5:5", "1e3"):
+        with pytest.raises(UsageError):
+            number_ranges(text, "--K")
+
+
+def test_times() -> None:
+    assert [_seconds(t) for t in ("90s", "30m", "1.5h", "2")] == [90, 1800, 5400, 120]
+    for text in ("0", "m", "1d", "-3m"):
+        with pytest.raises(UsageError):
+            _seconds(text)
+
+
+# the command
+
+
+def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as e:
+        main(["sweep", *args])
+    out, err = capsys.readouterr()
+    return int(e.value.code or 0), out, err
+
+
+def test_the_command_goes_on_from_its_journal(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, text, journal = tiny_model("llama"), tmp_path / "t.txt", tmp_path / "s.jsonl"
+    text.write_text("".join(f"Line {i} of a text that says {i * i}. " for i in range(200)), encoding="utf-8")
+    args = (str(path), "--start", "2:4", "--width", "1,2", "--K", "1,2", "--text", str(text), "--chunks", "70",
+            "-t", "1", "-c", "32", "--journal", str(journal))  # fmt: skip
+    code, out, err = command(capsys, *args)
+    assert code == 0, err
+    assert "4 loops against plain" in out
+    assert "Verdict: " in out
+    lines = journal.read_text(encoding="utf-8").splitlines()
+    code, out, err = command(capsys, *args, "-o", "json", "--plot", str(tmp_path / "p.png"))
+    assert code == 0, err
+    assert journal.read_text(encoding="utf-8").splitlines() == lines
+    data = json.loads(out)
+    result = data["results"][0]
+    assert result["n_select"] + result["n_confirm"] == result["n"] == 70
+    assert result["verdict"] in (HELPS, NONE_HELPS, NOT_ENOUGH)
+    assert {s["name"] for s in result["selection"]} == set(data["loops"])
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = command(capsys, *args[:-4], "-c", "64", *args[-2:])
+    assert code == 1
+    assert "is of another run: measures is" in err
+    code, out, err = command(capsys, *args, "-ctk", "q8_0", "--save")
+    assert "is of another run: settings is" in err
+
+
+def test_a_budget_is_kept_when_going_on(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = (str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", "pydoc", "-c", "16", "--budget", "0.5s",
+            "-t", "1", "--journal", str(tmp_path / "j"), "-o", "json")  # fmt: skip
+    code, out, err = command(capsys, *args)
+    assert code == 0, err
+    n = json.loads(out)["results"][0]["n"]
+    assert n >= 60
+    lines = (tmp_path / "j").read_bytes()
+    assert json.loads(command(capsys, *args)[1])["results"][0]["n"] == n
+    assert (tmp_path / "j").read_bytes() == lines
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/meminfo")
+@pytest.mark.parametrize("words", [["run", "-p", "x", "-n", "1"], ["chat"], ["sweep", "--text", "pydoc"]])
+def test_a_context_that_does_not_fit(
+    words: list[str], tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Asked for, it would end the process, not raise."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit) as e:
+        main([*words, str(tiny_model("llama")), "-c", "2000000000"])
+    assert e.value.code == 1
+    assert "2000000000 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--K", "2"), "nothing to measure"),
+        (("--text", "pydoc", "--K", "1"), "one evaluation, the plain model"),
+        (("--text", "pydoc", "--window", "2:4", "--start", "2"), "given twice"),
+        (("--text", "pydoc", "--window", "2:40"), "2:40"),
+        (("--text", "pydoc", "--budget", "soon"), "no time"),
+        (("--text", "pydoc", "--K", "2:2"), "holds no number"),
+        (("--text", "pydoc", "--solver", "eulr"), "did you mean euler"),
+        (("--tasks", "bracket", "--K", "2"), "did you mean"),
+        (("--text", "no such file"), "cannot read"),
+        (("--text", "pydoc", "-o", "xml"), "output form"),
+        (("--text", "pydoc", "--plot", "x.doc"), "doc"),
+        (("--text", "pydoc", "--worth", "0", "--chunks", "4", "-c", "8", "--start", "2"), "worth 0"),
+    ],
+)
+def test_bad_input(
+    args: tuple[str, ...],
+    message: str,
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(capsys, str(tiny_model("llama")), "-t", "1", *args)
+    assert code in (1, 2)
+    assert message in err
+    assert len(err.strip().splitlines()) <= 3
+    assert out == ""
+
+
+def test_combinations_that_are_no_loop_are_left_out(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = command(
+        capsys, str(tiny_model("llama")), "--start", "2", "--width", "2", "--K", "2", "--solver", "naive,repeat",
+        "--kv", "first,each", "--text", "pydoc", "-c", "16", "--chunks", "8", "-t", "1", "-o", "csv",
+        "--journal", str(tmp_path / "j"))  # fmt: skip
+    assert code == 0, err
+    assert "1 of 4 combinations are no loop of this model" in err
+    assert sorted(line.split(",")[1] for line in out.splitlines()[1:]) == [
+        "2:4 k=2 solver=naive", "2:4 k=2 solver=naive kv=each", "2:4 k=2 solver=repeat"]  # fmt: skip
+
+
+def test_only_what_was_confirmed_is_saved(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "models.toml"
+    monkeypatch.setenv("GGUFLOOP_MODELS", str(own))
+    path, loops = tiny_model("llama"), [LoopSpec((a, a + 1), k=2) for a in range(1, 5)]
+    best = str(loops[1])
+    null, good = (
+        run(FakeMeasure(120, gains), tmp_path / name, loops) for name, gains in (("a", {}), ("b", {best: 0.1}))
+    )
+    bad = run(FakeMeasure(120, {str(loop): -0.1 for loop in loops}), tmp_path / "c", loops)
+    _save(path, loops, [null])
+    assert not own.exists()
+    assert "nothing was confirmed" in capsys.readouterr().err
+    with pytest.raises(GgufloopError, match="helps on fake and harms on fake"):
+        _save(path, loops, [good, bad])
+    assert not own.exists()
+    _save(path, loops, [null, good])
+    assert registry.suggest_loop(path) == loops[1]
+    assert registry.suggest_window(path)[1].startswith("sweep of 20")
+
+
+# the figure
+
+
+def test_heat_map(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    loops = [LoopSpec((a, a + w), k=k) for a in (4, 8, 12) for w in (1, 2) for k in (2, 3)]
+    measure = FakeMeasure(120, {str(loops[0]): 0.05})
+    outcome = run(measure, tmp_path / "j", loops)
+    figure = heat_map(outcome, loops, "m")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [t for t in titles if t] == ["K 2", "K 3", "windows of 1", "windows of 2"]
+    first = figure.axes[0]
+    assert len(first.texts) == 6
+    assert sum("\u2605" in text.get_text() for text in first.texts) == 1
+    gain = next(s.gain.mean for s in outcome.decision.selection if s.name == str(loops[0]))
+    assert figure.axes[0].images[0].get_array()[0, 0] == pytest.approx(gain)
+    single = run(FakeMeasure(60), tmp_path / "k", loops[:1])
+    assert len(heat_map(single, loops[:1], "m").axes) == 2  # a cell and the colour bar

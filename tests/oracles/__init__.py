@@ -1,0 +1,1 @@
+"""Independent ways to what the loop should compute."""

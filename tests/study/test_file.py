@@ -1,0 +1,166 @@
+"""Studies: what is written is read, what does not belong together is refused, and the numbers drawn from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.measure import stats
+from ggufloop.study import analysis
+from ggufloop.study import file as study
+from ggufloop.study.file import PLAIN, Chunk, File, Header, Study, TaskResult
+
+LOOPS = ("2:5 k=2", "2:5 k=3 solver=naive")
+HEADER = Header(
+    "m.gguf", "a" * 64, "Q4_1", "llama", 7, 1000, 300, "F32", (2, 5), "pydoc", "b" * 64, 64,
+    {"threads": "1", "flash_attn": "True"}, "0.1.0", "p1",
+)  # fmt: skip
+FILES = (
+    File("F32", "c" * 64, 4000, 32.0, math.inf, math.inf),
+    File("Q4_0", "d" * 64, 600, 4.5, 21.5, 20.5, "2 tensors as Q5_0"),
+)
+
+
+def numbers(seed: int, n: int = 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"nll": rng.normal(3, 0.3, n), "kl": rng.gamma(4, 0.01, n), "seconds": rng.uniform(1, 2, n)}
+
+
+def written(path: Path, chunks: int = 8, header: Header = HEADER) -> Study:
+    """A study of two files under two loops; looped Q4_0 is better by 0.1 under the first, and 2.5 times as far off."""
+    s = study.create(path, header)
+    for file in FILES:
+        s = study.add_file(path, s, file)
+    base = numbers(1, chunks)
+    for file in FILES:
+        for loop, shift, factor in ((PLAIN, 0.0, 1.0), (LOOPS[0], -0.1, 2.5), (LOOPS[1], 0.0, 1.0)):
+            jitter = np.random.default_rng(5).normal(0, 0.01, chunks) if loop == LOOPS[1] else np.zeros(chunks)
+            for i in range(chunks):
+                nll = float(base["nll"][i] + shift + jitter[i])
+                kl = float(base["kl"][i] * factor) if file is FILES[1] else 0.0
+                study.add_chunk(path, file.type, loop, Chunk(i, 31, 90, nll, nll**2 + 2, kl, 0.9, base["seconds"][i]))
+    return study.read(path)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    s = written(tmp_path / "s.jsonl")
+    assert (s.header, s.files) == (HEADER, FILES)
+    assert (s.types, s.loops) == (("F32", "Q4_0"), (PLAIN, *LOOPS))
+    cell = s.cell("Q4_0", LOOPS[0])
+    assert cell.values("nll") == pytest.approx(numbers(1)["nll"] - 0.1, abs=1e-15)
+    assert cell.n == 8 * 31
+    mean = cell.values("nll").mean()
+    deviation = math.sqrt((cell.values("nll") ** 2 + 2).mean() - mean**2)
+    assert cell.ppl == pytest.approx((math.exp(mean), math.exp(mean) * deviation / math.sqrt(8 * 31 - 1)))
+    assert cell.bits_per_byte == pytest.approx(mean / math.log(2) * 31 / 90)
+    assert s.lacks("Q4_0", LOOPS[0], range(10)) == [8, 9]
+    assert s.lacks("Q2_K", PLAIN, [3]) == [3]
+    with pytest.raises(UsageError, match="no type 'Q4_1'"):
+        s.cell("Q4_1")
+    with pytest.raises(UsageError, match="nothing of F32 under '2:5 k=4'"):
+        s.cell("F32", "2:5 k=4")
+
+
+def test_a_study_goes_on_after_a_crash(tmp_path: Path) -> None:
+    """Half a line at the end is dropped, and the next one does not continue it."""
+    path = tmp_path / "s.jsonl"
+    before = written(path)
+    with path.open("a") as f:
+        f.write('{"kind": "chunk", "type": "Q4_0", "lo')
+    assert study.read(path) == before
+    assert study.create(path, HEADER) == before
+    chunk = dataclasses.replace(before.cell("Q4_0").chunks[0], index=8)
+    study.add_chunk(path, "Q4_0", PLAIN, chunk)
+    after = study.read(path)
+    assert after.cell("Q4_0").chunks == (*before.cell("Q4_0").chunks, chunk)
+    assert [len(c.chunks) for c in after.paired(("Q4_0", PLAIN), ("Q4_0", LOOPS[0]))] == [8, 8]
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    s = written(path)
+    other = dataclasses.replace(HEADER, window=(2, 4), text_sha256="e" * 64, patch_id="p2", settings={"threads": "2"})
+    said = (
+        "window 2:5 and 2:4; text_sha256 bbbbbbbbbbbb... and eeeeeeeeeeee...; flash_attn True and None; "
+        "threads 1 and 2; patch_id p1 and p2."
+    )
+    with pytest.raises(GgufloopError) as e:
+        study.create(path, other)
+    assert e.value.message == f"{path} holds another study: {said}"
+    with pytest.raises(GgufloopError, match=r"the studies of m\.gguf and m\.gguf cannot be compared: text_sha256"):
+        study.check_comparable(s, dataclasses.replace(s, header=other))
+    study.check_comparable(s, dataclasses.replace(s, header=dataclasses.replace(HEADER, model="n.gguf", n_layer=9)))
+    with pytest.raises(GgufloopError, match=r"Q4_0 was measured on a file dddddddddddd\.\.\., and is eeeeeeeeeeee"):
+        study.add_file(path, s, dataclasses.replace(FILES[1], sha256="e" * 64))
+    with pytest.raises(GgufloopError, match="Q4_0 under plain has no finite nll on chunk 0"):
+        study.add_chunk(path, "Q4_0", PLAIN, Chunk(0, 31, 90, math.nan, 1, 0, 1, 1))
+    assert study.read(path) == s
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no study"),
+        ("{}", "holds no study"),  # no line feed: not a whole line
+        ("{}\n", "schema version None is not 1"),
+        ("no json\n", "is no study, or damaged: line 1: "),
+        ('{"kind": "study", "schema_version": 2}\n', "schema version 2 is not 1"),
+        ('{"kind": "study", "schema_version": 1, "model": "m"}\n', "is no study, or damaged: line 1: "),
+    ],
+)
+def test_files_that_are_no_studies(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(content)
+    with pytest.raises(GgufloopError, match=said):
+        study.read(path)
+    with pytest.raises(GgufloopError, match="cannot read"):
+        study.read(tmp_path / "none.jsonl")
+
+
+def test_what_a_study_says(tmp_path: Path) -> None:
+    s = written(tmp_path / "s.jsonl")
+    ratio = analysis.amplification(s, "Q4_0", LOOPS[0])
+    assert ratio is not None
+    assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((2.5, 2.5, 2.5))
+    assert analysis.amplification(s, "Q4_0", PLAIN) == stats.Estimate(1.0, 1.0, 1.0, 8)
+    assert analysis.amplification(s, "F32", LOOPS[0]) is None
+    found = analysis.verdicts(s, "Q4_0")
+    assert {loop: v.word for loop, v in found.items()} == {LOOPS[0]: analysis.HELPS, LOOPS[1]: analysis.SAME}
+    assert found[LOOPS[0]].change.mean == pytest.approx(-0.1)
+    assert found[LOOPS[0]].p == pytest.approx(2 * found[LOOPS[0]].change.p)  # of two loops
+    assert analysis.lost(s, "Q4_0").mean == 0
+    assert analysis.interaction(s, "Q4_0", LOOPS[1]).mean == 0  # both files change alike
+    assert analysis.kld(s, "Q4_0").mean == pytest.approx(numbers(1)["kl"].mean())
+    assert analysis.tokens_per_second(s, s.cell("F32")) == 64 / np.median(numbers(1)["seconds"])
+
+
+def test_tasks_of_a_study(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    written(path)
+    docs = tuple(("t", i) for i in range(4))
+    study.add_task(path, "Q4_0", PLAIN, "t", TaskResult(docs, (0.0, 0.0, 1.0, 1.0), (-2.0, -2.0, -1.0, None)))
+    study.add_task(path, "Q4_0", LOOPS[0], "t", TaskResult(docs, (1.0, 1.0, 1.0, 0.0), (-1.0, -1.0, -1.0, None)))
+    c = analysis.task_change(study.read(path), "Q4_0", LOOPS[0], "t")
+    assert (c.n, c.gained, c.lost, c.difference.mean, c.gold) == (4, 2, 1, 0.25, None)
+    with pytest.raises(UsageError, match="Q4_0 was not asked u under 'plain'"):
+        analysis.task_change(study.read(path), "Q4_0", LOOPS[0], "u")
+
+
+def test_the_ratio_of_means_covers() -> None:
+    """Of 400 simulated studies of 12 chunks whose true ratio is 1.5, the interval holds it about 95 times in 100."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(400):
+        plain = rng.gamma(3, 0.01, 12)
+        looped = plain * 1.5 * rng.lognormal(-0.02, 0.2, 12)
+        e = stats.ratio_of_means(looped, plain, seed=seed, resamples=1000)
+        held += e.low <= 1.5 <= e.high
+    assert 0.91 <= held / 400 <= 0.98
+    assert [stats.ratio_of_means(plain[:n], plain[:n]).level for n in (2, 4, 6)] == [0.5, 0.875, 0.95]
+    with pytest.raises(UsageError, match="a ratio to 0 is not defined"):
+        stats.ratio_of_means([1.0, 2.0], [0.0, 0.0])
