@@ -28,14 +28,12 @@ from ggufloop.backend import capi, library, memory
 from ggufloop.backend.devices import Placed, Placement
 from ggufloop.backend.llama_log import Log
 from ggufloop.backend.prompt_cache import LoopCache
-from ggufloop.backend.settings import check_settings
+from ggufloop.backend.settings import check_settings, drawn
 from ggufloop.backend.tracing import Traced
-from ggufloop.closed import Closed
-from ggufloop.errors import BackendError, GgufloopError, UsageError
-from ggufloop.generate.sampling import drawn
+from ggufloop.errors import BackendError, Closed, GgufloopError, UsageError
 from ggufloop.interrupts import Held
+from ggufloop.logits import entropy
 from ggufloop.loop import LoopSpec
-from ggufloop.measure.score import entropy
 from ggufloop.models.architectures import check_loop
 from ggufloop.models.gguf import check_model_file, read_header
 from ggufloop.models.template import lazily_compiled

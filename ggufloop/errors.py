@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class GgufloopError(Exception):
@@ -39,3 +40,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     choices = ", ".join(known)
     return f"did you mean {close[0]}? Known: {choices}." if close else f"known: {choices}."
+
+
+class Closed:
+    """What stands in a model's place before it is loaded and once it is closed: asked anything it raises GgufloopError.
+
+    llama.cpp is handed pointers, and a freed one ends the process.
+    """
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):  # what Python itself looks for
+            raise AttributeError(name)
+        raise GgufloopError("this model is closed.", "load it again.")

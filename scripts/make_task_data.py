@@ -12,8 +12,8 @@ import sys
 
 import click
 
-from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError
+from ggufloop.files import file_sha256
 from ggufloop.table import Column, Table
 from ggufloop.tasks.questions import MAKERS, questions, questions_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,15 +43,68 @@ def test_only_the_engine_and_two_processes_of_their_own_import_llama_cpp() -> No
     assert importers == ["ggufloop/backend/verifier.py", "ggufloop/engine.py", "ggufloop/quant/child.py"]
 
 
+PROCESSES = {"ggufloop.backend.trier", "ggufloop.backend.verifier", "ggufloop.quant.child"}
+"""Started, never imported: llama.cpp is in them, and may end them."""
+
+FLOORS = """
+errors records
+reading interrupts table
+files
+loop logits
+models
+backend
+engine
+generate tasks quant
+measure
+scaling
+study
+figures
+server
+cli
+"""
+"""From the ground. A package imports from itself and from floors below, also inside functions."""
+
+
+def modules() -> dict[str, set[str]]:
+    """Every module of the package, and which modules of it each imports."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    found = {}
+    for name, path in names.items():
+        wanted = found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names if alias.name in names}
+            elif isinstance(node, ast.ImportFrom) and node.module in names:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                wanted |= {each if each in names else node.module for each in inside}
+    return found
+
+
+def test_imports_go_down() -> None:
+    floor = {name: i for i, names in enumerate(FLOORS.split("\n")) for name in names.split()}
+    for name, wanted in modules().items():
+        if name == "ggufloop" or name in PROCESSES:
+            continue
+        room = name.split(".")[1]
+        for other in wanted:
+            there = other.split(".")[1]
+            assert room == there or floor[there] < floor[room], f"{name} imports {other}, which is not below it"
+
+
 def test_these_processes_are_never_imported() -> None:
     """What it imports would load llama.cpp into a process that may not survive it."""
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                words = f"{node.module} {[alias.name for alias in node.names]}"
-                assert "quantiser" not in words, name_of(path)
-                assert "verifier" not in words, name_of(path)
-                assert "trier" not in words, name_of(path)
+    assert not PROCESSES & set().union(*modules().values())
+
+
+def test_the_map_is_complete() -> None:
+    """CONTRIBUTING.md names every package and module, and none that is gone."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = text[text.index("## Where things are") : text.index("A new architecture")]
+    drawn = "\n".join(line for line in drawn.splitlines() if line.startswith("    "))
+    here = {path.name for path in MODULES if path.name != "__init__.py" and path.parent.name != "commands"}
+    assert here - set(re.findall(r"\b\w+\.py\b", drawn)) == set()
+    elsewhere = {path.name for folder in ("scripts", "tests", "research") for path in (ROOT / folder).rglob("*.py")}
+    assert set(re.findall(r"\b\w+\.py\b", drawn)) - here - elsewhere == set()
 
 
 def test_nothing_below_the_command_line_prints_or_knows_click() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ggufloop import digest, reading
+from ggufloop import files, reading
 from ggufloop.backend import library as backend
 from ggufloop.errors import GgufloopError
 from ggufloop.measure.journal import Journal
@@ -206,9 +206,9 @@ def test_a_damaged_memory_of_hashes_is_made_anew(tmp_path: Path, monkeypatch: py
     file = tmp_path / "file"
     file.write_bytes(b"abc")
     (tmp_path / "sha256.json").write_text(content.replace("PATH", str(file)))
-    assert digest.recall(file) is None
-    assert digest.file_sha256(file).startswith("ba7816bf")
-    assert digest.recall(file) == digest.file_sha256(file)
+    assert files.recall(file) is None
+    assert files.file_sha256(file).startswith("ba7816bf")
+    assert files.recall(file) == files.file_sha256(file)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from ggufloop.backend import library
 from ggufloop.backend.log import Log, Report, Step
-from ggufloop.digest import file_sha256
 from ggufloop.errors import BackendError
-from ggufloop.files import atomic_path, cache_dir, remove
+from ggufloop.files import atomic_path, cache_dir, file_sha256, remove
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 _OFFLINE = (

@@ -5,6 +5,7 @@ check_settings({"n_ctx": 4096, "type_v": 8}, "llama")  # raises UsageError: a qu
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from gguf import GGMLQuantizationType
@@ -35,3 +36,12 @@ def check_settings(settings: dict[str, Any], architecture: str) -> None:
     quantised_v = _KV_TYPES.get(settings.get("type_v") or 0, "f32") not in ("f32", "f16", "bf16")
     if quantised_v and not settings.get("flash_attn", False):
         raise UsageError("a quantised V cache needs flash attention.", "switch it on: flash_attn=True (-fa on).")
+
+
+RANDOM_SEED = 2**32 - 1
+"""llama.cpp's mark for "no seed given", so seeds are smaller than this."""
+
+
+def drawn(seed: int | None) -> int:
+    """The seed, or a random one in place of None, -1 and llama.cpp's mark."""
+    return secrets.randbelow(RANDOM_SEED) if seed in (None, -1, RANDOM_SEED) else int(seed or 0)

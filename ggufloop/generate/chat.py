@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ggufloop.backend.settings import RANDOM_SEED
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.generate.complete import Answer, Emit, Model, Stopped, Totals, complete, encode, prompt_tokens
-from ggufloop.generate.sampling import RANDOM_SEED, Sampling
+from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
 from ggufloop.models.template import ChatTemplate, Message
 

@@ -10,20 +10,11 @@ the same words.
 from __future__ import annotations
 
 import math
-import secrets
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ggufloop.backend.settings import RANDOM_SEED, drawn
 from ggufloop.errors import UsageError, nearest
-
-RANDOM_SEED = 2**32 - 1
-"""llama.cpp's mark for "no seed given", so seeds are smaller than this."""
-
-
-def drawn(seed: int | None) -> int:
-    """The seed, or a random one in place of None, -1 and llama.cpp's mark."""
-    return secrets.randbelow(RANDOM_SEED) if seed in (None, -1, RANDOM_SEED) else int(seed or 0)
-
 
 _RULES = {
     "temp": (0.0, math.inf, "of 0 or more", "0 always takes the likeliest token."),

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.measure.score import Logits, Normalisers
+from ggufloop.logits import Logits, Normalisers
 
 FLOOR = np.float32(16)
 """Nats below the likeliest token at which llama-perplexity stops telling probabilities apart."""

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.score import Logits, Scores, log_probabilities
+from ggufloop.logits import Logits, Scores, log_probabilities
 
 
 class Engine(Protocol):

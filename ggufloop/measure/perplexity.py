@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import stats
 from ggufloop.measure.divergence import KLStatistics, Packed, Record
-from ggufloop.measure.score import Engine, Logits, Normalisers, each_target, log_probabilities
+from ggufloop.measure.score import Engine, each_target
 
 MAGIC = b"_logits_"
 _HEAD = len(MAGIC) + 12

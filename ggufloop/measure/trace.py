@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.logits import log_softmax
 from ggufloop.loop import LoopSpec
 
 Rows = NDArray[np.float32]
@@ -277,13 +278,6 @@ def _compared(p: _Placed) -> Point:
     )
 
 
-def _log_probs(logits: NDArray[np.float32]) -> Values:
-    rows = logits.astype(np.float64)
-    rows -= rows.max(axis=-1, keepdims=True)
-    rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
-    return rows
-
-
 def _weighted(p: Values, values: Values) -> Values:
     """Sum of p * values over the last axis, where p = 0 counts nothing even if the value is infinite."""
     with np.errstate(invalid="ignore"):
@@ -301,10 +295,10 @@ def _read(model: Model, states: Sequence[Rows], tokens: Sequence[int]) -> list[t
     for start in range(0, n, size):
         cut = slice(start, start + size)
         some = list(tokens[cut])
-        final = _log_probs(model.lens(states[-1][..., cut, :], some))
+        final = log_softmax(model.lens(states[-1][..., cut, :], some))
         q = np.exp(final)
         for rows, (entropy, kl) in zip(states, readings, strict=True):
-            lens = final if rows is states[-1] else _log_probs(model.lens(rows[..., cut, :], some))
+            lens = final if rows is states[-1] else log_softmax(model.lens(rows[..., cut, :], some))
             entropy[cut] = -_weighted(np.exp(lens), lens)
             with np.errstate(invalid="ignore"):
                 kl[cut] = _weighted(q, final - lens)

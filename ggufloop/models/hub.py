@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ggufloop import digest
+from ggufloop import files
 from ggufloop.errors import GgufloopError
 from ggufloop.models.hubfiles import (
     DEFAULT_QUANT,
@@ -168,9 +168,9 @@ def _download(
 
     bar = _bar(file, progress)
     path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline, tqdm_class=bar))
-    if sha256 is not None and digest.recall(path) != sha256:
+    if sha256 is not None and files.recall(path) != sha256:
         progress(f"checking {file}", 0, 0)
-        if digest.file_sha256(path) != sha256:
+        if files.file_sha256(path) != sha256:
             for damaged in (path.resolve(), path):  # the blob and the name of it
                 damaged.unlink(missing_ok=True)
             raise GgufloopError(

@@ -24,7 +24,7 @@ from typing import Any
 
 import platformdirs
 
-from ggufloop import digest, reading
+from ggufloop import files, reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import atomic_path, cache_dir, lock, shipped
 from ggufloop.loop import LoopSpec, parse_window
@@ -62,7 +62,7 @@ class LoopFile:
 
     def is_file(self, path: Path) -> bool:
         """Whether it is this one, whatever its name. A sha256 is computed only for a file of its size."""
-        return path.is_file() and path.stat().st_size == self.bytes and digest.file_sha256(path) == self.sha256
+        return path.is_file() and path.stat().st_size == self.bytes and files.file_sha256(path) == self.sha256
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def entry_for(path: Path) -> Model | None:
     """
     size = path.stat().st_size if path.is_file() else None
     for model in models():
-        if model.sha256 and model.bytes == size and digest.file_sha256(path) == model.sha256:
+        if model.sha256 and model.bytes == size and files.file_sha256(path) == model.sha256:
             return model
     stem = hubfiles.split_name(path.name)[0].lower()
     return next((m for m in models() if hubfiles.split_name(m.file)[0].lower() == stem), None)
@@ -408,7 +408,7 @@ def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
     read or written.
     """
     info, own = describe(path), user_models_path()
-    file = LoopFile(path.name, path.stat().st_size, digest.file_sha256(path))
+    file = LoopFile(path.name, path.stat().st_size, files.file_sha256(path))
     entry = next((m for m in models() if m.loop_file is not None and m.loop_file.sha256 == file.sha256), None)
     name = path.stem
     if entry is None and (entry := entry_for(path)) is not None and entry.loop_file is not None:

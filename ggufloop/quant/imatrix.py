@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.digest import files_sha256
 from ggufloop.errors import GgufloopError
-from ggufloop.files import atomic_path
+from ggufloop.files import atomic_path, files_sha256
 from ggufloop.models.gguf import read_header, read_model
 from ggufloop.models.weights import decode, locate, slabs
 

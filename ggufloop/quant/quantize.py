@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufloop.backend import library
-from ggufloop.digest import file_sha256, files_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import atomic_path, partial_path
+from ggufloop.files import atomic_path, file_sha256, files_sha256, partial_path
 from ggufloop.models.gguf import Header, Tensor, read_header, read_model, split_paths
 from ggufloop.quant import imatrix
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufloop.digest import file_sha256
 from ggufloop.errors import UsageError
+from ggufloop.files import file_sha256
 from ggufloop.models.info import ModelInfo, describe
 from ggufloop.quant.quantize import UNQUANTISED, Quantized, default_name, file_type, quantize
 from ggufloop.quant.snr import decibel, tensor_snr, window_snr

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.divergence import Packed, Record
 from ggufloop.measure.perplexity import LEAST_CONTEXT, Model, tokenize
-from ggufloop.measure.score import Logits, Normalisers, each_target, log_probabilities
+from ggufloop.measure.score import each_target
 from ggufloop.study import file as studies
 from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
 

@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from ggufloop import reading
-from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError
-from ggufloop.files import atomic_path, cache_dir, lock
+from ggufloop.files import atomic_path, cache_dir, file_sha256, lock
 
 SEED = 20260522
 VERSION = 1

@@ -16,11 +16,11 @@ import pytest
 from support import tiny
 from support.rewrite import rewritten
 
+from ggufloop.backend.settings import RANDOM_SEED, drawn
 from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import prompt_tokens
-from ggufloop.generate.sampling import RANDOM_SEED, drawn
 from ggufloop.loop import LoopSpec
 
 SMALL = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}

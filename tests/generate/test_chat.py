@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from support.fake_llama import TEMPLATE, FakeLlama
 
+from ggufloop.backend.settings import RANDOM_SEED
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.generate.chat import Conversation, Turn
 from ggufloop.generate.complete import Interrupted, Totals, complete, first_difference
-from ggufloop.generate.sampling import RANDOM_SEED, Sampling
+from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
 from ggufloop.models.template import PLAIN, ChatTemplate
 

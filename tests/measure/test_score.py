@@ -16,8 +16,9 @@ import pytest
 
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.logits import Normalisers, entropy, log_probabilities
 from ggufloop.measure.divergence import PERCENTILES, KLStatistics, Packed, Record
-from ggufloop.measure.score import Normalisers, each_target, entropy, log_probabilities, score, score_under
+from ggufloop.measure.score import each_target, score, score_under
 
 TinyModel = Callable[[str], Path]
 F = np.float32

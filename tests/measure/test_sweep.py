@@ -205,8 +205,8 @@ def test_chunks_are_those_of_perplexity(tiny_llm: Any) -> None:
 
 
 def test_logits_that_are_no_numbers_rank_last(monkeypatch: pytest.MonkeyPatch, tiny_llm: Any) -> None:
+    from ggufloop.logits import Scores
     from ggufloop.measure import items as measures
-    from ggufloop.measure.score import Scores
 
     monkeypatch.setattr(measures, "score", lambda *args: Scores(np.array([np.nan, -1.0]), np.array([False, True])))
     measure = TextMeasure(tiny_llm, Text("t", "abcdefgh" * 20), 64)

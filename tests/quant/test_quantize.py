@@ -19,8 +19,8 @@ from support import tiny
 
 from ggufloop.cli import cli
 from ggufloop.cli.commands.quantize import command
-from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import file_sha256
 from ggufloop.models.gguf import read_header, read_model
 from ggufloop.models.weights import locate, weights
 from ggufloop.quant import quantize as module

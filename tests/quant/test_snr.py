@@ -18,10 +18,11 @@ from support import tiny
 from ggufloop.cli.commands.snr import command
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
+from ggufloop.figures.snr import snr_figure
 from ggufloop.models.gguf import read_model
 from ggufloop.quant import snr
 from ggufloop.quant.quantize import quantize, window_override
-from ggufloop.quant.snr import by_layer, snr_figure, tensor_snr, window_share, window_snr
+from ggufloop.quant.snr import by_layer, tensor_snr, window_share, window_snr
 
 TYPES = [kind for kind in snr.FORMATS if kind not in ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")]
 """Those llama.cpp makes without an importance matrix; the table has all of them without."""

@@ -31,8 +31,8 @@ from ggufloop.cli.options import (
     model_options,
     whole_numbers,
 )
-from ggufloop.digest import file_sha256
 from ggufloop.errors import BackendError, UsageError, nearest
+from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench
 from ggufloop.measure.bench import Child, Result, Variant, Workload

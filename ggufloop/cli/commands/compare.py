@@ -20,9 +20,8 @@ from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.options import LOOP_FLAGS, loop_list_options, loops_from_flags, model_from_flags, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.digest import file_sha256
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import atomic_path, lock
+from ggufloop.files import atomic_path, file_sha256, lock
 from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import LEAST_CONTEXT

@@ -16,9 +16,8 @@ from click.shell_completion import CompletionItem
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
 from ggufloop.cli.options import loop_options, model_options
-from ggufloop.digest import file_sha256
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import write_error
+from ggufloop.files import file_sha256, write_error
 from ggufloop.tasks.questions import MAKERS
 
 if TYPE_CHECKING:

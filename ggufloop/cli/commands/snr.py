@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
-from ggufloop.digest import files_sha256
 from ggufloop.errors import UsageError, nearest
 from ggufloop.figures import style
+from ggufloop.figures.snr import snr_figure
+from ggufloop.files import files_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.models.gguf import read_model
 from ggufloop.quant.snr import (
@@ -23,7 +24,6 @@ from ggufloop.quant.snr import (
     Share,
     TensorSnr,
     by_layer,
-    snr_figure,
     tensor_snr,
     total,
     window_share,

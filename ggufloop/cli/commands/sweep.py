@@ -28,8 +28,8 @@ from ggufloop.cli.options import (
     split_list,
 )
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import corpus
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure

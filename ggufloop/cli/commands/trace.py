@@ -12,9 +12,10 @@ from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
 from ggufloop.cli.options import loop_options, model_options
-from ggufloop.digest import file_sha256
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.figures import style
+from ggufloop.figures.trace import trace_figure
+from ggufloop.files import file_sha256
 from ggufloop.generate.complete import encode, prompt_tokens
 from ggufloop.measure.trace import LAYER, Estimate, Point, Trace, trace
 from ggufloop.models.template import ChatTemplate
@@ -216,7 +217,7 @@ def command(
     with terminal.progress("tracing ..."):
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
-        style.save(style.trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
+        style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
     if form == "table":
         click.echo(_tables(result, opened, tau), nl=False)
     elif form == "json":
