@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ggufloop.backend import capi, library, memory
 from ggufloop.backend.devices import Placed, Placement
-from ggufloop.backend.llama_log import Log
+from ggufloop.backend.llama_log import LlamaLog
 from ggufloop.backend.prompt_cache import LoopCache
 from ggufloop.backend.settings import check_settings, drawn
 from ggufloop.backend.tracing import Traced
@@ -47,7 +47,7 @@ from llama_cpp._logger import logger  # noqa: E402  # as above
 from llama_cpp.llama_cache import BaseLlamaCache  # noqa: E402  # as above
 from llama_cpp.llama_tokenizer import LlamaTokenizer  # noqa: E402  # as above
 
-_log = Log(shown=lambda: logger.level <= logging.DEBUG)  # llama_cpp's own is one off in the levels
+_log = LlamaLog(shown=lambda: logger.level <= logging.DEBUG)  # llama_cpp's own is one off in the levels
 _log_callback = llama_cpp.llama_log_callback(_log)
 llama_cpp.llama_log_set(_log_callback, None)
 

@@ -21,7 +21,7 @@ import instructions
 from ggufloop.errors import GgufloopError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench
-from ggufloop.measure.bench import Child, Measured, Result, Variant, Workload
+from ggufloop.measure.bench import Child, Measured, Timed, Variant, Workload
 from ggufloop.models import registry
 from ggufloop.models.info import describe, plain_kv_bytes
 from ggufloop.table import FORMS, Column, Table
@@ -59,7 +59,7 @@ def timed(path: Path, plans: list[LoopSpec], rounds: int, threads: int) -> Itera
         with Child(path, False, settings) as child:
             return child.run(BOTH, loop, 0)
 
-    def ratio(results: list[Result], i: int) -> list[float]:
+    def ratio(results: list[Timed], i: int) -> list[float]:
         found = bench.ratio(results[i], results[min(i - 1, 1)])
         return [found.mean, found.low, found.high]
 

@@ -17,7 +17,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options, window_suggestion
 from ggufloop.errors import GgufloopError
 from ggufloop.generate import complete
-from ggufloop.generate.diffusion import Head, Schedule, Step, denoise
+from ggufloop.generate.diffusion import Decided, Head, Schedule, denoise
 from ggufloop.models.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def main(
         llm = LoopedLlama(path, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx, n_threads=threads, loop=spec, verbose=False)
         head = Head.of(llm)
 
-        def on_step(step: Step, answer: Sequence[int]) -> None:
+        def on_step(step: Decided, answer: Sequence[int]) -> None:
             if verbose:
                 click.echo(f"{step.number:3} {shown(llm, answer, head.mask)!r}", err=True)
 

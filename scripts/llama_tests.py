@@ -32,7 +32,7 @@ from support import tiny  # noqa: E402
 from ggufloop.backend import build, download, toolchain  # noqa: E402
 from ggufloop.backend import library as backend  # noqa: E402
 from ggufloop.backend.library import Backend  # noqa: E402
-from ggufloop.backend.log import Log, Step  # noqa: E402
+from ggufloop.backend.log import BuildLog, Step  # noqa: E402
 from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
 from ggufloop.files import atomic_path, cache_dir, lock  # noqa: E402
 
@@ -115,7 +115,7 @@ def stamp(library: Backend) -> Path:
     return cache_dir() / "llama-tests" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}.json"
 
 
-def compile_tests(library: Backend, work: Path, log: Log) -> Path:
+def compile_tests(library: Backend, work: Path, log: BuildLog) -> Path:
     """Unpack, patch, compile and link into `work`. Returns the folder of the programs. Raises BackendError."""
     report = _report
     source, tree, programs = work / "llama.cpp", work / "build", work / "bin"
@@ -153,7 +153,7 @@ def _report(step: Step) -> None:
     print(step.text, file=sys.stderr)
 
 
-def _run(log: Log, what: str, words: list[str | Path], env: dict[str, str] | None = None) -> None:
+def _run(log: BuildLog, what: str, words: list[str | Path], env: dict[str, str] | None = None) -> None:
     print(what, file=sys.stderr)
     if log.run(words, env=env):
         for line in log.tail(6, ("error:", "Error", "FAILED:", "undefined")):
@@ -161,7 +161,7 @@ def _run(log: Log, what: str, words: list[str | Path], env: dict[str, str] | Non
         raise BackendError(f"{what} llama.cpp's tests failed.", f"log: {log.path}")
 
 
-def run_tests(programs: Path, work: Path, log: Log) -> list[Result]:
+def run_tests(programs: Path, work: Path, log: BuildLog) -> list[Result]:
     """Run all tests, each with a time limit, and return how they ended."""
     model = tiny.write(work / "model.gguf", tiny.FAMILIES["llama"])
     models = work / "models"
@@ -208,7 +208,7 @@ def main() -> int:
     work = passed.with_suffix("")
     with lock(cache_dir() / "llama-tests" / "lock", lambda: _report(Step("waiting for another run of these tests"))):
         work.mkdir(parents=True, exist_ok=True)
-        log = Log(cache_dir() / "logs" / f"llama-tests-{library.directory.name}.log")
+        log = BuildLog(cache_dir() / "logs" / f"llama-tests-{library.directory.name}.log")
         start = time.perf_counter()
         programs = compile_tests(library, work, log)
         print(f"{'compiled':60} {'ok':8} {time.perf_counter() - start:6.1f} s", flush=True)

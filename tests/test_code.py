@@ -96,6 +96,16 @@ def test_these_processes_are_never_imported() -> None:
     assert not PROCESSES & set().union(*modules().values())
 
 
+def test_a_name_is_one_class() -> None:
+    """A reader who meets `Request` need not ask whose."""
+    where: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(name_of(path))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
 def test_the_map_is_complete() -> None:
     """CONTRIBUTING.md names every package and module, and none that is gone."""
     text = (ROOT / "CONTRIBUTING.md").read_text()

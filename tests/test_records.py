@@ -25,7 +25,7 @@ from test_file import FILES, HEADER, LOOPS, written
 from ggufloop.backend import library
 from ggufloop.cli import main
 from ggufloop.errors import GgufloopError
-from ggufloop.measure.perplexity import MAGIC, Stored, stored_bytes
+from ggufloop.measure.perplexity import MAGIC, KLBase, stored_bytes
 from ggufloop.models import registry
 from ggufloop.quant import imatrix
 from ggufloop.scaling import data as shannon_data
@@ -149,7 +149,7 @@ def test_a_header_asks_for_no_memory(tmp_path: Path) -> None:
         f.truncate(stored_bytes(2**22, 300, 2) - 1)
     tracemalloc.start()
     with pytest.raises(GgufloopError, match="cut short"):
-        Stored.open(path)
+        KLBase.open(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20

@@ -1,6 +1,6 @@
 """`ggufloop build`: from the pinned source archive to a verified library in the cache.
 
-    library = build(Request("auto"), report)        # a backend.Backend
+    library = build(BuildRequest("auto"), report)        # a backend.Backend
 
 Steps: preflight, fetch, configure, compile, verify, install. All work happens in <cache>/tmp under one lock for the
 whole cache, so two builds never meet, and a library appears in <cache>/backends in one rename. What a killed build
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ggufloop.backend import download, library, toolchain
 from ggufloop.backend.library import Backend
-from ggufloop.backend.log import Log, Report, Step
+from ggufloop.backend.log import BuildLog, Report, Step
 from ggufloop.backend.probe import probe
 from ggufloop.backend.toolchain import Narrowing
 from ggufloop.backend.verify import check, remember
@@ -52,7 +52,7 @@ _ERROR_MARKS = ("error:", "Error ", "CMake Error", "FAILED:", "fatal", "Killed",
 
 
 @dataclass(frozen=True)
-class Request:
+class BuildRequest:
     """What to build. name: auto or a backend. The rest as the flags of `ggufloop build`."""
 
     name: str = "auto"
@@ -127,7 +127,7 @@ class Plan:
         return library.backends_dir() / f"{self.name}{'-stock' if self.stock else ''}-{self.key}"
 
 
-def build(request: Request, report: Report) -> Backend:
+def build(request: BuildRequest, report: Report) -> Backend:
     """The library `request` asks for, built if it is not in the cache, and the binding installed for it.
 
     A cached library with more programs than were asked for will do, if it computes right. Raises UsageError for an
@@ -154,10 +154,10 @@ def build(request: Request, report: Report) -> Backend:
     try:
         with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", waiting):
             shutil.rmtree(cache_dir() / "tmp", ignore_errors=True)  # a killed build's compilers may still write there
-            download.binding(Log(cache_dir() / "logs" / "binding.log"), report, request.replace_binding)
+            download.binding(BuildLog(cache_dir() / "logs" / "binding.log"), report, request.replace_binding)
             ready = None if request.force else _cached(wider)  # the build waited for may have been this one
             if ready is None:
-                ready = _build(plan, Log(cache_dir() / "logs" / f"{plan.directory.name}.log"), report)
+                ready = _build(plan, BuildLog(cache_dir() / "logs" / f"{plan.directory.name}.log"), report)
             else:
                 report(Step(f"up to date: {ready}"))
     except GgufloopError as e:
@@ -181,7 +181,7 @@ def _cached(plans: list[Plan]) -> Backend | None:
     return None
 
 
-def _build(plan: Plan, log: Log, report: Report) -> Backend:
+def _build(plan: Plan, log: BuildLog, report: Report) -> Backend:
     work = cache_dir() / "tmp" / f"{plan.directory.name}-{os.getpid()}"
     source, tree = work / "llama.cpp", work / "build"
     try:
@@ -249,7 +249,7 @@ def unpack(archive: Path, target: Path, more: tuple[str, ...] = ()) -> None:
 
 
 def _configure(
-    plan: Plan, narrowing: Narrowing, source: Path, tree: Path, ninja: str, log: Log, report: Report
+    plan: Plan, narrowing: Narrowing, source: Path, tree: Path, ninja: str, log: BuildLog, report: Report
 ) -> None:
     remove(tree / "CMakeCache.txt")  # llama.cpp's defaults depend on GGML_NATIVE, and stay what they were once
     cmake = toolchain.cmake() or download.build_tool("cmake", log, report)
@@ -265,7 +265,7 @@ def _configure(
     _run("configuring llama.cpp", words, log, report, env=env)
 
 
-def _compile(plan: Plan, tree: Path, ninja: str, log: Log, report: Report) -> None:
+def _compile(plan: Plan, tree: Path, ninja: str, log: BuildLog, report: Report) -> None:
     def progress(line: str) -> None:
         counted = re.match(r"\[(\d+)/(\d+)\]", line)
         if counted:
@@ -279,7 +279,7 @@ def _compile(plan: Plan, tree: Path, ninja: str, log: Log, report: Report) -> No
 def _run(
     step: str,
     words: list[str | Path],
-    log: Log,
+    log: BuildLog,
     report: Report,
     env: dict[str, str] | None = None,
     on_line: Callable[[str], None] = lambda line: None,

@@ -15,7 +15,7 @@ from pathlib import Path
 from ggufloop.backend import library as backend
 from ggufloop.backend import toolchain
 from ggufloop.backend.library import Backend
-from ggufloop.backend.probe import Device, Probe, probe
+from ggufloop.backend.probe import FoundDevice, Probe, probe
 from ggufloop.backend.verify import Verification, check, remember
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.files import cache_dir
@@ -53,7 +53,7 @@ class Report:
     directory: Path | None
     stock: Path | None  # the unpatched library, which only comparisons need
     abi: int | None
-    devices: tuple[Device, ...]
+    devices: tuple[FoundDevice, ...]
     gave_up: str
     computes: Verification | None
     cache: Path

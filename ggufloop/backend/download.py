@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ggufloop.backend import library
-from ggufloop.backend.log import Log, Report, Step
+from ggufloop.backend.log import BuildLog, Report, Step
 from ggufloop.errors import BackendError
 from ggufloop.files import atomic_path, cache_dir, file_sha256, remove
 
@@ -25,7 +25,7 @@ _OFFLINE = (
 _ERROR_MARKS = ("ERROR", "error:", "Error:", "No space left")
 
 
-def sdist(log: Log, report: Report) -> Path:
+def sdist(log: BuildLog, report: Report) -> Path:
     """The pinned source archive, downloaded if it is not in the cache. Raises BackendError; call it under the lock."""
     target = cache_dir() / "sdist" / library.SDIST
     if target.is_file():
@@ -55,7 +55,7 @@ def sdist(log: Log, report: Report) -> Path:
     return target
 
 
-def binding(log: Log, report: Report, replace: bool = False) -> None:
+def binding(log: BuildLog, report: Report, replace: bool = False) -> None:
     """Install llama_cpp, without a library, into this Python if it is not there in the version the library needs.
 
     replace: allow to put it in the place of another version. Raises BackendError.
@@ -81,7 +81,7 @@ def check_binding(replace: bool) -> None:
         )
 
 
-def build_tool(name: str, log: Log, report: Report) -> str:
+def build_tool(name: str, log: BuildLog, report: Report) -> str:
     """Path of cmake or ninja from its PyPI wheel, kept in the cache and away from the user's environment."""
     folder = cache_dir() / "programs" / name
     if not folder.is_dir():
@@ -95,7 +95,12 @@ def build_tool(name: str, log: Log, report: Report) -> str:
 
 
 def _pip(
-    log: Log, words: list[str | Path], what: str, report: Report, env: dict[str, str] | None = None, offline: str = ""
+    log: BuildLog,
+    words: list[str | Path],
+    what: str,
+    report: Report,
+    env: dict[str, str] | None = None,
+    offline: str = "",
 ) -> None:
     if log.run([*PIP, *words], env=env) == 0:
         return

@@ -1,6 +1,6 @@
 """llama.cpp's log: shown on stderr when asked for; and the reason of a failure, which it gives there and nowhere else.
 
-    log = Log(shown=lambda: verbose)             # called with a level and a line, from C
+    log = LlamaLog(shown=lambda: verbose)             # called with a level and a line, from C
     log.clear(); load(); log.reason              # "missing tensor 'blk.0.attn_q.weight'", "" if it gave none
 
 The first error is the reason: those after it are the callers' ("failed to load model").
@@ -19,7 +19,7 @@ _CALLERS = re.compile(
 )
 
 
-class Log:
+class LlamaLog:
     """Takes llama.cpp's lines. shown: whether they are printed; debug lines (one per graph node) never are."""
 
     def __init__(self, shown: Callable[[], bool]) -> None:

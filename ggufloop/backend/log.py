@@ -1,6 +1,6 @@
 """Running the programs of a build: output to a log, progress to whoever asked, nothing left running.
 
-    log = Log(path)
+    log = BuildLog(path)
     status = log.run([cmake, ...], on_line=...)       # the exit status; the output is in the log
 
 `Report` is how work below cli/ says what it is doing; the command line decides how that looks.
@@ -30,7 +30,7 @@ class Step:
 Report = Callable[[Step], None]
 
 
-class Log:
+class BuildLog:
     """A log file that collects the commands of one build and their output."""
 
     def __init__(self, path: Path) -> None:

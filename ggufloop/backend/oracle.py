@@ -1,6 +1,6 @@
 """Small llama models of every weight type that llama.cpp has kernels of its own for, and what numpy says they compute.
 
-    model = Model("Q4_1", folder)              # model.path is a GGUF file whose matrices are all of that type
+    model = TinyModel("Q4_1", folder)              # model.path is a GGUF file whose matrices are all of that type
     rows = model.logits(loop)                  # float32 (66, 264): the prompt's 65 rows, then the next token's
 
 A library is verified against these numbers, so nothing here asks the library: quantised matrices are random blocks,
@@ -93,7 +93,7 @@ def _numbers(stored: NDArray[Any], kind: str) -> Array:
     return dequantize(stored.reshape(1, -1), GGMLQuantizationType[kind]).astype(np.float32)
 
 
-class Model:
+class TinyModel:
     """One weight type's file in `folder` and its forward pass."""
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -157,7 +157,7 @@ class Model:
 class _Run:
     """A context: what it has seen, by (layer, pass)."""
 
-    def __init__(self, model: Model, loop: LoopSpec | None) -> None:
+    def __init__(self, model: TinyModel, loop: LoopSpec | None) -> None:
         self.model, self.loop = model, loop
         self.seen: dict[tuple[int, int], tuple[Array, Array]] = {}
         self.n_past = 0

@@ -1,6 +1,6 @@
 """Load a llama.cpp library in a process of its own and report what it is: build verification and `doctor` use it.
 
-    probe(directory)       # Probe(abi=1, patch_id="0a1b...", devices=(Device(...),), ...)
+    probe(directory)       # Probe(abi=1, patch_id="0a1b...", devices=(FoundDevice(...),), ...)
 
 A library can be broken in ways that end a process (an instruction this CPU lacks, a driver that aborts), and a
 process can load only one llama.cpp. So the child does the loading, through the same import everybody uses, which
@@ -49,7 +49,7 @@ print("\\n" + json.dumps(out))
 
 
 @dataclass(frozen=True)
-class Device:
+class FoundDevice:
     """A device the library can compute on. memory: bytes in all, 0 where the library does not say."""
 
     name: str
@@ -64,7 +64,7 @@ class Probe:
     binding: str
     abi: int | None
     patch_id: str | None
-    devices: tuple[Device, ...]
+    devices: tuple[FoundDevice, ...]
 
 
 def probe(directory: Path, timeout: float = 120) -> Probe:
@@ -88,5 +88,5 @@ def probe(directory: Path, timeout: float = 120) -> Probe:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise BackendError(f"the library in {directory} does not load: {words[-1]}", "run: ggufloop build --force")
     data = json.loads(done.stdout.splitlines()[-1])
-    devices = tuple(Device(*row) for row in data.pop("devices"))
+    devices = tuple(FoundDevice(*row) for row in data.pop("devices"))
     return Probe(devices=devices, **data)

@@ -33,8 +33,8 @@ def check_settings(settings: dict[str, Any], architecture: str) -> None:
         if value is not None and value not in _KV_TYPES:
             known = ", ".join(f"{n} ({number})" for number, n in _KV_TYPES.items())
             raise UsageError(f"{name} {value} is not a type a K/V cache can have.", f"known: {known}.")
-    quantised_v = _KV_TYPES.get(settings.get("type_v") or 0, "f32") not in ("f32", "f16", "bf16")
-    if quantised_v and not settings.get("flash_attn", False):
+    quantized_v = _KV_TYPES.get(settings.get("type_v") or 0, "f32") not in ("f32", "f16", "bf16")
+    if quantized_v and not settings.get("flash_attn", False):
         raise UsageError("a quantised V cache needs flash attention.", "switch it on: flash_attn=True (-fa on).")
 
 

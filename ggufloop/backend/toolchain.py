@@ -1,6 +1,6 @@
 """What this machine can build: which backend, with which compiler and tools, and what is missing.
 
-    chosen = choose("auto")                    # Choice(name="cpu", why="no GPU toolkit with a GPU was found")
+    chosen = choose("auto")                    # BackendChoice(name="cpu", why="no GPU toolkit with a GPU was found")
     compilers = preflight(chosen.name, stock=False)      # their versions, or one error that lists all that is missing
     for flags in narrowings(): ...       # what to compile the CPU's kernels with, from all it has to what is safe
 
@@ -60,7 +60,7 @@ _BY_HAND = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """A backend to build, and the reason in a few words."""
 
     name: str
@@ -113,24 +113,24 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(line.split(":", 1)[1].split())
 
 
-def choose(name: str) -> Choice:
+def choose(name: str) -> BackendChoice:
     """Resolve `auto`, and check any other name. Raises UsageError."""
     if name != "auto":
         if name not in NAMES:
             raise UsageError(f"backend {name!r} is unknown.", nearest(name, ("auto", *NAMES)))
-        return Choice(name, "asked for")
+        return BackendChoice(name, "asked for")
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return Choice("metal", "Apple silicon")
+        return BackendChoice("metal", "Apple silicon")
     passed_over = []
     for candidate in ("cuda", "hip", "vulkan"):
         if _gpu_missing(candidate):
             continue
         if _has_gpu(candidate):
-            return Choice(candidate, "its toolkit and a GPU are here")
+            return BackendChoice(candidate, "its toolkit and a GPU are here")
         passed_over.append(candidate)
     if passed_over:
-        return Choice("cpu", f"toolkits without a GPU: {_listed(passed_over)}")
-    return Choice("cpu", "no GPU toolkit was found")
+        return BackendChoice("cpu", f"toolkits without a GPU: {_listed(passed_over)}")
+    return BackendChoice("cpu", "no GPU toolkit was found")
 
 
 def preflight(name: str, stock: bool) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ggufloop.backend import capi
 from ggufloop.backend.ggml import Device, Ggml
-from ggufloop.backend.oracle import N_PROMPT, N_VOCAB, TYPES, WINDOW, Array, Model, wrong
+from ggufloop.backend.oracle import N_PROMPT, N_VOCAB, TYPES, WINDOW, Array, TinyModel, wrong
 from ggufloop.loop import LoopSpec
 
 Send = Callable[[dict[str, Any]], None]
@@ -36,7 +36,7 @@ LOOPS = {
 _ALL_LAYERS = 999
 
 
-class Refused(Exception):
+class Failed(Exception):
     """The library did not do what it was asked; the words say what."""
 
 
@@ -51,13 +51,13 @@ class _Context:
         params.n_gpu_layers = _ALL_LAYERS if device else 0
         self._model = low.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise Refused("the model does not load")
+            raise Failed("the model does not load")
         settings = low.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = 128, 128, 128
         settings.n_threads = settings.n_threads_batch = min(4, os.cpu_count() or 1)
         self.ctx = low.llama_init_from_model(self._model, settings)
         if not self.ctx:
-            raise Refused("there is no context for the model")
+            raise Failed("there is no context for the model")
         self._batch = low.llama_batch_init(N_PROMPT, 0, 1)
 
     def clear(self) -> None:
@@ -73,7 +73,7 @@ class _Context:
             batch.logits[i] = True
         code = self._low.llama_decode(self.ctx, batch)
         if code != 0:
-            raise Refused(f"llama_decode says {code}")
+            raise Failed(f"llama_decode says {code}")
         rows = np.ctypeslib.as_array(self._low.llama_get_logits(self.ctx), (len(tokens), N_VOCAB))
         return np.array(rows, dtype=np.float32)  # a copy: the next step writes there
 
@@ -93,7 +93,7 @@ def verify(low: Any, directory: Path, types: Sequence[str], folder: Path, send: 
     devices = [None, *(device for device in Ggml(directory).devices() if device.takes_layers)]
     for kind in types:
         send({"begin": [kind, 0, "CPU", "plain"]})
-        model = Model(kind, folder)
+        model = TinyModel(kind, folder)
         wanted = {name: model.logits(loop) for name, loop in loops.items()}
         for device in devices:
             _check(low, model, device, loops, wanted, send)
@@ -103,7 +103,7 @@ def verify(low: Any, directory: Path, types: Sequence[str], folder: Path, send: 
 
 def _check(
     low: Any,
-    model: Model,
+    model: TinyModel,
     device: Device | None,
     loops: dict[str, LoopSpec | None],
     wanted: dict[str, Array],
@@ -126,7 +126,7 @@ def _check(
                 what = wrong(rows, wanted[name][begin:end], model.kind, place)
                 if what:
                     send({"wrong": [*case, what]})
-    except (Refused, capi.Refused) as e:
+    except (Failed, capi.Refused) as e:
         send({"wrong": [*case, str(e)]})
     finally:
         if context:

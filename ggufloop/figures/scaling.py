@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.figures.style import INK, style
-from ggufloop.scaling.analysis import Result
+from ggufloop.scaling.analysis import Level
 from ggufloop.scaling.laws import best_budget, best_size
 from ggufloop.scaling.noise import Line
 from ggufloop.scaling.noise_data import Ladder
@@ -27,7 +27,7 @@ _GRID = 120
 _LEVELS = 14
 
 
-def contours(results: Sequence[Result], title: str) -> Figure:
+def contours(results: Sequence[Level], title: str) -> Figure:
     """A panel per level: fitted loss as colour, measured points in the same colours, and N* and D* where they exist.
 
     A point that stands out from its surroundings is one the law misses.
@@ -44,7 +44,7 @@ def contours(results: Sequence[Result], title: str) -> Figure:
     return figure
 
 
-def _panel(figure: Figure, axes: Axes, result: Result) -> None:
+def _panel(figure: Figure, axes: Axes, result: Level) -> None:
     fit, p = result.fit, result.points
     n, d = (np.linspace(x[0] - 0.1, x[-1] + 0.1, _GRID) for x in (p.sizes, p.budgets))
     bits = float(p.bits[0])
@@ -67,7 +67,7 @@ def _panel(figure: Figure, axes: Axes, result: Result) -> None:
     figure.colorbar(filled, ax=axes, label="loss, nats per token", format="%.2f")
 
 
-def _optima(axes: Axes, result: Result) -> None:
+def _optima(axes: Axes, result: Level) -> None:
     """D* of each size and N* of each budget, as lines, where the data's range has them."""
     fit, p = result.fit, result.points
     sizes, budgets = ((float(x[0]), float(x[-1])) for x in (p.sizes, p.budgets))
@@ -116,14 +116,14 @@ def ladder_figure(ladder: Ladder, line: Line, title: str) -> Figure:
             linewidth=0,
             label="95 % interval of one more file",
         )
-        for rungs, form, label in ((ladder.used, "o", None), (ladder.left_out, "x", "left out (below 3 bits)")):
-            drawn = [r for r in rungs if r.kld is not None and r.kld > ladder.floor and math.isfinite(r.snr_db)]
+        for points, form, label in ((ladder.used, "o", None), (ladder.left_out, "x", "left out (below 3 bits)")):
+            drawn = [r for r in points if r.kld is not None and r.kld > ladder.floor and math.isfinite(r.snr_db)]
             if not drawn:
                 continue
             values = [(r.kld or 0.0) - ladder.floor for r in drawn]
             axes.plot([r.snr_db for r in drawn], values, form, color="#d1495b", label=label)
-            for rung, value in zip(drawn, values, strict=True):
-                axes.annotate(rung.name, (rung.snr_db, value), (5, 3), textcoords="offset points", fontsize=8)
+            for point, value in zip(drawn, values, strict=True):
+                axes.annotate(point.name, (point.snr_db, value), (5, 3), textcoords="offset points", fontsize=8)
         axes.set_yscale("log")
         axes.set_xlabel("SNR of the weights (dB)")
         axes.set_ylabel("KL divergence (nats)" + (", less the floor" if ladder.floor else ""))

@@ -21,7 +21,7 @@ from typing import Any
 
 from ggufloop.backend.settings import RANDOM_SEED
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.generate.complete import Answer, Emit, Model, Stopped, Totals, complete, encode, prompt_tokens
+from ggufloop.generate.complete import Answer, Emit, Stopped, TextGenerator, Totals, complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
 from ggufloop.models.template import ChatTemplate, Message
@@ -56,7 +56,12 @@ class Conversation:
     """
 
     def __init__(
-        self, model: Model, template: ChatTemplate, sampling: Sampling, system: str | None = None, name: str = ""
+        self,
+        model: TextGenerator,
+        template: ChatTemplate,
+        sampling: Sampling,
+        system: str | None = None,
+        name: str = "",
     ) -> None:
         self.model = model
         self.template = template

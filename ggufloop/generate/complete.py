@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
     def adds_tokens(self) -> tuple[bool, bool]: ...
 
 
-class Model(Tokenizer, Protocol):
+class TextGenerator(Tokenizer, Protocol):
     """What is used of `engine.LoopedLlama`."""
 
     @property
@@ -104,7 +104,7 @@ class Totals:
         )
 
 
-class Text:
+class StreamedText:
     """Whole characters out of bytes, up to the first stop string; what may be the start of one is held back."""
 
     def __init__(self, stop: tuple[str, ...], emit: Emit, strip: bool) -> None:
@@ -158,7 +158,7 @@ def prompt_tokens(model: Tokenizer, text: str, what: str = "the prompt") -> list
 
 
 def complete(
-    model: Model,
+    model: TextGenerator,
     prompt: list[int],
     sampling: Sampling,
     *,
@@ -181,7 +181,7 @@ def complete(
         )
     room = n_ctx - len(prompt)
     limit = room if sampling.n == -1 else min(sampling.n, room)
-    text = Text(stop, emit, strip)
+    text = StreamedText(stop, emit, strip)
     tokens: list[int] = []
     finish = "stop"
     model.set_seed(sampling.seed)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ggufloop.errors import UsageError
 
 
-class Model(Protocol):
+class Denoiser(Protocol):
     """What is used of `engine.LoopedLlama`."""
 
     def n_ctx(self) -> int: ...
@@ -33,7 +33,7 @@ class Model(Protocol):
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]: ...
 
 
-class _HasMetadata(Protocol):
+class _WithMetadata(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]: ...
 
@@ -49,7 +49,7 @@ class Head:
     shifted: bool
 
     @classmethod
-    def of(cls, model: _HasMetadata) -> Head:
+    def of(cls, model: _WithMetadata) -> Head:
         """As the GGUF says; without `diffusion.shift_logits` they are shifted, which is llama.cpp's rule.
 
         Raises UsageError for a model without a mask token.
@@ -111,7 +111,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Step:
+class Decided:
     """What one evaluation decided. kept: positions in the answer, most confident first, with their tokens."""
 
     number: int
@@ -123,15 +123,15 @@ class Denoised:
     """A finished answer: its n tokens, and how it came about, a step per evaluation."""
 
     tokens: tuple[int, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[Decided, ...]
 
 
 def denoise(
-    model: Model,
+    model: Denoiser,
     head: Head,
     prompt: Sequence[int],
     schedule: Schedule,
-    on_step: Callable[[Step, Sequence[int]], object] = lambda step, answer: None,
+    on_step: Callable[[Decided, Sequence[int]], object] = lambda step, answer: None,
 ) -> Denoised:
     """Write an answer after `prompt`. on_step: called after every evaluation with the answer as it is then.
 
@@ -148,7 +148,7 @@ def denoise(
     start = len(prompt)
     text = [*prompt, *[head.mask] * schedule.n]
     masked = np.ones(schedule.n, dtype=bool)
-    steps: list[Step] = []
+    steps: list[Decided] = []
     for block, counts in enumerate(schedule.counts()):
         width = sum(counts)
         for count in counts:
@@ -161,7 +161,7 @@ def denoise(
             for position, token in kept:
                 text[start + position] = token
                 masked[position] = False
-            steps.append(Step(len(steps) + 1, kept))
+            steps.append(Decided(len(steps) + 1, kept))
             on_step(steps[-1], text[start:])
     return Denoised(tuple(text[start:]), tuple(steps))
 

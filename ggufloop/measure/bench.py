@@ -97,7 +97,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Result:
+class Timed:
     """The repetitions of one test under one variant. samples_ns: one duration each; time: of its end, UTC."""
 
     variant: Variant
@@ -131,7 +131,7 @@ class Result:
         return statistics.stdev(self.samples_ts) if len(self.samples_ns) > 1 else 0.0
 
 
-def ratio(result: Result, base: Result) -> Estimate:
+def ratio(result: Timed, base: Timed) -> Estimate:
     """Time of `result` over that of `base`, round by round: their median. Raises UsageError for fewer than 2 rounds."""
     return ratio_interval(result.samples_ns, base.samples_ns)
 
@@ -205,7 +205,7 @@ def order(round_: int, n: int) -> list[int]:
 
 def compare(
     variants: Sequence[Variant], work: Workload, rounds: int, run: Callable[[Variant, Workload, int], int]
-) -> list[Result]:
+) -> list[Timed]:
     """Measure variants interleaved: every round measures each of them once, in the order of `order`.
 
     run(variant, work, round) makes one measurement and returns nanoseconds. Results are in the order of `variants`.
@@ -215,7 +215,7 @@ def compare(
         for i in order(round_, len(variants)):
             samples[i].append(run(variants[i], work, round_))
     end = now()
-    return [Result(variant, work, tuple(ns), end) for variant, ns in zip(variants, samples, strict=True)]
+    return [Timed(variant, work, tuple(ns), end) for variant, ns in zip(variants, samples, strict=True)]
 
 
 def now() -> str:

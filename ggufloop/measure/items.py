@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure.corpus import Text
-from ggufloop.measure.perplexity import Model, chunk_at, count_chunks, tokenize
+from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, tokenize
 from ggufloop.measure.score import score
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TextMeasure:
 
     item, unit, least = "chunk", "nats per token", 8  # each is a mean over many tokens
 
-    def __init__(self, llm: Model, text: Text, n_ctx: int, limit: int | None = None) -> None:
+    def __init__(self, llm: TextModel, text: Text, n_ctx: int, limit: int | None = None) -> None:
         """limit: only the first chunks. Raises UsageError and GgufloopError as `perplexity.count_chunks` does."""
         self.name = text.name
         self.n_ctx = n_ctx

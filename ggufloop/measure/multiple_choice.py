@@ -22,7 +22,7 @@ from ggufloop.errors import UsageError
 from ggufloop.logits import Logits, Scores, log_probabilities
 
 
-class Engine(Protocol):
+class ChoiceEngine(Protocol):
     """What scoring choices asks of a LoopedLlama."""
 
     n_tokens: int
@@ -36,14 +36,14 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ScoredChoice:
     """One continuation. logprob: of all its tokens, in nats. greedy: whether each of them was the likeliest."""
 
     logprob: float
     greedy: bool
 
 
-def score_choices(llm: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> list[Choice]:
+def score_choices(llm: ChoiceEngine, prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> list[ScoredChoice]:
     """The log-probability of each continuation of `prompt`, under the loop in force. What is cached is lost.
 
     Where the cache cannot go back (recurrent layers) the prompt is read again for each, which gives the same.
@@ -60,11 +60,11 @@ def score_choices(llm: Engine, prompt: Sequence[int], choices: Sequence[Sequence
         if len(choice) > 1:
             rest = _continue(llm, prompt, choice)
             logprob, greedy = logprob + float(rest.logprob.sum()), greedy and bool(rest.top.all())
-        scored.append(Choice(logprob, greedy))
+        scored.append(ScoredChoice(logprob, greedy))
     return scored
 
 
-def _read(llm: Engine, prompt: Sequence[int]) -> Logits:
+def _read(llm: ChoiceEngine, prompt: Sequence[int]) -> Logits:
     """Evaluate the prompt on an empty cache; its last row of logits, (1, n_vocab)."""
     rows: list[Logits] = []
     llm.reset()
@@ -72,7 +72,7 @@ def _read(llm: Engine, prompt: Sequence[int]) -> Logits:
     return rows[0]
 
 
-def _continue(llm: Engine, prompt: Sequence[int], choice: Sequence[int]) -> Scores:
+def _continue(llm: ChoiceEngine, prompt: Sequence[int], choice: Sequence[int]) -> Scores:
     """Scores of choice[1:] after the prompt, which has been read."""
     if llm.can_rewind:
         llm.n_tokens = len(prompt)
@@ -81,7 +81,7 @@ def _continue(llm: Engine, prompt: Sequence[int], choice: Sequence[int]) -> Scor
     return score_step(llm, choice[:-1], choice[1:])
 
 
-def score_step(llm: Engine, tokens: Sequence[int], targets: Sequence[int]) -> Scores:
+def score_step(llm: ChoiceEngine, tokens: Sequence[int], targets: Sequence[int]) -> Scores:
     """Evaluate tokens after what is cached, as one step of a prompt, and score targets under their last rows."""
     ids, first = np.asarray(targets, dtype=np.intp), len(tokens) - len(targets)
     logprob, top = np.empty(len(ids), dtype=np.float64), np.empty(len(ids), dtype=np.bool_)

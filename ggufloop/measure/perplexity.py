@@ -4,7 +4,7 @@
     result = perplexity(llm, tokens, n_ctx=512)                       # the loop in force
     result = perplexity(llm, tokens, n_ctx=512, base=Other(llm))      # against the plain model
     result = perplexity(llm, tokens, n_ctx=512, base=Other(other))    # against another model of the same tokenizer
-    stored = Stored.open(path)                                        # against a --kl-divergence-base file
+    stored = KLBase.open(path)                                        # against a --kl-divergence-base file
     result = perplexity(llm, stored.tokens, stored.n_ctx, base=stored)
     result = perplexity(llm, tokens, n_ctx=512, save=file)            # and write such a file
 
@@ -44,7 +44,7 @@ Report = Callable[[int, int, float], None]
 """Told after each chunk: chunks done, chunks in all, perplexity so far."""
 
 
-class Model(Engine, Protocol):
+class TextModel(Engine, Protocol):
     """What perplexity asks of a LoopedLlama."""
 
     def adds_tokens(self) -> tuple[bool, bool]: ...
@@ -57,7 +57,7 @@ class Model(Engine, Protocol):
 class Base(Protocol):
     """What the model is compared with: for chunk i, put its distributions into `packed` and return the NLL in nats."""
 
-    def check(self, model: Model) -> None: ...
+    def check(self, model: TextModel) -> None: ...
     def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll: ...
 
 
@@ -65,9 +65,9 @@ class Base(Protocol):
 class Other:
     """A model without a loop as the base: the one measured itself, or another."""
 
-    model: Model
+    model: TextModel
 
-    def check(self, model: Model) -> None:
+    def check(self, model: TextModel) -> None:
         """Raise GgufloopError unless it has as many tokens."""
         _same_vocabulary(self.model.n_vocab(), model)
 
@@ -90,7 +90,7 @@ class Other:
 
 
 @dataclass(frozen=True)
-class Stored:
+class KLBase:
     """A file that llama-perplexity wrote with --kl-divergence-base: tokens, and distributions in 16 bits."""
 
     path: Path
@@ -111,7 +111,7 @@ class Stored:
             return False
 
     @classmethod
-    def open(cls, path: Path, chunks: int | None = None) -> Stored:
+    def open(cls, path: Path, chunks: int | None = None) -> KLBase:
         """Read the header and the tokens. Raises GgufloopError unless its numbers are those of a file of its size.
 
         chunks: how many will be asked for, all if None; a file cut short may be good for that.
@@ -153,7 +153,7 @@ class Stored:
             )  # fmt: skip
         return cls(path, n_ctx, n_vocab, tokens.tolist(), _HEAD + 4 * n_ctx * n_chunk)
 
-    def check(self, model: Model) -> None:
+    def check(self, model: TextModel) -> None:
         """Raise GgufloopError unless the model has as many tokens."""
         _same_vocabulary(self.n_vocab, model)
 
@@ -181,7 +181,7 @@ class Stored:
 
 
 class _Save:
-    """Writes the file that `Stored` reads, chunk after chunk, byte for byte as llama-perplexity does."""
+    """Writes the file that `KLBase` reads, chunk after chunk, byte for byte as llama-perplexity does."""
 
     def __init__(self, file: BinaryIO, tokens: Sequence[int], n_ctx: int, n_vocab: int, n_chunk: int) -> None:
         self._file = file
@@ -223,7 +223,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Divergence:
     """Model against base on the same tokens.
 
     over_tokens  mean NLL change in nats per token with its 95 % interval, tokens taken as independent.
@@ -243,7 +243,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Result:
+class TextScore:
     """n: tokens scored, in `chunks` chunks of n_ctx; n_bytes: of text that these tokens are."""
 
     loop: LoopSpec | None
@@ -252,10 +252,10 @@ class Result:
     n: int
     n_bytes: int
     model: Figure
-    against: Comparison | None
+    against: Divergence | None
 
 
-def tokenize(llm: Model, text: str) -> list[int]:
+def tokenize(llm: TextModel, text: str) -> list[int]:
     """The text as llama-perplexity tokenizes it: BOS first where the model adds it, no special tokens in the text.
 
     Raises UsageError for a model whose tokenizer ends texts with EOS, which this protocol is not for.
@@ -277,7 +277,7 @@ def count_chunks(tokens: Sequence[int], n_ctx: int) -> int:
     return len(tokens) // n_ctx
 
 
-def chunk_at(llm: Model, tokens: Sequence[int], n_ctx: int, i: int) -> list[int]:
+def chunk_at(llm: TextModel, tokens: Sequence[int], n_ctx: int, i: int) -> list[int]:
     """Chunk i as it is evaluated: BOS in place of its first token where the model's tokenizer adds one."""
     chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
     if llm.adds_tokens()[0]:
@@ -286,18 +286,18 @@ def chunk_at(llm: Model, tokens: Sequence[int], n_ctx: int, i: int) -> list[int]
 
 
 def perplexity(
-    llm: Model,
+    llm: TextModel,
     tokens: Sequence[int],
     n_ctx: int,
     chunks: int | None = None,
     base: Base | None = None,
     report: Report = lambda done, total, ppl: None,
     save: BinaryIO | None = None,
-) -> Result:
+) -> TextScore:
     """Score the text under the loop in force, and against `base` if there is one.
 
     chunks: how many to score, from the start; all if None. The model's context must hold n_ctx tokens.
-    save: an open file to write the distributions under the loop in force to, for `Stored`.
+    save: an open file to write the distributions under the loop in force to, for `KLBase`.
     Raises UsageError for a chunk that is too small, GgufloopError for a text shorter than one chunk or another
     vocabulary.
     """
@@ -321,17 +321,17 @@ def perplexity(
     against = None
     if base is not None:
         change = nll - base_nll
-        against = Comparison(
+        against = Divergence(
             _figure(base_nll, n_bytes),
             stats.mean_interval(change.ravel()),
             stats.mean_interval(change.mean(axis=1)) if n_chunk > 1 else None,
             KLStatistics.of(record),
         )
-    return Result(llm.loop, n_ctx, n_chunk, nll.size, n_bytes, _figure(nll, n_bytes), against)
+    return TextScore(llm.loop, n_ctx, n_chunk, nll.size, n_bytes, _figure(nll, n_bytes), against)
 
 
 def _score_chunk(
-    llm: Model,
+    llm: TextModel,
     chunk: list[int],
     first: int,
     nll: Nll,
@@ -359,7 +359,7 @@ def _figure(nll: Nll, n_bytes: int) -> Figure:
     return Figure(ppl, error, float(nll.mean()), float(nll.sum()) / math.log(2) / n_bytes if n_bytes else math.nan)
 
 
-def _same_vocabulary(n_vocab: int, model: Model) -> None:
+def _same_vocabulary(n_vocab: int, model: TextModel) -> None:
     if n_vocab != model.n_vocab():
         raise GgufloopError(
             f"the base has a vocabulary of {n_vocab} tokens, the model one of {model.n_vocab()}.",

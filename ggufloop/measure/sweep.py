@@ -39,7 +39,7 @@ PLAIN = "plain"
 
 
 @dataclass(frozen=True)
-class Progress:
+class SweepProgress:
     """Where a sweep is. done, total: in plain runs over all items; seconds_left: None before anything was timed."""
 
     measure: str
@@ -75,7 +75,7 @@ class Outcome:
     cost: Cost
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[SweepProgress], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
         raise ValueError("it has a score or a time that nothing has")
 
 
-class Scores:
+class CachedScores:
     """Scores of one measure under any loop, computed in slices where the journal has none."""
 
     def __init__(self, llm: LoopedLlama, measure: Measure, journal: Journal, report: Report, total: float) -> None:
@@ -146,7 +146,7 @@ class Scores:
             self._llm.set_loop(loop)
         size = 1
         while missing:
-            self._report(Progress(self._measure.name, stage, name, self._work, self._total, self._left()))
+            self._report(SweepProgress(self._measure.name, stage, name, self._work, self._total, self._left()))
             part, missing = missing[:size], missing[size:]
             start = time.perf_counter()
             values = self._measure.score(self._llm, part)
@@ -192,7 +192,7 @@ def sweep(
     by_name = {str(loop): loop for loop in loops}
     costs = {name: loop.relative_cost(n_layer) for name, loop in by_name.items()}
     planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
-    scores = Scores(llm, measure, journal, report, 1 + planned)
+    scores = CachedScores(llm, measure, journal, report, 1 + planned)
     before = llm.loop
     try:
         plain = scores.of(None, range(n), PLAIN)

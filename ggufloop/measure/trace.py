@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.logits import log_softmax
 from ggufloop.loop import LoopSpec
+from ggufloop.records import State
 
 Rows = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -43,21 +44,7 @@ LAYER, ENTER, LEAVE = "layer", "enter", "leave"
 _LENS_CELLS = 1 << 22  # most logits held at once for one state
 
 
-class State(Protocol):
-    """A state as the engine returns it: the layer it came out of, the pass (from 1), float32 (n_tokens, n_embd).
-
-    Architectures with several residual streams have one more axis in front; a token's state is then all of them.
-    """
-
-    @property
-    def layer(self) -> int: ...
-    @property
-    def evaluation(self) -> int: ...
-    @property
-    def rows(self) -> Rows: ...
-
-
-class Model(Protocol):
+class Traceable(Protocol):
     """What is used of `engine.LoopedLlama`."""
 
     @property
@@ -70,7 +57,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TokenMean:
     """A mean over n tokens; half is half the width of its 95 % interval, None for a single token."""
 
     mean: float
@@ -78,7 +65,7 @@ class Estimate:
     n: int
 
     @classmethod
-    def of(cls, values: Values) -> Estimate:
+    def of(cls, values: Values) -> TokenMean:
         """The mean of one value per token."""
         n = len(values)
         half = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else None
@@ -99,15 +86,15 @@ class Point:
     kind: str
     layer: int
     evaluation: int
-    residual: Estimate | None = None
+    residual: TokenMean | None = None
     whole_residual: float | None = None
-    cosine: Estimate | None = None
-    entropy: Estimate | None = None
-    kl: Estimate | None = None
+    cosine: TokenMean | None = None
+    entropy: TokenMean | None = None
+    kl: TokenMean | None = None
 
 
 @dataclass(frozen=True)
-class Step:
+class Move:
     """How far pass `evaluation` of layers first .. last - 1 moved the state they are iterated on, relatively."""
 
     first: int
@@ -125,7 +112,7 @@ class Trace:
     points: tuple[Point, ...]
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[Move, ...]:
         """What each pass of the window moved, in layer mode of each of its layers; empty without a loop."""
         if self.loop is None:
             return ()
@@ -135,7 +122,7 @@ class Trace:
             if p.kind != LAYER and p.residual is not None:
                 enters = p.kind == ENTER
                 first = p.layer + 1 - (0 if enters else width)
-                steps.append(Step(first, first + width, p.evaluation - enters, p.residual.mean))
+                steps.append(Move(first, first + width, p.evaluation - enters, p.residual.mean))
         return tuple(steps)
 
     def passes(self, tau: float) -> dict[tuple[int, int], int]:
@@ -165,7 +152,7 @@ class _Placed:
     before: Rows | None = None
 
 
-def trace(model: Model, tokens: Sequence[int], lens: bool = True) -> Trace:
+def trace(model: Traceable, tokens: Sequence[int], lens: bool = True) -> Trace:
     """Run tokens, at least one, through the model as one batch under its loop, and measure every state.
 
     A loop that halts is traced in full: which passes it would leave out is what `Trace.passes` tells. lens: read every
@@ -180,13 +167,13 @@ def trace(model: Model, tokens: Sequence[int], lens: bool = True) -> Trace:
     if lens:
         readings = _read(model, [p.rows for p in placed], tokens)
         points = [
-            replace(point, entropy=Estimate.of(entropy), kl=Estimate.of(kl))
+            replace(point, entropy=TokenMean.of(entropy), kl=TokenMean.of(kl))
             for point, (entropy, kl) in zip(points, readings, strict=True)
         ]
     return Trace(loop, len(tokens), tuple(points))
 
 
-def _run(model: Model, tokens: Sequence[int]) -> tuple[Sequence[State], LoopSpec | None]:
+def _run(model: Traceable, tokens: Sequence[int]) -> tuple[Sequence[State], LoopSpec | None]:
     """The states of a run with every pass, and the loop, None if it is no loop."""
     given = model.loop
     loop = given if given is None else replace(given, halt=None)
@@ -272,9 +259,9 @@ def _compared(p: _Placed) -> Point:
     length, old_length = np.linalg.norm(x, axis=1), np.linalg.norm(old, axis=1)
     return replace(
         point,
-        residual=Estimate.of(_divided(np.linalg.norm(x - old, axis=1), old_length)),
+        residual=TokenMean.of(_divided(np.linalg.norm(x - old, axis=1), old_length)),
         whole_residual=float(_divided(np.linalg.norm(x - old), np.linalg.norm(old))),
-        cosine=Estimate.of(_divided((x * old).sum(axis=1), length * old_length)),
+        cosine=TokenMean.of(_divided((x * old).sum(axis=1), length * old_length)),
     )
 
 
@@ -284,7 +271,7 @@ def _weighted(p: Values, values: Values) -> Values:
         return np.where(p > 0, p * values, 0.0).sum(axis=-1)  # type: ignore[no-any-return]  # numpy says Any of a sum
 
 
-def _read(model: Model, states: Sequence[Rows], tokens: Sequence[int]) -> list[tuple[Values, Values]]:
+def _read(model: Traceable, states: Sequence[Rows], tokens: Sequence[int]) -> list[tuple[Values, Values]]:
     """Entropy of the lens of every state and KL(final || lens), one value per token; the last state is the final one.
 
     A few tokens at a time: the logits of all of them at once may not fit the memory.

@@ -30,7 +30,7 @@ def half(blocks: NDArray[np.uint8], at: int) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where the data of one tensor are."""
 
     tensor: Tensor
@@ -38,19 +38,19 @@ class Stored:
     offset: int
 
 
-def locate(headers: Sequence[Header]) -> dict[str, Stored]:
+def locate(headers: Sequence[Header]) -> dict[str, StoredTensor]:
     """Every tensor by name: data follow the header in the order of the tensors, each start aligned."""
     found = {}
     for header in headers:
         alignment = header.number("general.alignment") or 32
         at = 0
         for tensor in header.tensors:
-            found[tensor.name] = Stored(tensor, header.path, header.data_start + at)
+            found[tensor.name] = StoredTensor(tensor, header.path, header.data_start + at)
             at = (at + tensor.nbytes + alignment - 1) // alignment * alignment
     return found
 
 
-def slabs(stored: Stored) -> Iterator[NDArray[np.uint8]]:
+def slabs(stored: StoredTensor) -> Iterator[NDArray[np.uint8]]:
     """The blocks of a tensor, a million weights at a time: uint8 (blocks, bytes of one)."""
     block, size = next((b, s) for name, b, s in type_sizes().values() if name == stored.tensor.type)
     blocks, at_once = stored.tensor.elements // block, max(_SLAB // block, 1)
@@ -87,12 +87,12 @@ def decode(blocks: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
     return values.reshape(-1)
 
 
-def weights(stored: Stored) -> Iterator[NDArray[np.float32]]:
+def weights(stored: StoredTensor) -> Iterator[NDArray[np.float32]]:
     for blocks in slabs(stored):
         yield finite(decode(blocks, stored.tensor.type), stored)
 
 
-def finite(values: NDArray[np.float32], stored: Stored) -> NDArray[np.float32]:
+def finite(values: NDArray[np.float32], stored: StoredTensor) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
         raise GgufloopError(
             f"{stored.tensor.name} of {stored.path} has weights that are not finite.", "get the file again."

@@ -33,7 +33,7 @@ _F32 = 0  # ggml_type
 _STRING_OVERRIDE = 3  # LLAMA_KV_OVERRIDE_TYPE_STR
 
 
-def quantise(low: Any, job: dict[str, Any]) -> dict[str, Any]:
+def quantize(low: Any, job: dict[str, Any]) -> dict[str, Any]:
     """llama_model_quantize. job: source, target, ftype, threads, overrides, imatrix, metadata, dry_run."""
     params = low.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.dry_run = job["ftype"], job["threads"], job["dry_run"]
@@ -280,7 +280,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            done = quantise(low, job) if job["kind"] == "quantise" else collect(low, job, send)
+            done = quantize(low, job) if job["kind"] == "quantise" else collect(low, job, send)
             send({"done": done})
         except GgufloopError as e:
             send({"error": [type(e).__name__, e.message, e.hint]})

@@ -92,7 +92,7 @@ class Quantized:
     made: bool
 
     @property
-    def requantised(self) -> bool:
+    def requantized(self) -> bool:
         """Whether the source was quantised already, so that this file has its loss as well."""
         return any(t.source_type not in UNQUANTISED for t in self.tensors)
 

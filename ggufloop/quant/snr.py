@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.models.gguf import Array, Header, read_model
-from ggufloop.models.weights import Stored, decode, finite, half, locate, slabs, weights
+from ggufloop.models.weights import StoredTensor, decode, finite, half, locate, slabs, weights
 
 if TYPE_CHECKING:
     pass
@@ -152,7 +152,7 @@ OFFSETS = {
 """dB by which the SNR of each type is better than its steps alone say."""
 
 
-def _difference(of: Stored, to: Stored) -> tuple[float, float]:
+def _difference(of: StoredTensor, to: StoredTensor) -> tuple[float, float]:
     """Sums of squares of `to`, and of `of` minus `to`; their blocks may differ in size."""
     signal = noise = 0.0
     left, right = weights(of), weights(to)
@@ -171,7 +171,7 @@ def _difference(of: Stored, to: Stored) -> tuple[float, float]:
     return signal, noise
 
 
-def _estimate(stored: Stored) -> tuple[float, float, str]:
+def _estimate(stored: StoredTensor) -> tuple[float, float, str]:
     """Sums of squares of a tensor, and what its noise is likely to be, with the method."""
     kind = stored.tensor.type
     signal = noise = 0.0
@@ -238,7 +238,7 @@ def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress 
     """
     headers = read_model(path)
     tensors = {name: stored for name, stored in locate(headers).items() if stored.tensor.type not in _INTEGERS}
-    others: dict[str, Stored] = {}
+    others: dict[str, StoredTensor] = {}
     if reference is not None:
         if reference.exists() and reference.samefile(path):
             raise UsageError(f"{reference} is the file itself.", "give a file of the same model with more bits.")

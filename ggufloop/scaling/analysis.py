@@ -51,7 +51,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Result:
+class Level:
     """One level.
 
     fits    by law; a law that the points cannot hold is in `refused` instead, with the reason
@@ -105,7 +105,7 @@ def analyse(
     settings: Settings = Settings(),
     main: str | None = None,
     progress: Progress = _silent,
-) -> Result:
+) -> Level:
     """Fit every law to one level. main: the law to look at closely, else shannon, else the one of least AICc.
 
     Raises UsageError if no law, or not the one named, can be fitted.
@@ -136,10 +136,10 @@ def analyse(
     if main is None:
         main = "shannon" if "shannon" in fits else min(fits, key=lambda name: fits[name].aicc)
     progress(f"{points.level}: bands ...")
-    return Result(points, fits, refused, tests, main, bootstrap(fits[main], settings.resamples, settings.seed))
+    return Level(points, fits, refused, tests, main, bootstrap(fits[main], settings.resamples, settings.seed))
 
 
-def constants(result: Result) -> dict[str, Estimate]:
+def constants(result: Level) -> dict[str, Estimate]:
     """Constants of the main law with 95 % intervals, the wider of the bootstrap's and the delta method's.
 
     Where a direction of the parameters is flat, refits do not walk along it and look certain; the delta method sees it,
@@ -172,7 +172,7 @@ def _band(value: float, drawn: Values, n: int) -> Estimate:
     return Estimate(value, float(min(low, value)), float(max(high, value)), n)
 
 
-def predict(result: Result, size: float, budget: float) -> Prediction:
+def predict(result: Level, size: float, budget: float) -> Prediction:
     """The main law at size N and budget D, in billions, with bands; optima are looked for in the range of the data."""
     fit, p, draws = result.fit, result.points, result.draws
     n, d, bits = np.array([math.log(size)]), np.array([math.log(budget)]), p.bits[:1]
@@ -229,7 +229,7 @@ class Pooled:
     tested: int
 
 
-def pool(results: Sequence[Result], laws: Sequence[Law], settings: Settings) -> list[Pooled]:
+def pool(results: Sequence[Level], laws: Sequence[Law], settings: Settings) -> list[Pooled]:
     """Every law that all levels can hold, over all of them."""
     points = together([r.points for r in results])
     out = []
@@ -270,12 +270,12 @@ def _pooled(name: str, how: str, count: int, points: Points, off: Values, tests:
 # what must not be overlooked
 
 
-def findings(result: Result) -> list[str]:
+def findings(result: Level) -> list[str]:
     """Notes on one level, each a sentence with its numbers."""
     return [*_ties(result), *_beyond(result), *_diagnostic(result), *_undetermined(result)]
 
 
-def _ties(result: Result) -> list[str]:
+def _ties(result: Level) -> list[str]:
     fit = result.fit
     names: dict[str, list[str]] = {"tie": [], "better": []}
     alike: dict[float, list[str]] = {}  # qid and precision are one law at one level
@@ -300,7 +300,7 @@ def _ties(result: Result) -> list[str]:
     return out
 
 
-def _beyond(result: Result) -> list[str]:
+def _beyond(result: Level) -> list[str]:
     if not result.tests:
         return ["Nothing was held out: too few sizes or budgets, or not asked for. Nothing is known about predictions."]
     tests = result.tests
@@ -320,7 +320,7 @@ def _beyond(result: Result) -> list[str]:
     return [f"Extrapolated to {what}: {span}; {copied}."]
 
 
-def _diagnostic(result: Result) -> list[str]:
+def _diagnostic(result: Level) -> list[str]:
     if result.main not in ("shannon", "simpl"):
         return []
     fit, p = result.fit, result.points
@@ -339,7 +339,7 @@ def _diagnostic(result: Result) -> list[str]:
     return [f"{said}; {where}. Its sign alone is no diagnostic: above 0 is necessary for an N*, not sufficient."]
 
 
-def _undetermined(result: Result) -> list[str]:
+def _undetermined(result: Level) -> list[str]:
     out = []
     if names := loose(constants(result)):
         verb = "is" if len(names) == 1 else "are"
@@ -353,7 +353,7 @@ def _undetermined(result: Result) -> list[str]:
     return out
 
 
-def comparisons(results: Sequence[Result]) -> list[str]:
+def comparisons(results: Sequence[Level]) -> list[str]:
     """Notes over levels, from the measured points alone: what size and bits are worth at the largest budget."""
     out = []
     for result in results:

@@ -41,7 +41,7 @@ _EMPTY = ("", "nan", "none", "-")
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderPoint:
     """One file: SNR of its weights (dB), bits per weight, mean KLD and loss in nats. None: not measured."""
 
     name: str
@@ -56,24 +56,24 @@ class Ladder:
     """Files whose noise is known. floor: KLD of the reference with itself, 0 if it is not a row; source: from where."""
 
     name: str
-    rungs: tuple[Rung, ...]
+    points: tuple[LadderPoint, ...]
     unknown: tuple[str, ...]  # files without an SNR
     floor: float
     source: str
 
     @property
-    def used(self) -> list[Rung]:
+    def used(self) -> list[LadderPoint]:
         """Files a fit may use."""
-        return [r for r in self.rungs if r.snr_db >= LEAST_SNR and (r.bits is None or r.bits >= LEAST_BITS)]
+        return [r for r in self.points if r.snr_db >= LEAST_SNR and (r.bits is None or r.bits >= LEAST_BITS)]
 
     @property
-    def left_out(self) -> list[Rung]:
+    def left_out(self) -> list[LadderPoint]:
         """Files of fewer than 3 bits."""
-        return [r for r in self.rungs if r not in self.used]
+        return [r for r in self.points if r not in self.used]
 
     def columns(self, of: str) -> tuple[list[float], list[float], NDArray[np.float64]]:
         """SNR, values of 'kld' or 'loss', and bits (infinite if unknown) of the files that have the value."""
-        have = [(r, getattr(r, of)) for r in self.rungs if getattr(r, of) is not None]
+        have = [(r, getattr(r, of)) for r in self.points if getattr(r, of) is not None]
         bits = np.array([math.inf if r.bits is None else r.bits for r, _ in have])
         return [r.snr_db for r, _ in have], [value for _, value in have], bits
 
@@ -99,7 +99,7 @@ def read(source: str) -> Ladder:
             )
     if at["kld"] is None and at["loss"] is None and at["ppl"] is None:
         raise UsageError(f"{source} has no column kld, loss or ppl.", f"its columns: {', '.join(rows[0])}.")
-    rungs, unknown = [], []
+    points, unknown = [], []
     for i, row in enumerate(rows, 1):
         if "loop" in folded and row[folded["loop"]] not in ("plain", *_EMPTY):
             continue
@@ -117,9 +117,9 @@ def read(source: str) -> Ladder:
             raise UsageError(f"row {i} of {source}: perplexity {ppl:g} is not above 0.", "correct or drop it.")
         loss = cell.get("loss")
         loss = math.log(ppl) if loss is None and ppl is not None else loss
-        rungs.append(Rung(name, snr, cell.get("bits"), cell.get("kld"), loss))
-    floor = next((r.kld for r in rungs if r.snr_db == math.inf and r.kld is not None), 0.0)
-    return Ladder(source, tuple(rungs), tuple(unknown), floor, remarks)
+        points.append(LadderPoint(name, snr, cell.get("bits"), cell.get("kld"), loss))
+    floor = next((r.kld for r in points if r.snr_db == math.inf and r.kld is not None), 0.0)
+    return Ladder(source, tuple(points), tuple(unknown), floor, remarks)
 
 
 def _number(text: str, what: str, limits: tuple[float, float]) -> float | None:

@@ -1,7 +1,7 @@
 """What the page's second tab shows: the results of sweeps and comparisons in one folder.
 
     check_folder(folder)                              # once, at start
-    list_results(folder)                              # [Result(name="qwen3/sweep.jsonl", kind="jsonl", ...), ...]
+    list_results(folder)                              # [ResultFile(name="qwen3/sweep.jsonl", kind="jsonl", ...), ...]
 
 The list holds regular files of known kinds, in the folder and two levels below it; hidden files, symbolic links and
 anything too large to look at in a browser are left out. What is in it, and nothing else, is offered by serve.Site.
@@ -27,7 +27,7 @@ _LEVELS = 3
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultFile:
     """A file of the results folder.
 
     name      its path in the folder, with '/' on every system.
@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> None:
         raise GgufloopError(f"cannot read the results folder {folder}: {reason}.", "name a folder of results.") from e
 
 
-def list_results(folder: Path) -> list[Result]:
+def list_results(folder: Path) -> list[ResultFile]:
     """What can be shown, newest first, MOST_FILES at most. A folder that is gone is empty."""
     found = [result for result in _walk(folder, "", _LEVELS) if result.size <= MOST_BYTES]
     found.sort(key=lambda result: (-result.modified, result.name))
@@ -67,7 +67,7 @@ def listing(folder: Path | None) -> dict[str, Any]:
     }
 
 
-def _walk(folder: Path, prefix: str, levels: int) -> Iterator[Result]:
+def _walk(folder: Path, prefix: str, levels: int) -> Iterator[ResultFile]:
     try:
         entries = list(os.scandir(folder))
     except OSError:
@@ -84,7 +84,7 @@ def _walk(folder: Path, prefix: str, levels: int) -> Iterator[Result]:
         elif stat.S_ISREG(status.st_mode):
             kind = Path(entry.name).suffix.lower().removeprefix(".")
             if kind in KINDS:
-                yield Result(prefix + entry.name, kind, status.st_size, status.st_mtime)
+                yield ResultFile(prefix + entry.name, kind, status.st_size, status.st_mtime)
 
 
 def _is_text(name: str) -> bool:

@@ -90,7 +90,7 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Step:
+class RuleStep:
     """A step of the rule: its criteria, and what they come to."""
 
     name: str
@@ -113,7 +113,7 @@ class Advice:
     file: File
     verdict: str
     could_be: tuple[str, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[RuleStep, ...]
     loop: str | None
     bigger: File | None
     recoverable: Estimate | None
@@ -264,7 +264,7 @@ def _heavy(study: Study, file: File, thresholds: Thresholds) -> tuple[Criterion,
     )  # fmt: skip
 
 
-def _bits_step(study: Study, file: File, losses: Losses, two: bool, absent: str, thresholds: Thresholds) -> Step:
+def _bits_step(study: Study, file: File, losses: Losses, two: bool, absent: str, thresholds: Thresholds) -> RuleStep:
     criteria = [*_heavy(study, file, thresholds)]
     name, rule = "share of the gap to the bigger model that bits explain", f">= {thresholds.share:g}"
     if len(losses.means) < 3:
@@ -284,7 +284,7 @@ def _bits_step(study: Study, file: File, losses: Losses, two: bool, absent: str,
             answer = YES if share.low >= thresholds.share else NO if share.high < thresholds.share else OPEN
             needed = _needed(share, thresholds.share) if answer == OPEN else None
             criteria.append(Criterion(name, share, rule, answer, told, needed=needed))
-    return Step(BITS, any_of([c.answer for c in criteria]), tuple(criteria))
+    return RuleStep(BITS, any_of([c.answer for c in criteria]), tuple(criteria))
 
 
 def _loop_step(
@@ -296,20 +296,20 @@ def _loop_step(
     other: File | None,
     thresholds: Thresholds,
     absent: str,
-) -> tuple[Step, str | None, str]:
+) -> tuple[RuleStep, str | None, str]:
     """The step, the loop it speaks of, and how its race with the bigger model ends."""
     loops = [asked] if asked else [b for a, b in study.cells if a == type_ and b != PLAIN]
     loops = [name for name in study.loops if name in loops]
     rules = (f"> {thresholds.sigma:g} sigma", f"<= {thresholds.a_k:g}")
     if not loops:
         none = Criterion("gain of looping, nats per token", None, rules[0], NO, "no loop was measured")
-        return Step(LOOPING, NO, (none,)), None, SKIPPED
+        return RuleStep(LOOPING, NO, (none,)), None, SKIPPED
     amplified = {name: _amplification(study, type_, name, thresholds) for name in loops}
     candidates = [name for name in loops if amplified[name].answer != NO] or loops
     gain, name, estimate = _gain(study, type_, candidates, thresholds)
     race, answer = _race(study, type_, name, estimate, losses, bigger, other, absent)
     criteria = (gain, amplified[name], race)
-    return Step(LOOPING, all_of([c.answer for c in criteria]), criteria), name, answer
+    return RuleStep(LOOPING, all_of([c.answer for c in criteria]), criteria), name, answer
 
 
 def _amplification(study: Study, type_: str, loop: str, thresholds: Thresholds) -> Criterion:
@@ -362,13 +362,13 @@ def _bigger_step(
     bigger: Study,
     other: File | None,
     losses: Losses,
-    looping: Step,
+    looping: RuleStep,
     race: str,
     absent: str,
-) -> Step:
+) -> RuleStep:
     names = "slope of ln(bits per byte) over ln(size)", "better gain per millisecond than the loop"
     if other is None:
-        return Step(BIGGER, OPEN, (Criterion(names[0], None, "> 0", OPEN, absent),))
+        return RuleStep(BIGGER, OPEN, (Criterion(names[0], None, "> 0", OPEN, absent),))
     grown = math.log(bigger.header.n_params / study.header.n_params)
     times = 1 + _extra_ms(study.cell(type_), bigger.cell(other.type), study.header.n_ctx, per_byte=True).mean / (
         _ms_per_byte(study.cell(type_), study.header.n_ctx)
@@ -381,7 +381,7 @@ def _bigger_step(
         names[1], None, "", YES, "no loop competes"
     )  # fmt: skip
     criteria = (_about(names[0], slope, 0.0, ">", note), ahead)
-    return Step(BIGGER, all_of([c.answer for c in criteria]), criteria)
+    return RuleStep(BIGGER, all_of([c.answer for c in criteria]), criteria)
 
 
 # The race: bits gained per millisecond spent on the same text

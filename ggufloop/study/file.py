@@ -44,7 +44,7 @@ little below 0."""
 
 
 @dataclass(frozen=True)
-class Header:
+class StudyHeader:
     """What every measurement of a study has in common; two studies are comparable if `check_comparable` says so.
 
     model          file the ladder was made from, source_sha256 its hash, source_type what it is said to be quantised to
@@ -169,7 +169,7 @@ class Study:
     dropped: a sentence on a damaged end that was left out of the file, '' if there is none.
     """
 
-    header: Header
+    header: StudyHeader
     files: tuple[File, ...]
     cells: dict[tuple[str, str], Cell]
     dropped: str = field(default="", compare=False)
@@ -250,13 +250,13 @@ def read(path: Path) -> Study:
     return study
 
 
-def create(path: Path, header: Header) -> Study:
+def create(path: Path, header: StudyHeader) -> Study:
     """Begin a study in a new file, or go on with the one there. Raises GgufloopError if that is not of the same model,
     text, settings and version."""
     study, end = _read(path) if path.exists() else (None, 0)
     if study is not None:
         written = _header(reading.json(reading.line(dataclasses.asdict(header))))
-        _refuse(_differences(study.header, written, tuple(f.name for f in dataclasses.fields(Header))),
+        _refuse(_differences(study.header, written, tuple(f.name for f in dataclasses.fields(StudyHeader))),
                 f"{path} holds another study", "choose another --out, or repeat it as it was.")  # fmt: skip
     _cut(path, end)
     if study is None:
@@ -312,7 +312,7 @@ def check_comparable(a: Study, b: Study) -> None:
     )
 
 
-def _differences(a: Header, b: Header, names: Iterable[str]) -> list[str]:
+def _differences(a: StudyHeader, b: StudyHeader, names: Iterable[str]) -> list[str]:
     found = []
     for name in names:
         x, y = getattr(a, name), getattr(b, name)
@@ -352,7 +352,7 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         raise write_error(e, path) from e
 
 
-_Read = Header | File | tuple[tuple[str, str], Chunk] | tuple[tuple[str, str], str, TaskResult]
+_Read = StudyHeader | File | tuple[tuple[str, str], Chunk] | tuple[tuple[str, str], str, TaskResult]
 """A line as it is understood: a chunk and a task's result come with their type and loop."""
 
 
@@ -364,12 +364,12 @@ def _read(path: Path) -> tuple[Study | None, int]:
     except FileNotFoundError as e:
         raise GgufloopError(f"cannot read {path}: {e.strerror}.", hint) from e
     found = reading.read_lines(path, data, "study", _record)
-    header: Header | None = None
+    header: StudyHeader | None = None
     files: dict[str, File] = {}
     chunks: dict[tuple[str, str], dict[int, Chunk]] = {}
     tasks: dict[tuple[str, str], dict[str, TaskResult]] = {}
     for number, line in found.records:
-        if isinstance(line, Header):
+        if isinstance(line, StudyHeader):
             header = line
         elif isinstance(line, File):
             files[line.type] = line
@@ -415,8 +415,8 @@ def _record(record: dict[str, Any], first: bool) -> Any:
     raise ValueError(f"its kind is {reading.shown(kind)}")
 
 
-def _header(record: dict[str, Any]) -> Header:
-    header = reading.build(Header, record)
+def _header(record: dict[str, Any]) -> StudyHeader:
+    header = reading.build(StudyHeader, record)
     for name in ("n_layer", "n_params", "n_vocab", "n_ctx"):
         if getattr(header, name) < 1:
             raise ValueError(f"{name} is {getattr(header, name)}, not 1 or more")

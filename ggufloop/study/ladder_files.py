@@ -1,7 +1,7 @@
 """The model files of a ladder: the reference, and what it is quantised to, with their sizes and the SNR of a window.
 
     ref = reference(source, folder, "F32")                    # the source itself if it is not quantised
-    rung = make(ref, "Q4_K_M", source, folder, window=(12, 16))      # or a file as it is: its path, or SOURCE
+    entry = make(ref, "Q4_K_M", source, folder, window=(12, 16))      # or a file as it is: its path, or SOURCE
 
 A source that is quantised already is dequantised: the reference has the weights of the file that is there, without
 further loss, and nobody's full precision. What its first quantisation lost is in no number of a study.
@@ -29,14 +29,14 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderFile:
     """A file of the ladder: where it is, and what a study records of it."""
 
     path: Path
     file: File
 
 
-def rung_name(word: str) -> str:
+def type_name(word: str) -> str:
     """What a study calls an entry of --types: a file type, SOURCE, or an existing GGUF file. Raises UsageError."""
     if word == SOURCE:
         return SOURCE
@@ -52,14 +52,14 @@ def _is_path(word: str) -> bool:
     return word.lower().endswith(".gguf")
 
 
-def is_unquantised(info: ModelInfo) -> bool:
+def is_unquantized(info: ModelInfo) -> bool:
     """Whether all matrices of a model are F32, F16 or BF16."""
     return all(share.type in UNQUANTISED for share in info.types)
 
 
 def reference(
     source: Path, folder: Path, type_: str, threads: int | None = None, progress: Progress | None = None
-) -> Rung:
+) -> LadderFile:
     """What everything is compared with: the source, or the source dequantised to F32, F16 or BF16 in `folder`.
 
     Raises UsageError for another type, and as `quantize`.
@@ -67,15 +67,15 @@ def reference(
     if type_ not in UNQUANTISED:
         raise UsageError(f"a reference of type {type_} would be quantised.", f"use {', '.join(UNQUANTISED)}.")
     info = describe(source)
-    if is_unquantised(info):
-        return Rung(source, _file(source, info.types[0].type, math.inf, math.inf, "the model itself"))
+    if is_unquantized(info):
+        return LadderFile(source, _file(source, info.types[0].type, math.inf, math.inf, "the model itself"))
     target = folder / default_name(source, type_)
     quantize(source, target, type_, threads=threads, progress=progress)
-    return Rung(target, _file(target, type_, math.inf, math.inf, f"{source.name} dequantised"))
+    return LadderFile(target, _file(target, type_, math.inf, math.inf, f"{source.name} dequantised"))
 
 
 def make(
-    ref: Rung,
+    ref: LadderFile,
     word: str,
     source: Path,
     folder: Path,
@@ -83,7 +83,7 @@ def make(
     known: Iterable[File] = (),
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Rung:
+) -> LadderFile:
     """The file that an entry of --types means: quantised from the reference into `folder`, or one measured as it is.
 
     known: what a study has recorded already; a file that is still the same is not looked at again. Raises GgufloopError
@@ -95,15 +95,15 @@ def make(
     else:
         path = folder / default_name(ref.path, file_type(word))
     for file in known:
-        if file.type == rung_name(word) and path.is_file() and file_sha256(path) == file.sha256:
-            return Rung(path, file)
+        if file.type == type_name(word) and path.is_file() and file_sha256(path) == file.sha256:
+            return LadderFile(path, file)
     note = f"{path.name} as it is"
     if not as_it_is:
         note = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
     tensors = tensor_snr(path, ref.path, progress=progress)
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
-    return Rung(path, _file(path, rung_name(word), whole, window_snr(tensors, window), note))
+    return LadderFile(path, _file(path, type_name(word), whole, window_snr(tensors, window), note))
 
 
 def _file(path: Path, name: str, snr: float, of_window: float, note: str) -> File:

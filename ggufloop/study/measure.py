@@ -23,7 +23,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.divergence import Packed, Record
-from ggufloop.measure.perplexity import LEAST_CONTEXT, Model, tokenize
+from ggufloop.measure.perplexity import LEAST_CONTEXT, TextModel, tokenize
 from ggufloop.measure.score import each_target
 from ggufloop.study import file as studies
 from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
@@ -47,7 +47,7 @@ def missing(study: Study, types: Iterable[str], loops: Iterable[LoopSpec | None]
     return sum(len(study.lacks(t, loop_name(loop), chunks)) for loop in loops for t in types)
 
 
-def shared_tokens(models: Mapping[str, Model], text: str) -> list[int]:
+def shared_tokens(models: Mapping[str, TextModel], text: str) -> list[int]:
     """The text in tokens. Raises GgufloopError if the models cut it into different ones."""
     (first, reference), *others = models.items()
     tokens = tokenize(reference, text)
@@ -73,7 +73,7 @@ def check_text(tokens: Sequence[int], n_ctx: int, chunks: int) -> None:
 def measure(
     path: Path,
     study: Study,
-    models: Mapping[str, Model],
+    models: Mapping[str, TextModel],
     loops: Sequence[LoopSpec | None],
     tokens: Sequence[int],
     chunks: Sequence[int],
@@ -112,7 +112,7 @@ def measure(
 
 
 def _evaluate(
-    llm: Model, chunk: list[int], first: int, packed: Packed, is_reference: bool
+    llm: TextModel, chunk: list[int], first: int, packed: Packed, is_reference: bool
 ) -> tuple[NDArray[np.float64], float, float, float]:
     """NLL per token, mean KL from `packed`, share of the same likeliest token, and seconds to evaluate.
 

@@ -355,8 +355,8 @@ def test_auto(
     monkeypatch.setattr(toolchain, "platform", Mock(machine=lambda: machine_type))
     monkeypatch.setattr(toolchain, "_gpu_missing", lambda name: [] if name in toolkits else ["a thing"])
     monkeypatch.setattr(toolchain, "_has_gpu", lambda name: name in gpus)
-    assert toolchain.choose("auto") == toolchain.Choice(name, why)
-    assert toolchain.choose("hip") == toolchain.Choice("hip", "asked for")
+    assert toolchain.choose("auto") == toolchain.BackendChoice(name, why)
+    assert toolchain.choose("hip") == toolchain.BackendChoice("hip", "asked for")
 
 
 def test_the_key_changes_with_everything_a_library_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

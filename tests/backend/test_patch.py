@@ -15,7 +15,7 @@ import pytest
 
 from ggufloop.backend import download, toolchain
 from ggufloop.backend import library as backend
-from ggufloop.backend.log import Log
+from ggufloop.backend.log import BuildLog
 
 CHANGED_LINES = 250
 """Most lines the patch may add and remove: what loops is in llama-loop.cpp, the patch holds call sites only."""
@@ -38,7 +38,7 @@ def changed_lines(patch: str) -> list[str]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the pinned llama.cpp that the patch names."""
     folder = tmp_path_factory.mktemp("source")
-    archive = download.sdist(Log(folder / "log"), lambda step: None)
+    archive = download.sdist(BuildLog(folder / "log"), lambda step: None)
     prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
     patches = [(backend.patches_dir() / name).read_text() for name in (*PATCHES, SERVER_PATCH)]
     wanted = {prefix + name for patch in patches for name in files_of(patch)}
@@ -201,7 +201,7 @@ class MiniTree:
         (self.patches / "llama-loop.cpp").write_text(LOOP_CPP)
         for name, patch in zip(PATCHES, (MEND, MEND_FOR_LOOPS, PATCH), strict=True):
             (self.patches / name).write_text(patch)
-        log = Log(folder / "log")
+        log = BuildLog(folder / "log")
         self.cmake = toolchain.cmake() or download.build_tool("cmake", log, lambda step: None)
         self.ninja = shutil.which("ninja") or download.build_tool("ninja", log, lambda step: None)
 

@@ -22,7 +22,7 @@ from support.fake_machine import FakeMachine
 from ggufloop.backend import library as backend
 from ggufloop.backend import verify
 from ggufloop.backend.library import Backend
-from ggufloop.backend.oracle import N_PROMPT, TYPES, Array, Model, wrong
+from ggufloop.backend.oracle import N_PROMPT, TYPES, Array, TinyModel, wrong
 from ggufloop.backend.verifier import LOOPS
 from ggufloop.errors import BackendError
 
@@ -70,15 +70,15 @@ FAULTS: dict[str, Callable[[Times, Array, Array, str], Array]] = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
     folder = tmp_path_factory.mktemp("models")
-    return {kind: Model(kind, folder) for kind in HONEST}
+    return {kind: TinyModel(kind, folder) for kind in HONEST}
 
 
-def computed(model: Model, loop: str, times: Times) -> Array:
+def computed(model: TinyModel, loop: str, times: Times) -> Array:
     """What a library with this multiplication would answer."""
 
-    class Other(Model):
+    class Other(TinyModel):
         def times(self, x: Array, name: str) -> Array:
             return times(x, self.weights[name], name).astype(np.float32)
 
@@ -90,7 +90,7 @@ def computed(model: Model, loop: str, times: Times) -> Array:
 @pytest.mark.parametrize(
     ("kind", "loop"), [*((kind, "plain") for kind in HONEST), *(("Q4_1", loop) for loop in LOOPS if loop != "plain")]
 )
-def test_rounding_is_right_and_faults_are_wrong(models: dict[str, Model], kind: str, loop: str) -> None:
+def test_rounding_is_right_and_faults_are_wrong(models: dict[str, TinyModel], kind: str, loop: str) -> None:
     honest, wanted = HONEST[kind], models[kind].logits(LOOPS[loop])
     parts = (slice(0, N_PROMPT), slice(N_PROMPT, None))
     rows = computed(models[kind], loop, honest)
@@ -101,7 +101,7 @@ def test_rounding_is_right_and_faults_are_wrong(models: dict[str, Model], kind: 
             assert wrong(rows[part], wanted[part], kind, "CPU"), name
 
 
-def test_the_bounds_follow_from_rounding(models: dict[str, Model]) -> None:
+def test_the_bounds_follow_from_rounding(models: dict[str, TinyModel]) -> None:
     """oracle.py says 2.0 to 2.3 % and five times less."""
     for kind, (least, most) in {"Q4_1": (0.015, 0.025), "Q6_K": (0.015, 0.025), "BF16": (0.003, 0.005)}.items():
         wanted = models[kind].logits(None)
@@ -109,7 +109,7 @@ def test_the_bounds_follow_from_rounding(models: dict[str, Model]) -> None:
         assert least < error < most, (kind, error)
 
 
-def test_a_loop_is_not_the_plain_model(models: dict[str, Model]) -> None:
+def test_a_loop_is_not_the_plain_model(models: dict[str, TinyModel]) -> None:
     """Else the looped cases would prove nothing."""
     plain, naive, euler = (models["F32"].logits(loop) for loop in LOOPS.values())
     assert all(wrong(a, b, "Q4_1", "CPU") for a, b in ((plain, naive), (plain, euler), (naive, euler)))

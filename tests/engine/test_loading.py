@@ -16,7 +16,7 @@ from support.rewrite import rewritten
 
 from ggufloop import engine
 from ggufloop.backend import memory
-from ggufloop.backend.llama_log import CONTINUED, DEBUG, ERROR, WARNING, Log
+from ggufloop.backend.llama_log import CONTINUED, DEBUG, ERROR, WARNING, LlamaLog
 from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError
@@ -68,7 +68,7 @@ def test_the_reason_of_an_earlier_failure_is_forgotten(tiny_model: Callable[[str
 
 def test_the_log_shows_warnings_and_errors_and_no_debug_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """llama_cpp's own table of levels is one off: it shows debug lines and hides errors."""
-    log = Log(shown=lambda: True)
+    log = LlamaLog(shown=lambda: True)
     log(WARNING, b"load: odd\n")
     log(DEBUG, b"node 17\n")
     log(CONTINUED, b"of 1000\n")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufloop.errors import UsageError
-from ggufloop.generate.diffusion import Head, Schedule, Step, denoise
+from ggufloop.generate.diffusion import Decided, Head, Schedule, denoise
 
 MASK, VOCABULARY = 9, 12
 PROMPT = [1, MASK, 2]
@@ -56,7 +56,7 @@ class Known:
         return rows
 
 
-def order(steps: Sequence[Step]) -> list[list[int]]:
+def order(steps: Sequence[Decided]) -> list[list[int]]:
     return [[position for position, _ in step.kept] for step in steps]
 
 

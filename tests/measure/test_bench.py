@@ -25,7 +25,7 @@ from ggufloop.cli.commands import bench as cli_bench
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench
-from ggufloop.measure.bench import Child, Result, Variant, Workload, workloads
+from ggufloop.measure.bench import Child, Timed, Variant, Workload, workloads
 from ggufloop.models.gguf import read_model
 
 LOOP = LoopSpec((2, 4), 3)
@@ -106,19 +106,19 @@ def test_a_comparison_measures_every_variant_once_a_round_in_a_new_order() -> No
 
 def test_figures_are_llama_benchs() -> None:
     """Its avg_ts is the mean of the speeds, not the speed of the mean; stdev has n - 1, and is 0 for one."""
-    result = Result(Variant(), Workload(10), (10**9, 2 * 10**9, 4 * 10**9), "")
+    result = Timed(Variant(), Workload(10), (10**9, 2 * 10**9, 4 * 10**9), "")
     assert result.samples_ts == [10.0, 5.0, 2.5]
     assert result.mean_ts == pytest.approx(17.5 / 3)
     assert result.stdev_ts == pytest.approx(np.std([10, 5, 2.5], ddof=1))
     assert (result.mean_ns, result.stdev_ns) == (2333333333, round(np.std([1e9, 2e9, 4e9], ddof=1)))
-    once = Result(Variant(), Workload(10), (10**9,), "")
+    once = Timed(Variant(), Workload(10), (10**9,), "")
     assert (once.stdev_ts, once.stdev_ns) == (0.0, 0)
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
     """A machine that slows down tenfold in the middle moves every time, and no ratio."""
-    plain = Result(Variant(), Workload(1), (100, 110, 1000, 1100, 120, 130, 900), "")
-    looped = Result(Variant(LOOP), Workload(1), tuple(2 * ns for ns in plain.samples_ns), "")
+    plain = Timed(Variant(), Workload(1), (100, 110, 1000, 1100, 120, 130, 900), "")
+    looped = Timed(Variant(LOOP), Workload(1), tuple(2 * ns for ns in plain.samples_ns), "")
     found = bench.ratio(looped, plain)
     assert (found.mean, found.low, found.high, found.n) == (2.0, 2.0, 2.0, 7)
 

@@ -12,7 +12,7 @@ from support import tiny
 
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import UsageError
-from ggufloop.measure.multiple_choice import Choice, score_choices
+from ggufloop.measure.multiple_choice import ScoredChoice, score_choices
 
 TinyModel = Callable[[str], Path]
 _RNG = np.random.default_rng(3)
@@ -44,17 +44,17 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
 
 
-def expected(llm: LoopedLlama, choice: list[int], prompt: list[int] = PROMPT) -> Choice:
+def expected(llm: LoopedLlama, choice: list[int], prompt: list[int] = PROMPT) -> ScoredChoice:
     """By definition: the prompt is a step, the choice another one, both on an empty cache of their own."""
     llm.reset()
     rows = llm.logits(prompt)[-1:]
     if len(choice) > 1:
         rows = np.concatenate([rows, llm.logits(choice[:-1])])
     logs = log_softmax(rows)
-    return Choice(float(logs[range(len(choice)), choice].sum()), bool((logs.argmax(-1) == choice).all()))
+    return ScoredChoice(float(logs[range(len(choice)), choice].sum()), bool((logs.argmax(-1) == choice).all()))
 
 
-def check(found: list[Choice], wanted: list[Choice]) -> None:
+def check(found: list[ScoredChoice], wanted: list[ScoredChoice]) -> None:
     assert [c.greedy for c in found] == [c.greedy for c in wanted]
     np.testing.assert_allclose([c.logprob for c in found], [c.logprob for c in wanted], rtol=1e-6)
 

@@ -29,7 +29,7 @@ from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import corpus
-from ggufloop.measure.perplexity import Other, Stored, perplexity, tokenize
+from ggufloop.measure.perplexity import KLBase, Other, perplexity, tokenize
 
 TinyModel = Callable[[str], Path]
 REAL = ("smollm2", "gemma")
@@ -131,7 +131,7 @@ def test_the_block_is_llama_perplexitys(
     args = ("-c", 128, "-b", 128)
     run_tool(tool, model, "-f", file, *args, "--chunks", 3, "-ctv", "q4_0", "--kl-divergence-base", kept)
     printed = run_tool(tool, model, *args, "--kl-divergence-base", kept, "--kl-divergence")
-    stored = Stored.open(kept)
+    stored = KLBase.open(kept)
     llm = opened(model, stored.n_ctx)
     assert stored.tokens == tokenize(llm, text)[: 3 * 128]
     result = perplexity(llm, stored.tokens, stored.n_ctx, base=stored)
@@ -218,7 +218,7 @@ def kept_file(path: Path, llm: LoopedLlama, tokens: Sequence[int], n_ctx: int, c
 
 def test_a_kept_file_says_what_the_model_said(llm: LoopedLlama, text: str, tmp_path: Path) -> None:
     tokens = tokenize(llm, text)
-    stored = Stored.open(kept_file(tmp_path / "plain.kld", llm, tokens, 32, 4))
+    stored = KLBase.open(kept_file(tmp_path / "plain.kld", llm, tokens, 32, 4))
     llm.set_loop("2:5 k=3")
     from_file = perplexity(llm, stored.tokens, stored.n_ctx, base=stored).against
     direct = perplexity(llm, tokens, 32, 4, base=Other(llm)).against
@@ -236,10 +236,10 @@ def test_a_kept_file_of_another_model(llm: LoopedLlama, text: str, tmp_path: Pat
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(GgufloopError, match=f"is cut short: {len(whole) - 1} bytes of {len(whole)}"):
-        Stored.open(path)
+        KLBase.open(path)
     path.write_bytes(whole[:8] + struct.pack("<Iii", 32, 4, 2) + bytes(4 * 64) + bytes(2 * 15 * 2 * 8))
     with pytest.raises(GgufloopError, match="has a vocabulary of 4 tokens, the model one of"):
-        perplexity(llm, [1] * 64, 32, base=Stored.open(path))
+        perplexity(llm, [1] * 64, 32, base=KLBase.open(path))
 
 
 def test_bits_per_byte_counts_the_bytes_of_the_tokens_scored(llm: LoopedLlama) -> None:

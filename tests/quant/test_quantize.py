@@ -61,7 +61,7 @@ def test_blocks_are_those_of_gguf(wide: Path, tmp_path: Path) -> None:
 def test_what_the_result_says_of_itself(wide: Path, tmp_path: Path) -> None:
     made = quantize(wide, tmp_path / "q.gguf", "q4_k", threads=1)  # llama.cpp's alias, in any case
     header = read_header(made.path)
-    assert (made.type, made.made, made.requantised) == ("Q4_K_M", True, False)
+    assert (made.type, made.made, made.requantized) == ("Q4_K_M", True, False)
     assert made.bytes == made.path.stat().st_size
     assert made.sha256 == file_sha256(made.path)
     assert made.provenance["source_sha256"] == file_sha256(wide)
@@ -103,7 +103,7 @@ def test_overrides_keep_the_window_and_the_first_one_counts(wide: Path, tmp_path
 def test_f32_of_a_quantised_file_is_its_weights(wide: Path, tmp_path: Path) -> None:
     small = quantize(wide, tmp_path / "small.gguf", "Q4_0", threads=1)
     exact = quantize(small.path, tmp_path / "exact.gguf", "F32", threads=1)
-    assert exact.requantised
+    assert exact.requantized
     assert {t.type for t in exact.tensors} == {"F32"}
     a, b = locate(read_model(small.path)), locate(read_model(exact.path))
     for name in a:

@@ -238,7 +238,7 @@ def test_the_estimate_on_a_real_model(smollm2: Path, tmp_path: Path) -> None:
     What is outside the layers is Q8_0 in the source and stays so, without noise.
     """
     made = quantize(smollm2, tmp_path / "q.gguf", "Q5_0", threads=1)
-    assert made.requantised
+    assert made.requantized
     measured, estimated = by_layer(tensor_snr(made.path, smollm2)), by_layer(tensor_snr(made.path))
     assert measured[-1].noise == 0
     for a, b in zip(measured[:-1], estimated[:-1], strict=True):

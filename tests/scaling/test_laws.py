@@ -14,7 +14,7 @@ import scipy.optimize
 from ggufloop.errors import UsageError
 from ggufloop.scaling import fit as shannon_fit
 from ggufloop.scaling.analysis import (
-    Result,
+    Level,
     Settings,
     analyse,
     comparisons,
@@ -72,7 +72,7 @@ def simulated(name: str, noise: float = 0.0, seed: int = 0) -> Points:
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Result]:
+def results() -> dict[str, Level]:
     """Everything about the example."""
     return {p.level: analyse(p, ALL) for p in read("pythia").levels}
 
@@ -205,13 +205,13 @@ def test_qid_and_precision_are_one_law_at_one_level() -> None:
 # the fits
 
 
-def test_the_table_of_the_specification(results: dict[str, Result]) -> None:
+def test_the_table_of_the_specification(results: dict[str, Level]) -> None:
     for level, expected in R2.items():
         found = [results[level].fits[name].r2 for name in R2_LAWS]
         assert found == pytest.approx(expected, abs=0.01), level
 
 
-def test_a_law_fits_no_worse_than_what_it_contains(results: dict[str, Result]) -> None:
+def test_a_law_fits_no_worse_than_what_it_contains(results: dict[str, Level]) -> None:
     for result in results.values():
         for wide, narrow in (("shannon", "simpl"), ("qid", "chinchilla"), ("asymmetric", "symmetric")):
             assert result.fits[wide].rmse <= result.fits[narrow].rmse * (1 + 1e-6)
@@ -219,7 +219,7 @@ def test_a_law_fits_no_worse_than_what_it_contains(results: dict[str, Result]) -
 
 @pytest.mark.parametrize("law", ONE_LEVEL, ids=lambda law: law.name)
 @pytest.mark.parametrize("level", ["pretrain", "2-bit"])
-def test_scipy_finds_nothing_better(law, level: str, results: dict[str, Result]) -> None:
+def test_scipy_finds_nothing_better(law, level: str, results: dict[str, Level]) -> None:
     """Its trust-region method within the same bounds, from the end of ours, and from starts of its own."""
     fit, rng = results[level].fits[law.name], np.random.default_rng(4)
     frame = shannon_fit._Frame(law, fit.points)
@@ -349,7 +349,7 @@ def test_what_is_held_out() -> None:
 # what it says
 
 
-def test_the_honest_findings_of_the_example(results: dict[str, Result]) -> None:
+def test_the_honest_findings_of_the_example(results: dict[str, Level]) -> None:
     for level, result in results.items():
         said = " ".join(findings(result))
         assert ("Every law failed to extrapolate" in said) == (level == "2-bit")
@@ -368,7 +368,7 @@ def test_the_honest_findings_of_the_example(results: dict[str, Result]) -> None:
     assert corner.by_n.high < 0  # the local slope says what the sign of gamma - alpha does not
 
 
-def test_what_size_and_bits_are_worth(results: dict[str, Result]) -> None:
+def test_what_size_and_bits_are_worth(results: dict[str, Level]) -> None:
     said = comparisons(list(results.values()))
     assert said == [
         "2-bit: at D = 200 a model of N = 11.8 (4.893 nat) is no better than one of 2.78 (4.893 nat), as measured on "
@@ -395,7 +395,7 @@ def test_findings_follow_the_data() -> None:
     assert "Nothing was held out" in said
 
 
-def test_levels_together(results: dict[str, Result]) -> None:
+def test_levels_together(results: dict[str, Level]) -> None:
     """Refitted per level the squares add up; one fit that knows the bits does nearly as well with 9 constants."""
     pooled = {(p.name, p.how): p for p in pool(list(results.values()), ALL, Settings(starts=12))}
     shannon = pooled["shannon", "refitted per level"]

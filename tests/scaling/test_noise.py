@@ -55,7 +55,7 @@ def test_ladder_predicts_what_was_left_out_of_it() -> None:
     ladder = noise_data.read("llama3-8b")
     x, y, bits = ladder.columns("kld")
     held = held_out(partial(fit_kld, floor=ladder.floor), x, y, bits)
-    assert [ladder.rungs[h.index].name for h in held] == ["q8_0", "q6_K", "q5_0", "q4_K_S", "q4_0", "q3_K_S"]
+    assert [ladder.points[h.index].name for h in held] == ["q8_0", "q6_K", "q5_0", "q4_K_S", "q4_0", "q3_K_S"]
     for h in held:
         others = np.arange(len(x)) != h.index
         alone = fit_kld(np.array(x)[others], np.array(y)[others], bits[others], ladder.floor)
@@ -148,7 +148,7 @@ def test_ladder_files(tmp_path: Path) -> None:
         "m,Q8_0,8.5,45,plain,10.1,0.001\nm,Q8_0,8.5,45,12:16 k=3,11,0.1\nm,Q4_K_M,5.2,24,plain,11,nan\n"
     )
     ladder = noise_data.read(str(path))
-    assert [asdict(r) for r in ladder.rungs] == [
+    assert [asdict(r) for r in ladder.points] == [
         {"name": "F32", "snr_db": math.inf, "bits": 32.0, "kld": None, "loss": math.log(10)},
         {"name": "Q8_0", "snr_db": 45.0, "bits": 8.5, "kld": 0.001, "loss": math.log(10.1)},
         {"name": "Q4_K_M", "snr_db": 24.0, "bits": 5.2, "kld": None, "loss": math.log(11)},

@@ -58,7 +58,7 @@ def listed(site: Site) -> list[str]:
 def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     found = results.list_results(folder)
     assert sorted(r.name for r in found) == ["a/b/three.PNG", "a/two.jsonl", "one.md"]
-    assert found[-1] == results.Result("one.md", "md", 6, 1.0)  # the oldest comes last
+    assert found[-1] == results.ResultFile("one.md", "md", 6, 1.0)  # the oldest comes last
     assert results.listing(folder)["folder"] == "results"
     assert results.listing(folder)["results"][-1] == {"name": "one.md", "kind": "md", "size": 6, "modified": 1.0}
     assert results.listing(None) == {"folder": None, "results": []}

@@ -24,7 +24,7 @@ from ggufloop.study import analysis, bits_per_byte
 from ggufloop.study import file as study
 from ggufloop.study.advise import KEEP, LOOP, MORE_BITS, NO, NOT_ENOUGH, OPEN, ROUTE_UP, SKIPPED, YES, Advice, advise
 from ggufloop.study.bits_per_byte import Losses, rate
-from ggufloop.study.file import PLAIN, Cell, Chunk, File, Header, Study
+from ggufloop.study.file import PLAIN, Cell, Chunk, File, Study, StudyHeader
 
 CHUNKS = 64
 N_CTX, SCORED = 64, 31
@@ -68,7 +68,7 @@ def built(
     hard = sd * 0.3 * text.standard_normal(chunks)
     n_bytes = np.rint(SCORED / tokens_per_byte * (1 + sd * 0.1 * text.standard_normal(chunks))).astype(int)
     rng.standard_normal(params % 97)  # another model, other noise
-    header = Header(
+    header = StudyHeader(
         name, "a" * 64, "F16", "llama", 7, params, 300, "F16", (2, 5), "text", "b" * 64, N_CTX, {"threads": "1"},
         "0.1.0", "p1",
     )  # fmt: skip

@@ -13,10 +13,10 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure import stats
 from ggufloop.study import analysis
 from ggufloop.study import file as study
-from ggufloop.study.file import PLAIN, Chunk, File, Header, Study, TaskResult
+from ggufloop.study.file import PLAIN, Chunk, File, Study, StudyHeader, TaskResult
 
 LOOPS = ("2:5 k=2", "2:5 k=3 solver=naive")
-HEADER = Header(
+HEADER = StudyHeader(
     "m.gguf", "a" * 64, "Q4_1", "llama", 7, 1000, 300, "F32", (2, 5), "pydoc", "b" * 64, 64,
     {"threads": "1", "flash_attn": "True"}, "0.1.0", "p1",
 )  # fmt: skip
@@ -31,7 +31,7 @@ def numbers(seed: int, n: int = 8) -> dict[str, np.ndarray]:
     return {"nll": rng.normal(3, 0.3, n), "kl": rng.gamma(4, 0.01, n), "seconds": rng.uniform(1, 2, n)}
 
 
-def written(path: Path, chunks: int = 8, header: Header = HEADER) -> Study:
+def written(path: Path, chunks: int = 8, header: StudyHeader = HEADER) -> Study:
     """A study of two files under two loops; looped Q4_0 is better by 0.1 under the first, and 2.5 times as far off."""
     s = study.create(path, header)
     for file in FILES:

@@ -22,8 +22,8 @@ from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import Other, perplexity
 from ggufloop.study import analysis, ladder_files, measure, report
 from ggufloop.study import file as study
-from ggufloop.study.file import PLAIN, Header, Study
-from ggufloop.study.ladder_files import Rung
+from ggufloop.study.file import PLAIN, Study, StudyHeader
+from ggufloop.study.ladder_files import LadderFile
 
 N_CTX = 64
 LOOPS = [None, LoopSpec.parse("2:5 k=2"), LoopSpec.parse("2:5 k=3 solver=naive")]
@@ -37,7 +37,7 @@ def text() -> str:
 
 
 @pytest.fixture(scope="module")
-def ladder(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[Rung]:
+def ladder(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[LadderFile]:
     """The reference, Q8_0 and Q4_0."""
     folder, source = tmp_path_factory.mktemp("ladder"), tiny_model("llama")
     ref = ladder_files.reference(source, folder, "F16")
@@ -45,29 +45,29 @@ def ladder(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def models(ladder: list[Rung]) -> Iterator[dict[str, LoopedLlama]]:
-    found = {rung.file.type: LoopedLlama(rung.path, **SETTINGS) for rung in ladder}
+def models(ladder: list[LadderFile]) -> Iterator[dict[str, LoopedLlama]]:
+    found = {entry.file.type: LoopedLlama(entry.path, **SETTINGS) for entry in ladder}
     yield found
     for llm in found.values():
         llm.close()
 
 
-def begun(path: Path, ladder: list[Rung]) -> Study:
-    header = Header("m", "a", "F32", "llama", 7, 1, 1, "F16", (2, 5), "pydoc", "b", N_CTX, {}, "0", "p")
+def begun(path: Path, ladder: list[LadderFile]) -> Study:
+    header = StudyHeader("m", "a", "F32", "llama", 7, 1, 1, "F16", (2, 5), "pydoc", "b", N_CTX, {}, "0", "p")
     s = study.create(path, header)
-    for rung in ladder:
-        s = study.add_file(path, s, rung.file)
+    for entry in ladder:
+        s = study.add_file(path, s, entry.file)
     return s
 
 
-def measured(path: Path, ladder: list[Rung], models: dict[str, LoopedLlama], text: str, **more: object) -> Study:
+def measured(path: Path, ladder: list[LadderFile], models: dict[str, LoopedLlama], text: str, **more: object) -> Study:
     tokens = measure.shared_tokens(models, text)
     arguments = {"study": begun(path, ladder), "models": models, "loops": LOOPS, "chunks": range(2)} | more
     return measure.measure(path, tokens=tokens, n_ctx=N_CTX, **arguments)  # type: ignore[arg-type]
 
 
 def test_cells_are_those_of_perplexity(
-    ladder: list[Rung], models: dict[str, LoopedLlama], text: str, tmp_path: Path
+    ladder: list[LadderFile], models: dict[str, LoopedLlama], text: str, tmp_path: Path
 ) -> None:
     """Against the same numbers measured one model and one loop at a time, reference and file under the same loop."""
     s = measured(tmp_path / "s.jsonl", ladder, models, text)
@@ -122,10 +122,10 @@ def _looped_divergence(reference: LoopedLlama, llm: LoopedLlama, loop: LoopSpec 
 
 
 def test_a_file_compared_with_itself(
-    ladder: list[Rung], models: dict[str, LoopedLlama], text: str, tmp_path: Path
+    ladder: list[LadderFile], models: dict[str, LoopedLlama], text: str, tmp_path: Path
 ) -> None:
     """KLD 0 but for the 16-bit rounding, the same likeliest token everywhere, no A_K; and A_1 is 1 exactly."""
-    twin = Rung(ladder[0].path, dataclasses.replace(ladder[0].file, type="twin"))
+    twin = LadderFile(ladder[0].path, dataclasses.replace(ladder[0].file, type="twin"))
     twins = {"F32": models["F32"], "twin": models["F32"], "Q4_0": models["Q4_0"]}
     s = measured(tmp_path / "s.jsonl", [ladder[0], twin, ladder[2]], twins, text)
     for loop in s.loops:
@@ -141,7 +141,7 @@ def test_a_file_compared_with_itself(
 
 
 def test_a_stopped_study_goes_on(
-    ladder: list[Rung], models: dict[str, LoopedLlama], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ladder: list[LadderFile], models: dict[str, LoopedLlama], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after 7 of 18 measurements, it has 7, goes on with the eighth, and ends as if it had not been stopped.
     The reference runs once for all files of a chunk and loop."""
@@ -176,7 +176,11 @@ def test_a_stopped_study_goes_on(
 
 
 def test_what_cannot_be_compared(
-    ladder: list[Rung], models: dict[str, LoopedLlama], tiny_model: Callable[[str], Path], text: str, tmp_path: Path
+    ladder: list[LadderFile],
+    models: dict[str, LoopedLlama],
+    tiny_model: Callable[[str], Path],
+    text: str,
+    tmp_path: Path,
 ) -> None:
     s = begun(tmp_path / "s.jsonl", ladder)
     with pytest.raises(GgufloopError, match=r"the text has 100 tokens, 1 chunks of 64"):
@@ -199,14 +203,14 @@ def test_what_cannot_be_compared(
         ladder_files.make(ladder[0], str(tiny_model("qwen3")), tiny_model("qwen3"), tmp_path, (2, 5))
 
 
-def test_the_files_of_a_ladder(ladder: list[Rung], tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    reference, eight, four = (rung.file for rung in ladder)
+def test_the_files_of_a_ladder(ladder: list[LadderFile], tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    reference, eight, four = (entry.file for entry in ladder)
     assert (reference.type, reference.note, reference.window_snr) == ("F32", "the model itself", math.inf)
     assert ladder[0].path == tiny_model("llama")
     assert eight.window_snr == pytest.approx(45.4, abs=0.5)
     assert four.window_snr == pytest.approx(21.3, abs=0.5)
     assert four.bits_per_weight < eight.bits_per_weight < 9
-    quantised = next(rung.path for rung in ladder if rung.file.type == "Q8_0")
+    quantised = next(entry.path for entry in ladder if entry.file.type == "Q8_0")
     again = ladder_files.reference(quantised, tmp_path, "F32")
     assert again.file.note == f"{quantised.name} dequantised"
     source = ladder_files.make(again, "source", quantised, tmp_path, (2, 5))
@@ -290,9 +294,9 @@ def test_the_command(run: Run) -> None:
 
 
 def test_a_quantised_model_is_compared_with_itself_dequantised(
-    run: Run, ladder: list[Rung], without_figures: None
+    run: Run, ladder: list[LadderFile], without_figures: None
 ) -> None:
-    source = next(rung.path for rung in ladder if rung.file.type == "Q8_0")
+    source = next(entry.path for entry in ladder if entry.file.type == "Q8_0")
     asked = ("--text", "text.txt", "-c", 64, "--chunks", 2, "--window", "2:5", "--K", 2, "-t", 1)
     code, out, err = run(*asked, "--types", "source,Q4_0", "--reference", "F32", name=str(source))
     assert code == 0, err
@@ -358,7 +362,7 @@ def test_tasks_are_paired(run: Run, without_figures: None) -> None:
 
 
 def test_one_chunk_says_nothing_yet(
-    ladder: list[Rung], models: dict[str, LoopedLlama], text: str, tmp_path: Path
+    ladder: list[LadderFile], models: dict[str, LoopedLlama], text: str, tmp_path: Path
 ) -> None:
     s = measured(tmp_path / "s.jsonl", ladder, models, text, chunks=range(1))
     assert analysis.rows(s) == []

@@ -9,13 +9,13 @@ import tarfile
 from pathlib import Path
 
 from ggufloop.backend import download
-from ggufloop.backend.log import Log
+from ggufloop.backend.log import BuildLog
 
 
 def unpack(folder: Path) -> Path:
     """Write the public headers, and ggml's for devices of one's own, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    archive = download.sdist(Log(folder / "log"), lambda step: None)
+    archive = download.sdist(BuildLog(folder / "log"), lambda step: None)
     prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
     public = (f"{prefix}include/", f"{prefix}ggml/include/", f"{prefix}ggml/src/ggml-backend-impl.h")
     with tarfile.open(archive) as tar:

@@ -35,7 +35,7 @@ from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench
-from ggufloop.measure.bench import Child, Result, Variant, Workload
+from ggufloop.measure.bench import Child, Timed, Variant, Workload
 from ggufloop.measure.stats import ratio_interval
 from ggufloop.models.info import describe
 from ggufloop.table import FORMS
@@ -190,7 +190,7 @@ def _constant(llm: LoopedLlama, path: Path, library: backend.Backend, flags: Rec
     }
 
 
-def record(constant: Record, result: Result) -> Record:
+def record(constant: Record, result: Timed) -> Record:
     """One row, all of it."""
     loop, work = result.variant.loop, result.work
     return {
@@ -216,7 +216,7 @@ def record(constant: Record, result: Result) -> Record:
     }
 
 
-def compared(constant: Record, result: Result, results: list[Result], n_layer: int, path: Path) -> Record:
+def compared(constant: Record, result: Timed, results: list[Timed], n_layer: int, path: Path) -> Record:
     """A row of --compare: looped over plain, plain over stock, and what a loop should cost."""
     loop = result.variant.loop
     base = (
@@ -387,7 +387,7 @@ def command(
         for variant in [] if compare else variants:
             for work in works:
                 samples = tuple(run(variant, work, i, warm=i == 0) for i in range(repetitions))
-                printer.row(record(constant, Result(variant, work, samples, bench.now())))
+                printer.row(record(constant, Timed(variant, work, samples, bench.now())))
     _notes(loops, repetitions, compare)
 
 

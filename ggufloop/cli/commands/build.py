@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ggufloop.backend.build import PROGRAMS, Request, build
+from ggufloop.backend.build import PROGRAMS, BuildRequest, build
 from ggufloop.backend.library import NAMES
 from ggufloop.backend.log import Step
 from ggufloop.interrupts import end_on_sigterm
@@ -60,7 +60,7 @@ def command(name: str, stock: bool, tools: bool, server: bool, force: bool, repl
     end_on_sigterm()
     progress = Progress()
     try:
-        built = build(Request(name, stock, tools, server, force, replace_binding), progress)
+        built = build(BuildRequest(name, stock, tools, server, force, replace_binding), progress)
     finally:
         progress.finish()
     click.echo(built.directory)

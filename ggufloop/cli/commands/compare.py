@@ -30,8 +30,8 @@ from ggufloop.models.registry import suggest_window
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure, report
-from ggufloop.study.file import Header, Study
-from ggufloop.study.ladder_files import Rung
+from ggufloop.study.file import Study, StudyHeader
+from ggufloop.study.ladder_files import LadderFile
 from ggufloop.table import FORMS
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ def _loops(path: Path, plan: _Plan) -> tuple[tuple[int, int], list[LoopSpec | No
     return window, [None, *dict.fromkeys(loops)]
 
 
-def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str, Any]) -> Header:
+def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str, Any]) -> StudyHeader:
     from ggufloop.engine import ACTIVE
 
     info = describe(path)
     effective = {"threads": "n_threads", "batch_size": "n_batch", "ubatch_size": "n_ubatch"}
     shown = {name: str(settings[effective[name]] if name in effective else plan.flags[name]) for name in _SETTINGS}
-    return Header(
+    return StudyHeader(
         model=path.name,
         source_sha256=file_sha256(path),
         source_type=info.label,
@@ -125,7 +125,7 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
         n_layer=info.n_layer,
         n_params=info.elements,
         n_vocab=info.n_vocab,
-        reference=info.types[0].type if ladder_files.is_unquantised(info) else plan.reference,
+        reference=info.types[0].type if ladder_files.is_unquantized(info) else plan.reference,
         window=window,
         text=plan.text.name,
         text_sha256=hashlib.sha256(plan.text.text.encode()).hexdigest(),
@@ -156,21 +156,23 @@ def _tensors(what: str) -> Iterator[ladder_files.Progress]:
             click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
-def _ladder(path: Path, place: _Place, study: Study, window: tuple[int, int], plan: _Plan) -> tuple[Study, list[Rung]]:
+def _ladder(
+    path: Path, place: _Place, study: Study, window: tuple[int, int], plan: _Plan
+) -> tuple[Study, list[LadderFile]]:
     """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
     with _tensors(f"{path.name}: {plan.reference}") as progress:
         ref = ladder_files.reference(path, place.models, plan.reference, plan.flags["threads"], progress)
     study = studies.add_file(place.study, study, ref.file)
     ladder = [ref]
     for word in plan.types:
-        if ladder_files.rung_name(word) == ref.file.type or (word == ladder_files.SOURCE and ref.path == path):
+        if ladder_files.type_name(word) == ref.file.type or (word == ladder_files.SOURCE and ref.path == path):
             continue  # the reference is in the ladder anyway
-        with _tensors(f"{path.name}: {ladder_files.rung_name(word)}") as progress:
-            rung = ladder_files.make(
+        with _tensors(f"{path.name}: {ladder_files.type_name(word)}") as progress:
+            entry = ladder_files.make(
                 ref, word, path, place.models, window, study.files, plan.flags["threads"], progress
             )
-        study = studies.add_file(place.study, study, rung.file)
-        ladder.append(rung)
+        study = studies.add_file(place.study, study, entry.file)
+        ladder.append(entry)
     return study, ladder
 
 
@@ -193,7 +195,7 @@ def _check_text(path: Path, study: Study, plan: _Plan, settings: dict[str, Any],
 
 
 def _measure(
-    place: _Place, study: Study, ladder: Sequence[Rung], loops: Sequence[LoopSpec | None], plan: _Plan,
+    place: _Place, study: Study, ladder: Sequence[LadderFile], loops: Sequence[LoopSpec | None], plan: _Plan,
     settings: dict[str, Any], verbose: bool,
 ) -> Study:  # fmt: skip
     """The chunks that are lacking, then the tasks that are."""
@@ -201,30 +203,30 @@ def _measure(
     lacking = [r for r in ladder if measure.missing(study, [r.file.type], loops, chunks)]
     if lacking:
         needed = [ladder[0], *(r for r in lacking if r is not ladder[0])]
-        check_memory([rung.path for rung in needed], plan.flags, loops)
+        check_memory([entry.path for entry in needed], plan.flags, loops)
         with ExitStack() as stack:
             models = {}
-            for rung in needed:
-                with terminal.progress(f"loading {rung.path.name} ..."):
-                    models[rung.file.type] = _open(rung.path, settings, verbose)
-                stack.callback(models[rung.file.type].close)
+            for entry in needed:
+                with terminal.progress(f"loading {entry.path.name} ..."):
+                    models[entry.file.type] = _open(entry.path, settings, verbose)
+                stack.callback(models[entry.file.type].close)
             tokens = measure.shared_tokens(models, plan.text.text)
             total = measure.missing(study, [r.file.type for r in lacking], loops, chunks)
             clock = _Clock(study.header.model, total)
             study = measure.measure(place.study, study, models, loops, tokens, chunks, settings["n_ctx"], clock)
-    for rung in ladder if plan.tasks else ():
-        study = _ask(place, study, rung, loops, plan, settings, verbose)
+    for entry in ladder if plan.tasks else ():
+        study = _ask(place, study, entry, loops, plan, settings, verbose)
     return study
 
 
 def _ask(
-    place: _Place, study: Study, rung: Rung, loops: Sequence[LoopSpec | None], plan: _Plan, settings: dict[str, Any],
-    verbose: bool,
+    place: _Place, study: Study, entry: LadderFile, loops: Sequence[LoopSpec | None], plan: _Plan,
+    settings: dict[str, Any], verbose: bool,
 ) -> Study:  # fmt: skip
     from ggufloop.measure.tasks import load_tasks
 
     names = [measure.loop_name(loop) for loop in loops]
-    type_ = rung.file.type
+    type_ = entry.file.type
     if not any(study.lacks_task(type_, name, task, plan.limit) for name in names for task in plan.tasks):
         return study
     with terminal.progress("reading the tasks ..."):
@@ -234,8 +236,8 @@ def _ask(
         if sys.stderr.isatty():
             click.echo(f"\r{type_}, {loop}: request {done}/{total}".ljust(78), nl=done == total, err=True)
 
-    trained = describe(rung.path).n_ctx_train
-    llm = _open(rung.path, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
+    trained = describe(entry.path).n_ctx_train
+    llm = _open(entry.path, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
     try:
         return measure.ask(place.study, study, type_, llm, loops, tasks, plan.limit, told)
     finally:
@@ -364,7 +366,7 @@ def command(
     check_context(flags)
     words = tuple(dict.fromkeys(split_list(types, "--types")))
     for word in words:
-        ladder_files.rung_name(word)
+        ladder_files.type_name(word)
     plan = _Plan(
         words, chunks, text_from_flags(text, dataset, offline), tuple(split_list(tasks, "--tasks")) if tasks else (),
         limit, reference.upper(), out, flags,

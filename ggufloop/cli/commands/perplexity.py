@@ -26,9 +26,9 @@ from ggufloop.measure.perplexity import (
     LEAST_CONTEXT,
     Base,
     Figure,
+    KLBase,
     Other,
-    Result,
-    Stored,
+    TextScore,
     count_chunks,
     perplexity,
     stored_bytes,
@@ -51,7 +51,7 @@ _AGAINST = (Column("base PPL", ".4f"), Column("+/-", ".5f"), Column("NLL change"
             Column("high", "+.5f"), Column("over"), Column("KL", ".6f"), Column("+/-", ".6f"))  # fmt: skip
 
 
-def _row(name: str, loop: str, result: Result, figure: Figure, compared: bool) -> list[Cell]:
+def _row(name: str, loop: str, result: TextScore, figure: Figure, compared: bool) -> list[Cell]:
     row: list[Cell] = [name, loop, result.n_ctx, result.chunks, result.n, figure.ppl, figure.error,
                        figure.bits_per_byte]  # fmt: skip
     if not compared or result.against is None:
@@ -64,7 +64,7 @@ def _row(name: str, loop: str, result: Result, figure: Figure, compared: bool) -
 class _Done:
     """A result per context, and what was compared: base_path None for a stored base, base '' without one."""
 
-    results: list[Result]
+    results: list[TextScore]
     path: Path
     base: str
     base_path: Path | None
@@ -140,7 +140,7 @@ def _clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _json(result: Result, done: _Done, text: str) -> Any:
+def _json(result: TextScore, done: _Done, text: str) -> Any:
     from ggufloop.engine import ACTIVE
 
     against = result.against
@@ -253,7 +253,7 @@ class _Asked:
 
     contexts: list[int]
     chunks: int | None
-    stored: Stored | None
+    stored: KLBase | None
     kl_base: str | None
     source: corpus.Text
     save: Path | None
@@ -263,7 +263,7 @@ def _measure(asked: _Asked, flags: dict[str, Any], path: Path, verbose: bool) ->
     """Score every context, each in a model opened for it: what llama.cpp computes may depend on the room it has."""
     of_base = {name: value for name, value in flags.items() if name not in (*LOOP_FLAGS, "window")}
     flags = flags | {"model": str(path), "model_path": None, "hf": None, "hf_file": None}
-    results: list[Result] = []
+    results: list[TextScore] = []
     tokens: list[int] = []
     opened: Opened | None = None
     with _saving(asked.save) as file:
@@ -349,7 +349,7 @@ def command(
         raise UsageError("--save-kl-base writes the chunks of one context.", "give one -c.")
     check_context(flags)
     verbose = ctx.obj["verbose"]
-    stored = Stored.open(Path(kl_base), chunks) if kl_base is not None and Stored.is_one(Path(kl_base)) else None
+    stored = KLBase.open(Path(kl_base), chunks) if kl_base is not None and KLBase.is_one(Path(kl_base)) else None
     if stored is not None:
         if text is not None or dataset is not None or contexts not in ([CONTEXT], [stored.n_ctx]):
             raise UsageError(

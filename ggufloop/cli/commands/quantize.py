@@ -177,7 +177,7 @@ def _record(made: Quantized) -> dict[str, Any]:
         "sha256": made.sha256,
         "bytes": made.bytes,
         "bits_per_weight": made.bits_per_weight,
-        "requantised": made.requantised,
+        "requantized": made.requantized,
         **{f"recipe_{key}": value or None for key, value in made.provenance.items()},
         "tensors": [
             {"name": t.name, "shape": t.shape, "source_type": t.source_type, "type": t.type, "bytes": t.nbytes,

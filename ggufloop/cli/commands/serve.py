@@ -67,12 +67,12 @@ def program() -> Path:
     except BackendError:
         if os.environ.get("GGUFLOOP_LIB_DIR"):  # whose library it is, builds it
             raise
-        from ggufloop.backend.build import Request, build
+        from ggufloop.backend.build import BuildRequest, build
 
         terminal.note("building llama-server, once; that takes some minutes.")
         progress = Progress()
         try:
-            build(Request(library.requested_name() or "auto", server=True), progress)
+            build(BuildRequest(library.requested_name() or "auto", server=True), progress)
         finally:
             progress.finish()
         return library.program("llama-server")

@@ -18,7 +18,7 @@ from ggufloop.figures import style
 from ggufloop.measure.stats import Estimate
 from ggufloop.scaling import analysis, noise, noise_data
 from ggufloop.scaling import fit as shannon_fit
-from ggufloop.scaling.analysis import Optimum, Pooled, Prediction, Result, Settings, analyse, constants, loose
+from ggufloop.scaling.analysis import Level, Optimum, Pooled, Prediction, Settings, analyse, constants, loose
 from ggufloop.scaling.data import COUNTS, Data, choose, read
 from ggufloop.scaling.laws import LAWS, Law, find
 from ggufloop.table import FORMS, Cell, Column, Table
@@ -72,7 +72,7 @@ def _load(source: str, flags: dict[str, Any]) -> Data:
     return dataclasses.replace(data, levels=choose(data.levels, _words(flags["levels"])))
 
 
-def _analyse(data: Data, laws: Sequence[Law], settings: Settings, main: str | None) -> list[Result]:
+def _analyse(data: Data, laws: Sequence[Law], settings: Settings, main: str | None) -> list[Level]:
     out = []
     for points in data.levels:
         with terminal.progress(f"fitting {points.level} ..."):
@@ -83,7 +83,7 @@ def _analyse(data: Data, laws: Sequence[Law], settings: Settings, main: str | No
 # what is printed
 
 
-def _head(data: Data, results: Sequence[Result]) -> str:
+def _head(data: Data, results: Sequence[Level]) -> str:
     n = sum(len(r.points) for r in results)
     lines = [
         f"data    {data.name}: {n} points, levels {', '.join(r.points.level for r in results)}",
@@ -93,7 +93,7 @@ def _head(data: Data, results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _law_rows(results: Sequence[Result]) -> Table:
+def _law_rows(results: Sequence[Level]) -> Table:
     rows: list[list[Cell]] = []
     for result in results:
         for name, fit in result.fits.items():
@@ -132,14 +132,14 @@ def _prediction_rows(level: str, predictions: Sequence[Prediction]) -> list[list
     ]  # fmt: skip
 
 
-def _corners(result: Result) -> list[Prediction]:
+def _corners(result: Level) -> list[Prediction]:
     """The smallest and the largest size at the largest budget."""
     p = result.points
     budget = math.exp(p.budgets[-1])
     return [analysis.predict(result, math.exp(n), budget) for n in (p.sizes[0], p.sizes[-1])]
 
 
-def _constants(results: Sequence[Result]) -> str:
+def _constants(results: Sequence[Level]) -> str:
     """One row per level, for each law that is some level's main one."""
     parts = []
     for main in dict.fromkeys(r.main for r in results):
@@ -159,7 +159,7 @@ def _bullets(lines: Sequence[str]) -> str:
     return "".join(f"* {line}\n" for line in lines)
 
 
-def _fit_text(data: Data, results: Sequence[Result], pooled: Sequence[Pooled]) -> str:
+def _fit_text(data: Data, results: Sequence[Level], pooled: Sequence[Pooled]) -> str:
     main = ", ".join(dict.fromkeys(r.main for r in results))
     parts = [_head(data, results), _law_rows(results).render("md")
              + "copied: RMSE of predicting each held-out point by the nearest one that was fitted\n"]  # fmt: skip
@@ -187,7 +187,7 @@ def _clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _fit_json(data: Data, results: Sequence[Result], pooled: Sequence[Pooled], settings: Settings) -> str:
+def _fit_json(data: Data, results: Sequence[Level], pooled: Sequence[Pooled], settings: Settings) -> str:
     levels = []
     for r in results:
         found = constants(r)
@@ -399,7 +399,7 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
             raise GgufloopError(f"{data} has no line of KLD to draw.", "leave out --plot.")
         from ggufloop.figures.scaling import ladder_figure
 
-        style.save(ladder_figure(read_, line, f"{Path(data).name}: one model, {len(read_.rungs)} files"), target)
+        style.save(ladder_figure(read_, line, f"{Path(data).name}: one model, {len(read_.points)} files"), target)
         terminal.note(f"wrote {target}.")
     notes = [*[f"Not fitted: {e.message}" for e in errors], noise.UNKNOWABLE]
     outside = [f"{v:g}" for v in wanted if not all(f.fitted.snr[0] <= v <= f.fitted.snr[1] for f in fits)]
@@ -411,7 +411,7 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
     if read_.unknown:
         notes.append(f"Left out, without an SNR: {', '.join(read_.unknown)}.")
     if form == "text":
-        head = f"data    {data}, {len(read_.rungs)} files\n" + (f"source  {read_.source}\n" if read_.source else "")
+        head = f"data    {data}, {len(read_.points)} files\n" + (f"source  {read_.source}\n" if read_.source else "")
         click.echo("\n".join([head, *[_ladder_text(f, wanted, bits) for f in fits], _bullets(notes)]), nl=False)
     elif form == "json":
         records = [
@@ -442,7 +442,7 @@ class _Fitted:
 
 
 def _rows(read_: noise_data.Ladder, of: str, held: Sequence[noise.HeldOut], floor: float = 0.0) -> list[list[Cell]]:
-    have = [r for r in read_.rungs if getattr(r, of) is not None]
+    have = [r for r in read_.points if getattr(r, of) is not None]
     return [
         [have[h.index].name, have[h.index].bits, have[h.index].snr_db, h.measured - floor, h.predicted.mean,
          h.predicted.low, h.predicted.high]

@@ -35,7 +35,7 @@ from ggufloop.measure import corpus
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, HELPS, LEAST_ITEMS, NONE_HELPS, WORTH
-from ggufloop.measure.sweep import Outcome, Progress, check_record, items_within, sweep
+from ggufloop.measure.sweep import Outcome, SweepProgress, check_record, items_within, sweep
 from ggufloop.models.gguf import read_header
 from ggufloop.models.info import layer_count
 from ggufloop.table import Cell, Column, Table
@@ -149,7 +149,7 @@ class _Progress:
     def __init__(self) -> None:
         self._said = ""
 
-    def __call__(self, p: Progress) -> None:
+    def __call__(self, p: SweepProgress) -> None:
         left = "" if p.seconds_left is None else f", {_time(p.seconds_left)} left"
         if sys.stderr.isatty():
             line = f"{p.measure}: {100 * min(p.done / p.total, 1):.0f} %{left} | {p.stage} {p.loop}"

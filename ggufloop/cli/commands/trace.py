@@ -17,7 +17,7 @@ from ggufloop.figures import style
 from ggufloop.figures.trace import trace_figure
 from ggufloop.files import file_sha256
 from ggufloop.generate.complete import encode, prompt_tokens
-from ggufloop.measure.trace import LAYER, Estimate, Point, Trace, trace
+from ggufloop.measure.trace import LAYER, Point, TokenMean, Trace, trace
 from ggufloop.models.template import ChatTemplate
 from ggufloop.table import FORMS, Cell, Column, Table
 
@@ -69,7 +69,7 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
     return tokens
 
 
-def _pair(estimate: Estimate | None) -> tuple[float | None, float | None]:
+def _pair(estimate: TokenMean | None) -> tuple[float | None, float | None]:
     return (None, None) if estimate is None else (estimate.mean, estimate.half)
 
 
