@@ -259,6 +259,7 @@ def engine_settings(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
     threads = flags["threads"] or cores()
     return {
         "n_ctx": n_ctx,
+        "n_seq": flags.get("n_seq", 1),  # what answers questions needs many
         "n_batch": flags["batch_size"],
         "n_ubatch": flags["ubatch_size"],
         "n_threads": threads,

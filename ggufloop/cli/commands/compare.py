@@ -223,6 +223,7 @@ def _ask(
     place: _Place, study: Study, entry: LadderFile, loops: Sequence[LoopSpec | None], plan: _Plan,
     settings: dict[str, Any], verbose: bool,
 ) -> Study:  # fmt: skip
+    from ggufloop.measure.multiple_choice import SEQUENCES
     from ggufloop.measure.tasks import load_tasks
 
     names = [measure.loop_name(loop) for loop in loops]
@@ -237,7 +238,8 @@ def _ask(
             click.echo(f"\r{type_}, {loop}: request {done}/{total}".ljust(78), nl=done == total, err=True)
 
     trained = describe(entry.path).n_ctx_train
-    llm = _open(entry.path, settings | {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained))}, verbose)
+    more = {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained)), "n_seq": SEQUENCES}
+    llm = _open(entry.path, settings | more, verbose)
     try:
         return measure.ask(place.study, study, type_, llm, loops, tasks, plan.limit, told)
     finally:

@@ -188,11 +188,12 @@ def command(
     check_context(flags)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
+    from ggufloop.measure.multiple_choice import SEQUENCES
     from ggufloop.measure.tasks import evaluate, load_tasks
 
     with terminal.progress("reading the tasks ..."):
         tasks = load_tasks([name.strip() for name in names.split(",")])
-    opened = open_from_flags(flags, ctx.obj["verbose"])
+    opened = open_from_flags(flags | {"n_seq": SEQUENCES}, ctx.obj["verbose"])
     loop = opened.llm.loop
     if paired and (loop is None or not loop.is_loop):
         raise UsageError(f"the loop {loop} is one evaluation, the plain model.", "give --K 2 or more.")

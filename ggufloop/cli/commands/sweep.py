@@ -321,9 +321,11 @@ def command(
     loops = _loops(path, flags)
     flags["ctx_size"] = max(n_ctx if has_text else 0, TASK_CONTEXT if tasks else 0)
     check_memory([path], flags, loops)
-    settings = engine_settings(path, flags)
     library = backend.activate()
     from ggufloop.engine import LoopedLlama
+    from ggufloop.measure.multiple_choice import SEQUENCES
+
+    settings = engine_settings(path, flags) | {"n_seq": SEQUENCES if tasks else 1}
 
     with terminal.progress(f"loading {path.name} ..."):
         llm = LoopedLlama(path, verbose=ctx.obj["verbose"], **settings)
