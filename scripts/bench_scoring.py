@@ -7,8 +7,8 @@ bench` calls pp512); --limit questions of each task as `eval` asks them, packed,
 time, which is what packing replaced; and chunks of a text as `perplexity` and `sweep` score them. Then all but the
 first again under the loop. Tokens are those that must be read: each prompt once, of each answer all but the last.
 "share" is tokens per second over pp512 of the same round, for the loop over pp512 through its count of layers: 1 is a
-scorer that costs its tokens. "difference" is the largest of an answer's log-probability from being asked alone, in nats.
-Medians over rounds, with the lowest and highest share. "cpu" is the share by CPU time, for busy machines.
+scorer that costs its tokens. "difference" is the largest of an answer's log-probability from being asked alone, in
+nats. Medians over rounds, with the lowest and highest share. "cpu" is the share by CPU time, for busy machines.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
 
 Prompts, counts and scoring are those of NVIDIA/RULER (commit c3f5e3b; Hsieh et al., arXiv 2404.06654): niah_single_1,
 niah_multikey_2, niah_multikey_3, vt, cwe and fwe. Where RULER hides needles in essays it downloads, `ruler_*_prose`
-hides them in other prose. A sample is as long as fits: the number of its sentences, words or noises is found by bisection
-so that prompt and answer are at most `length` tokens; RULER steps, and may stay some per cent below. Sample i of a task
-and length is the same everywhere. Words come from the package wonderwords (in the extra `eval`).
+hides them in other prose. A sample is as long as fits: the number of its sentences, words or noises is found by
+bisection so that prompt and answer are at most `length` tokens; RULER steps, and may stay some per cent below. Sample i
+of a task and length is the same everywhere. Words come from the package wonderwords (in the extra `eval`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _niah(
     hidden = [needle(*pair) for pair in pairs]
     random.shuffle(hidden)
     if haystack == "prose":
-        sentences = list(prose[:size])
+        sentences = [prose[i % len(prose)] for i in range(size)]
         places = sorted(size * depth // 100 for depth in random.sample(DEPTHS, needles))
         for place, text in reversed(list(zip(places, hidden, strict=True))):
             sentences.insert(place, text)
@@ -107,7 +107,8 @@ def _niah(
     kind = value[:-1]  # RULER's wording for one query with one value
     prompt = (
         f"A special magic {kind} is hidden within the following text. Make sure to memorize it. I will quiz you about "
-        f"the {kind} afterwards.\n{context}\nWhat is the special magic {kind} for {asked} mentioned in the provided text?"
+        f"the {kind} afterwards.\n{context}\n"
+        f"What is the special magic {kind} for {asked} mentioned in the provided text?"
     )
     return prompt, f" The special magic {kind} for {asked} mentioned in the provided text is", [answer]
 
@@ -225,7 +226,7 @@ def ruler_task(name: str, length: int, prose: str = "") -> RulerTask:
         if len(sentences) < 10:
             raise UsageError(f"{name} needs prose to hide needles in.", "name a text of some thousand words.")
         made = partial(_niah, haystack="prose", key="words", value="numbers", needles=_PROSE[name], prose=sentences)
-        return RulerTask(lambda random, size: made(random, min(size, len(sentences))), 128, 1)
+        return RulerTask(made, 128, 1)
     raise UsageError(f"task {name!r} is not one of RULER's that are here.", nearest(name, (*TASKS, *PROSE_TASKS)))
 
 
