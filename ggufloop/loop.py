@@ -19,7 +19,7 @@ from typing import Any
 
 from ggufloop import solvers
 from ggufloop.errors import UsageError, nearest
-from ggufloop.setting import Setting, Value, Word, is_whole, row, settings
+from ggufloop.setting import Argument, Setting, Word, is_whole, row, settings
 from ggufloop.solvers import Tableau
 
 MAX_EVALUATIONS = 64
@@ -141,8 +141,8 @@ class LoopSpec:
         words={
             "full": Word("prompt and answer loop"),
             "bypass": Word("the prompt loops, the answer is written plain"),
-            "first": Word("the prompt loops, and the answer's first tokens", Value(int, "n", "Tokens", 1, 16)),
-            "entropy": Word("the prompt loops, and unsure tokens", Value(float, "t", "Nats", 0, 1), served=False),
+            "first": Word("the prompt loops, and the answer's first tokens", Argument(int, "n", "Tokens", 1, 16)),
+            "entropy": Word("the prompt loops, and unsure tokens", Argument(float, "t", "Nats", 0, 1), served=False),
         },
     )  # fmt: skip
     # Nothing without experts.

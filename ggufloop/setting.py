@@ -33,7 +33,7 @@ _FORMS = {
 
 
 @dataclass(frozen=True)
-class Value:
+class Argument:
     """The number that follows a word after a colon, as in first:16. sign: its letter; start: what the page offers."""
 
     kind: type
@@ -56,7 +56,7 @@ class Word:
     """
 
     meaning: str
-    value: Value | None = None
+    argument: Argument | None = None
     served: bool = True
     evaluations: int | None = None
 
@@ -105,8 +105,8 @@ class Setting:
         """The words it may be, with the rule of what follows one: 'first:n (n >= 1)'; bare: 'first:n'."""
         found = []
         for word, choice in self.words.items():
-            sign = choice.value.sign if choice.value else ""
-            rule = "" if bare or not choice.value else f" ({sign} >= {choice.value.least})"
+            sign = choice.argument.sign if choice.argument else ""
+            rule = "" if bare or not choice.argument else f" ({sign} >= {choice.argument.least})"
             found.append(f"{word}:{sign}{rule}" if sign else word)
         return found
 
@@ -139,7 +139,7 @@ class Setting:
             raise UsageError(f"{self.name} {value!r} is not a word.", f"give {self.name} as text.")
         word, colon, number = value.partition(":")
         choice = self.words.get(word)
-        if choice is None or not (choice.value.reads(number) if choice.value else not colon):
+        if choice is None or not (choice.argument.reads(number) if choice.argument else not colon):
             raise UsageError(f"{self.name} {value!r} is not known.", nearest(value, self.known()))
         return value
 
@@ -174,10 +174,10 @@ def _word(name: str, word: Word) -> dict[str, Any]:
     out: dict[str, Any] = {"title": name, "description": word.meaning}
     if word.evaluations is not None:
         out["evaluations"] = word.evaluations
-    if word.value is None:
+    if word.argument is None:
         return out | {"const": name}
-    kind = "integer" if word.value.kind is int else "number"
-    value = {"title": word.value.name, "type": kind, "minimum": word.value.least, "default": word.value.start}
+    kind = "integer" if word.argument.kind is int else "number"
+    value = {"title": word.argument.name, "type": kind, "minimum": word.argument.least, "default": word.argument.start}
     return out | {"pattern": f"^{name}:[0-9.]+$", "value": value}
 
 
