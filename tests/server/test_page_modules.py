@@ -6,6 +6,7 @@ import random
 import re
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,14 +18,11 @@ from support.browser import Visit, launched
 from ggufloop.loop import DECODES, KV_POLICIES, SOLVERS, LoopSpec
 from ggufloop.measure.stats import mean_interval, t_quantile
 from ggufloop.models.registry import rule_of_thumb
-from ggufloop.server.serve import PAGE
+from ggufloop.server.serve import Site
 
 
 class Files(SimpleHTTPRequestHandler):
     """The page's files, with nobody behind them."""
-
-    def __init__(self, *request: Any) -> None:
-        super().__init__(*request, directory=str(PAGE))
 
     def log_message(self, *words: object) -> None:
         pass
@@ -37,12 +35,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def modules(browser: Browser) -> Iterator[Visit]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with Visit(browser, f"http://127.0.0.1:{server.server_port}/", refusals=True, ready=False) as visit:
-        yield visit
-    server.shutdown()
-    server.server_close()
+    with Site(None) as site:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(site.folder)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Visit(browser, f"http://127.0.0.1:{server.server_port}/", refusals=True, ready=False) as visit:
+            yield visit
+        server.shutdown()
+        server.server_close()
 
 
 def lcs(a: list[str], b: list[str]) -> int:
