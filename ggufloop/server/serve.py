@@ -5,8 +5,8 @@
 
 The server answers from `site.folder`, which holds the page's files and what the results folder has, with a list of it
 that is written anew every few seconds. The settings of a loop are there as JSON in a module, settings.js, of which the
-page makes its controls: a page's own file is asked for without a key. Reports are offered as text, for the page to show without their scripts:
-whatever the server sent as a page could use the server.
+page makes its controls: a page's own file is asked for without a key. Reports are offered as text, for the page to
+show without their scripts: whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
