@@ -77,13 +77,13 @@ def loop_options(command: C, loop: type[LoopSpec] = LoopSpec, lists: bool = Fals
     """Add the loop flags to a command; their values go to `loop_from_flags`."""
     for setting in reversed(settings(loop).values()):
         many = lists and setting.many
-        words = setting.metavar or (setting.name.upper() if setting.words else "N" if setting.kind is int else "X")
-        more = "" if setting.name != "window" or lists else " Without it nothing loops."
-        if many and setting.kind is int:
-            more = " In a list 2:5 is 2,3,4."
+        value = setting.metavar or (setting.name.upper() if setting.words else "N" if setting.kind is int else "X")
+        more = " In a list 2:5 is 2,3,4." if many and setting.kind is int else ""
+        if setting.name == "window" and not lists:
+            more = " Without it nothing loops."
         command = click.option(
             setting.flag, setting.name, cls=LoopOption, type=_Spelled(setting, many),
-            metavar=f"{words},..." if many else words, help=setting.line() + more,
+            metavar=f"{value},..." if many else value, help=setting.line() + more,
         )(command)  # fmt: skip
     return command
 
