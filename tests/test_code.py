@@ -50,6 +50,7 @@ FLOORS = """
 errors records
 reading interrupts table
 files
+setting solvers
 loop logits
 models
 backend

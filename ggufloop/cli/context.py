@@ -27,7 +27,8 @@ from click.shell_completion import CompletionItem
 
 from ggufloop.backend.devices import SPLIT_MODES, parse_servers, parse_tensor_split
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
+from ggufloop.cli.loop_options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion
+from ggufloop.cli.options import MODEL_FLAGS, model_from_flags
 from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec

@@ -21,16 +21,8 @@ import click
 from ggufloop.backend import library as backend
 from ggufloop.cli import terminal
 from ggufloop.cli.context import check_context, check_loops, check_memory, context_options, engine_settings
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    MODEL_FLAGS,
-    loop_list_options,
-    loop_suggestion,
-    loops_from_flags,
-    model_from_flags,
-    model_options,
-    whole_numbers,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loop_suggestion, loops_from_flags
+from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, whole_numbers
 from ggufloop.errors import BackendError, UsageError, nearest
 from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec

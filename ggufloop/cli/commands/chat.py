@@ -16,12 +16,13 @@ import click
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, context_options, open_from_flags, sampling_from_flags, sampling_options
-from ggufloop.cli.options import DEFAULT_K, Suggest, loop_options, model_options
+from ggufloop.cli.loop_options import Suggest, loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, Emit, Stopped, first_difference
 from ggufloop.generate.sampling import Sampling
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import DEFAULT_K, LoopSpec
 from ggufloop.models.template import PLAIN, ChatTemplate
 
 COMMANDS = {

@@ -18,7 +18,8 @@ import click
 from ggufloop.backend.doctor import versions
 from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
-from ggufloop.cli.options import LOOP_FLAGS, loop_list_options, loops_from_flags, model_from_flags, split_list
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_flags
+from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import atomic_path, file_sha256, lock

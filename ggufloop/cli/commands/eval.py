@@ -15,7 +15,8 @@ from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256, write_error
 from ggufloop.tasks.questions import MAKERS

@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from ggufloop.cli.context import DEFAULT_CONTEXT
-from ggufloop.cli.options import loop_from_flags, loop_options, loop_suggestion, model_from_flags, model_options
+from ggufloop.cli.loop_options import loop_from_flags, loop_options, loop_suggestion
+from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.errors import UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry

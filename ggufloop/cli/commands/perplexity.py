@@ -17,7 +17,8 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, batch_options, check_context, check_memory, open_from_flags, reopened
-from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, loop_options, model_from_flags, model_options, split_list
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_options
+from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import file_sha256

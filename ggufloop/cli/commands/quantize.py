@@ -13,7 +13,8 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import cores
-from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
+from ggufloop.cli.loop_options import window_suggestion
+from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import atomic_path
 from ggufloop.loop import LoopSpec

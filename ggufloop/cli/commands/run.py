@@ -11,7 +11,8 @@ from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.commands.chat import converse
 from ggufloop.cli.context import Opened, context_options, open_from_flags, sampling_from_flags, sampling_options
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.errors import UsageError
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, complete, encode, prompt_tokens

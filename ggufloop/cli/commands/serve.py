@@ -21,15 +21,8 @@ from ggufloop.cli.context import (
     cores,
     sampling_options,
 )
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    MODEL_FLAGS,
-    loop_from_flags,
-    loop_options,
-    loop_suggestion,
-    model_from_flags,
-    model_options,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options, loop_suggestion
+from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
 from ggufloop.interrupts import end_on_sigterm

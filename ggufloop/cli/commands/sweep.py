@@ -16,17 +16,8 @@ import click
 from ggufloop.backend import library as backend
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    MODEL_FLAGS,
-    loop_list_options,
-    loop_suggestion,
-    loops_from_flags,
-    model_from_flags,
-    model_options,
-    number_ranges,
-    split_list,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loop_suggestion, loops_from_flags
+from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, number_ranges, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import file_sha256

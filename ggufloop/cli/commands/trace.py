@@ -11,7 +11,8 @@ import click
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.figures import style
 from ggufloop.figures.trace import trace_figure
