@@ -200,7 +200,7 @@ class LoopSpec:
     @property
     def horizon(self) -> float | None:
         """K h, the 'time' an integrating solver covers (1 by default); None for the others."""
-        return None if self.solver in ("input-anchor", "heavy-ball") else self.k * self.h
+        return None if self.solver in ("input-anchor", "heavy-ball", "average") else self.k * self.h
 
     @property
     def is_loop(self) -> bool:
@@ -357,7 +357,7 @@ def _rule_of_damping(loop: LoopSpec) -> None:
     if loop.damping == 0.0:
         raise UsageError("damping 0 would leave the state as it is.", "give a damping above 0, or no loop.")
     if solver.undamped:
-        raise UsageError(f"solver {loop.solver} has no damping.", "use euler, of which it is the case damping 1.")
+        raise UsageError(f"solver {loop.solver} has no damping.", "leave out --damping; euler has one.")
     if loop.k * solver.evaluations_per_step == 1 and loop.damping != 1.0:
         raise UsageError(f"damping {loop.damping:g} needs K 2 or more.", "K 1 is the unmodified model.")
 

@@ -65,6 +65,15 @@ def _heavy_ball(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
     return x
 
 
+def _average(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
+    """Inner Loop Inference (arXiv 2602.14759): the mean of g(x), g(g(x)), ..."""
+    total = np.zeros_like(x)
+    for _ in range(k):
+        x = x + h * f(x)
+        total = total + x
+    return total / k
+
+
 @dataclass(frozen=True)
 class Solver:
     """An update rule: what it does, how often one of its K steps evaluates g, its damping where the user gives none."""
@@ -84,6 +93,7 @@ SOLVERS = {
     "rk4": Solver("K steps, each with four evaluations", _rk4, 4),
     "input-anchor": Solver("K steps, each from the state the window was entered with", _input_anchor),
     "heavy-ball": Solver("K small steps with momentum", _heavy_ball),
+    "average": Solver("the mean of 1, 2, ... K full passes (inner loop inference)", _average, undamped=True),
 }
 
 
