@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufloop.backend import process
+from ggufloop.backend.process import Worker
 from ggufloop.errors import GgufloopError
 from ggufloop.files import atomic_path, files_sha256
 from ggufloop.models.gguf import read_header, read_model
@@ -184,8 +186,6 @@ def compute(
     name: what the file calls the text. chunks: read that many of n_ctx tokens, each on an empty cache; None: all.
     force: replace a file at `target` that was made otherwise. Raises GgufloopError.
     """
-    from ggufloop.quant.process import Worker
-
     headers = read_model(model)
     recipe = {
         "model_sha256": files_sha256([h.path for h in headers]),
@@ -205,7 +205,7 @@ def compute(
         if progress is not None and "chunk" in event:
             progress(*event["chunk"])
 
-    with atomic_path(target) as partial, Worker() as worker:
+    with atomic_path(target) as partial, Worker(process.main_of("ggufloop.quant.child")) as worker:
         job = {"kind": "imatrix", "model": str(model), "target": str(partial), "text": text, "dataset": name,
                "n_ctx": n_ctx, "chunks": chunks, "threads": threads or 0, "recipe": recipe}  # fmt: skip
         return Computed(target, int(worker.run(job, on_event)["chunks"]), True)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufloop.backend import library
+from ggufloop.backend import library, process
+from ggufloop.backend.process import Worker
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import atomic_path, file_sha256, files_sha256, partial_path
 from ggufloop.models.gguf import Header, Tensor, read_header, read_model, split_paths
@@ -280,8 +281,6 @@ def quantize(
 
     Raises UsageError, GgufloopError, BackendError.
     """
-    from ggufloop.quant.process import Worker
-
     type = file_type(type)
     overrides = tuple((pattern, tensor_type(kind)) for pattern, kind in overrides)
     headers = read_model(source)
@@ -304,7 +303,7 @@ def quantize(
         "metadata": {KEY + key: value for key, value in provenance.items()},
         "dry_run": True,
     }
-    with Worker() as worker:
+    with Worker(process.main_of("ggufloop.quant.child")) as worker:
         plan = _Reader(None, log)
         _finish(worker.run(job, plan), plan, source, type)
         if not there:

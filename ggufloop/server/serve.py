@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from ggufloop.backend.process import ending
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import schema
 from ggufloop.server.results import listing
@@ -248,5 +249,6 @@ def _ended(code: int, said: list[str], ready: bool) -> GgufloopError:
         return UsageError(why.removeprefix("llama_loop: "))
     if not ready and why.startswith("error"):
         return UsageError(f"llama-server: {why}", "its flags: ggufloop exec llama-server --help")
-    how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-    return GgufloopError(f"llama-server ended ({how})" + (f": {why}" if why else "."), "run with -v to see its log.")
+    return GgufloopError(
+        f"llama-server ended ({ending(code)})" + (f": {why}" if why else "."), "run with -v to see its log."
+    )

@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import quantize as gguf_quantize
 from support import tiny
 
+from ggufloop.backend.process import Worker, main_of
 from ggufloop.cli import cli
 from ggufloop.cli.commands.quantize import command
 from ggufloop.errors import GgufloopError, UsageError
@@ -24,7 +25,6 @@ from ggufloop.files import file_sha256
 from ggufloop.models.gguf import read_header, read_model
 from ggufloop.models.weights import locate, weights
 from ggufloop.quant import quantize as module
-from ggufloop.quant.process import Worker
 from ggufloop.quant.quantize import quantize, window_override
 
 WIDE = dataclasses.replace(tiny.FAMILIES["llama"], n_layer=4, n_embd=256, n_ff=256)
@@ -115,7 +115,10 @@ def test_an_assert_of_llama_cpp_is_one_line(wide: Path, tmp_path: Path) -> None:
     iq2_xxs = GGMLQuantizationType.IQ2_XXS.value
     job = {"kind": "quantise", "source": str(wide), "target": str(tmp_path / "x.gguf"), "ftype": 2, "threads": 1,
            "overrides": [["^output", iq2_xxs]], "imatrix": None, "metadata": {}, "dry_run": False}  # fmt: skip
-    with Worker() as worker, pytest.raises(GgufloopError, match=r"ended its process \(SIGABRT\).*imatrix"):
+    with (
+        Worker(main_of("ggufloop.quant.child")) as worker,
+        pytest.raises(GgufloopError, match=r"ended its process \(SIGABRT\).*imatrix"),
+    ):
         worker.run(job, lambda event: None)
 
 
