@@ -22,6 +22,7 @@ import filelock
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
+from ggufloop.files import write_error
 
 Record = Mapping[str, Any]
 Check = Callable[[dict[str, Any]], None]
@@ -54,7 +55,7 @@ class Journal:
         except filelock.Timeout:
             raise GgufloopError(f"{path} is being written by another run.", "wait for it, or name another.") from None
         except OSError as e:
-            raise _cannot_write(path, e) from e
+            raise write_error(e, path) from e
         try:
             found = _read(path, check)
             lines = [record for _, record in found.records]
@@ -63,7 +64,7 @@ class Journal:
             file = path.open("r+b" if path.exists() else "w+b")
         except OSError as e:
             lock.release()
-            raise _cannot_write(path, e) from e
+            raise write_error(e, path) from e
         except BaseException:
             lock.release()
             raise
@@ -87,7 +88,7 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as e:
-            raise _cannot_write(self.path, e) from e
+            raise write_error(e, self.path) from e
 
     def __enter__(self) -> Journal:
         return self
@@ -120,10 +121,6 @@ def _compare(path: Path, there: Record, here: Record) -> None:
             f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here" for key in keys[:3]
         )
         raise GgufloopError(f"{path} is of another run: {what}.", "name another file, or repeat that run's settings.")
-
-
-def _cannot_write(path: Path, e: OSError) -> GgufloopError:
-    return GgufloopError(f"cannot write {path}: {e.strerror or e}.", "name another file, or free some space.")
 
 
 def _short(value: Any) -> str:

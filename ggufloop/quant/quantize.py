@@ -22,7 +22,7 @@ from typing import Any
 from ggufloop.backend import library, process
 from ggufloop.backend.process import Worker
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import atomic_path, file_sha256, files_sha256, partial_path
+from ggufloop.files import atomic_path, check_writable, file_sha256, files_sha256, partial_path, writing
 from ggufloop.models.gguf import Header, Tensor, read_header, read_model, split_paths
 from ggufloop.quant import imatrix
 
@@ -200,12 +200,8 @@ def _check(headers: Sequence[Header], target: Path, type: str, overrides: Overri
 
 def _check_folder(target: Path) -> None:
     """Raise GgufloopError if nothing can be written beside `target`; its folder is made."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial_path(target).touch()
-        partial_path(target).unlink()
-    except OSError as e:
-        raise GgufloopError(f"cannot write {target}: {e.strerror or e}.", "name another folder with --out.") from e
+    with writing(target):
+        check_writable(target)
 
 
 def _check_imatrix(matrix: imatrix.Imatrix, path: Path, headers: Sequence[Header]) -> None:

@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 from ggufloop.backend.process import ending
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import write_text
 from ggufloop.loop import schema
 from ggufloop.server.results import listing
 
@@ -118,10 +119,8 @@ class Site:
         for name in self._offered - names:
             self._withdraw(name)
         self._offered = names
-        partial = self.folder / ".results.json"
-        with contextlib.suppress(OSError):  # a full disk: the list stays as it was
-            partial.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(partial, self.folder / "results.json")
+        with contextlib.suppress(GgufloopError):  # a full disk: the list stays as it was
+            write_text(self.folder / "results.json", json.dumps(found))
 
     def _offer(self, results: Path, result: dict[str, Any]) -> bool:
         """Put a file of the list in place; False if it cannot be had."""

@@ -22,7 +22,7 @@ from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_
 from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import atomic_path, file_sha256, lock
+from ggufloop.files import file_sha256, lock, write_text
 from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import LEAST_CONTEXT
@@ -245,18 +245,13 @@ def _ask(
         llm.close()
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def _publish(place: _Place, study: Study, again: str) -> None:
     """The table, the figures and the page beside the study."""
     from ggufloop.figures import study as study_plots
     from ggufloop.figures import style
 
-    _write(place.folder / "table.md", report.shown(study).render("md"))
-    _write(place.folder / "table.csv", report.numbers(study).render("csv"))
+    write_text(place.folder / "table.md", report.shown(study).render("md"))
+    write_text(place.folder / "table.csv", report.numbers(study).render("csv"))
     drawn = {}
     for name, figure in study_plots.figures(study).items():
         style.save(figure, place.folder / f"{name}.png")
@@ -264,7 +259,7 @@ def _publish(place: _Place, study: Study, again: str) -> None:
         with style.style():
             figure.savefig(svg, format="svg")
         drawn[name] = svg.getvalue()
-    _write(place.folder / "report.html", report.html(study, drawn, again))
+    write_text(place.folder / "report.html", report.html(study, drawn, again))
 
 
 def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tuple[Study, _Place]:
@@ -285,7 +280,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
         _check_text(path, study, plan, settings, verbose)
         style.check_target(place.folder / f"{study_plots.SIZE}.png")
         toml = place.folder / "study.toml"
-        _write(
+        write_text(
             toml,
             study_file.dump(command, values | {"models": (values["given"][path],), "window": "{}:{}".format(*window)}),
         )

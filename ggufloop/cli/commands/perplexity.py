@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from ggufloop.cli.loop_options import LOOP_FLAGS, loop_options
 from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import file_sha256
+from ggufloop.files import atomic_file, file_sha256
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import (
     LEAST_CONTEXT,
@@ -221,20 +220,8 @@ def _saving(path: Path | None) -> Iterator[BinaryIO | None]:
     if path is None:
         yield None
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        if isinstance(e, GgufloopError):
-            raise
-        raise GgufloopError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}.", "name another file.") from e
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            partial.unlink()
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        yield file
     terminal.note(f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
 
 

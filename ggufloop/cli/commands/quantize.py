@@ -16,7 +16,7 @@ from ggufloop.cli.context import cores
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import atomic_path
+from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import corpus
 from ggufloop.models.info import describe
@@ -190,8 +190,8 @@ def _record(made: Quantized) -> dict[str, Any]:
 
 def _write_record(made: Quantized) -> None:
     """The record of a file beside it, which is where its own sha256 can be."""
-    with atomic_path(made.path.with_name(f"{made.path.name}.json")) as partial:
-        partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **_record(made)}, indent=1) + "\n")
+    record = {"schema_version": SCHEMA_VERSION, **_record(made)}
+    write_text(made.path.with_name(f"{made.path.name}.json"), json.dumps(record, indent=1) + "\n")
 
 
 def _render(files: list[Quantized], form: str) -> str:
