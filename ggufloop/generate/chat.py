@@ -12,6 +12,7 @@ a template sees is one it was written for.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,7 +154,7 @@ class Conversation:
             "loop": None if self.model.loop is None else str(self.model.loop),
             "messages": self.messages(),
         }
-        if path.exists():
+        if os.path.exists(path):  # False for a name no file can have
             _read_saved(path)
         write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
