@@ -16,6 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufloop import reading
 from ggufloop.backend import library
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import cache_dir
@@ -105,11 +106,10 @@ def markdown() -> list[str]:
 
 def _decode(data: bytes, what: str) -> str:
     try:
-        text = data.decode("utf-8").removesuffix("\n")  # llama.cpp's -f takes one off as well
-    except UnicodeDecodeError as e:
+        text = reading.text(data, bom=True).removesuffix("\n")  # llama.cpp's -f takes one off as well
+    except ValueError as e:
         raise GgufloopError(
-            f"{what} is not UTF-8 text: byte 0x{data[e.start]:02x} at position {e.start}.",
-            "convert it, for example with iconv -t UTF-8.",
+            f"{what}{str(e).removeprefix('it')}.", "convert it, for example with iconv -t UTF-8."
         ) from e
     if not text.strip():
         raise GgufloopError(f"{what} is empty.", "give a text of some thousand words.")

@@ -185,7 +185,7 @@ class _Save:
 
     def __init__(self, file: BinaryIO, tokens: Sequence[int], n_ctx: int, n_vocab: int, n_chunk: int) -> None:
         self._file = file
-        self._packed = Packed.empty(n_ctx - 1 - n_ctx // 2, n_vocab)
+        self._packed = Packed.empty(halves(n_ctx)[1], n_vocab)
         file.write(MAGIC + struct.pack("<Iii", n_ctx, n_vocab, n_chunk))
         file.write(np.asarray(tokens[: n_ctx * n_chunk], dtype="<i4").tobytes())
 
@@ -205,7 +205,7 @@ class _Save:
 
 def stored_bytes(n_ctx: int, n_vocab: int, n_chunk: int) -> int:
     """Size of the file that `perplexity(..., save=...)` writes of so many chunks."""
-    return _HEAD + n_chunk * (4 * n_ctx + 2 * (n_ctx - 1 - n_ctx // 2) * _width(n_vocab))
+    return _HEAD + n_chunk * (4 * n_ctx + 2 * halves(n_ctx)[1] * _width(n_vocab))
 
 
 def _width(n_vocab: int) -> int:
@@ -277,6 +277,11 @@ def count_chunks(tokens: Sequence[int], n_ctx: int) -> int:
     return len(tokens) // n_ctx
 
 
+def halves(n_ctx: int) -> tuple[int, int]:
+    """The token of a chunk whose logits are the first that count, and how many tokens are scored: those behind it."""
+    return n_ctx // 2, n_ctx - 1 - n_ctx // 2
+
+
 def chunk_at(llm: TextModel, tokens: Sequence[int], n_ctx: int, i: int) -> list[int]:
     """Chunk i as it is evaluated: BOS in place of its first token where the model's tokenizer adds one."""
     chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
@@ -304,7 +309,7 @@ def perplexity(
     n_chunk = min(count_chunks(tokens, n_ctx), chunks or len(tokens))
     if base is not None:
         base.check(llm)
-    first, scored = n_ctx // 2, n_ctx - 1 - n_ctx // 2
+    first, scored = halves(n_ctx)
     nll, base_nll, n_bytes = np.empty((n_chunk, scored)), np.empty((n_chunk, scored)), 0
     record = Record.empty(n_chunk * scored if base else 0)
     packed = Packed.empty(scored if base else 0, llm.n_vocab())

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.errors import GgufloopError
 from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.divergence import Packed, Record
-from ggufloop.measure.perplexity import LEAST_CONTEXT, TextModel, tokenize
+from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import each_target
 from ggufloop.study import file as studies
 from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
@@ -61,12 +61,11 @@ def shared_tokens(models: Mapping[str, TextModel], text: str) -> list[int]:
 
 def check_text(tokens: Sequence[int], n_ctx: int, chunks: int) -> None:
     """Raise GgufloopError unless the text has so many chunks of n_ctx tokens, UsageError for chunks too small."""
-    if n_ctx < LEAST_CONTEXT:
-        raise UsageError(f"chunks of {n_ctx} tokens have none to score.", f"give -c {LEAST_CONTEXT} or more.")
-    if len(tokens) < n_ctx * chunks:
+    found = count_chunks(tokens, n_ctx)
+    if found < chunks:
         raise GgufloopError(
-            f"the text has {len(tokens)} tokens, {len(tokens) // n_ctx} chunks of {n_ctx}.",
-            f"give a longer text, a smaller -c, or --chunks {max(1, len(tokens) // n_ctx)} at most.",
+            f"the text has {len(tokens)} tokens, {found} chunks of {n_ctx}.",
+            f"give a longer text, a smaller -c, or --chunks {found} at most.",
         )
 
 
@@ -88,14 +87,11 @@ def measure(
     """
     check_text(tokens, n_ctx, max(chunks, default=0) + 1)
     (ref_name, reference), *others = models.items()
-    ref_first, scored = n_ctx // 2, n_ctx - 1 - n_ctx // 2
+    first, scored = halves(n_ctx)
     packed = Packed.empty(scored, reference.n_vocab())
-    bos = reference.token_bos() if reference.adds_tokens()[0] else None
     for i in chunks:
-        chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
-        n_bytes = len(reference.detokenize(chunk[ref_first + 1 :]))
-        if bos is not None:
-            chunk[0] = bos
+        chunk = chunk_at(reference, tokens, n_ctx, i)
+        n_bytes = len(reference.detokenize(chunk[first + 1 :]))
         for loop in loops:
             name = loop_name(loop)
             lacking = [t for t in models if study.lacks(t, name, [i])]
@@ -103,7 +99,7 @@ def measure(
                 continue
             for type_, llm in [(ref_name, reference), *((t, m) for t, m in others if t in lacking)]:
                 llm.set_loop(loop if name != PLAIN else None)
-                nll, kl, same, seconds = _evaluate(llm, chunk, ref_first, packed, is_reference=type_ == ref_name)
+                nll, kl, same, seconds = _evaluate(llm, chunk, first, packed, is_reference=type_ == ref_name)
                 if type_ in lacking:
                     found = Chunk(i, scored, n_bytes, float(nll.mean()), float((nll * nll).mean()), kl, same, seconds)
                     studies.add_chunk(path, type_, name, found)
