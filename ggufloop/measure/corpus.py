@@ -21,7 +21,7 @@ from ggufloop.backend import library
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import cache_dir
 from ggufloop.models import hub
-from ggufloop.models.wheels import Progress, quiet
+from ggufloop.progress import Progress, silent
 
 PYDOC, DOCS = "pydoc", "sdist-docs"
 NAMED = (PYDOC, DOCS)
@@ -60,7 +60,7 @@ def local(name: str) -> Text:
     return Text(name, _decode(data, name))
 
 
-def hub_text(name: str, offline: bool = False, progress: Progress = quiet) -> Text:
+def hub_text(name: str, offline: bool = False, progress: Progress = silent) -> Text:
     """A text file of a Hugging Face data set, 'wikitext' for WikiText-2's test split.
 
     Raises UsageError for a name of another form, GgufloopError if it cannot be had or is no UTF-8 text.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -32,6 +32,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure import stats
 from ggufloop.measure.divergence import KLStatistics, Packed, Record
 from ggufloop.measure.score import Engine, each_target
+from ggufloop.progress import Progress, Step, silent
 
 MAGIC = b"_logits_"
 _HEAD = len(MAGIC) + 12
@@ -40,8 +41,6 @@ LEAST_CONTEXT = 4  # tokens of a chunk: one to be scored, and the one before it
 
 Targets = NDArray[np.intp]
 Nll = NDArray[np.float64]
-Report = Callable[[int, int, float], None]
-"""Told after each chunk: chunks done, chunks in all, perplexity so far."""
 
 
 class TextModel(Engine, Protocol):
@@ -296,7 +295,7 @@ def perplexity(
     n_ctx: int,
     chunks: int | None = None,
     base: Base | None = None,
-    report: Report = lambda done, total, ppl: None,
+    progress: Progress = silent,
     save: BinaryIO | None = None,
 ) -> TextScore:
     """Score the text under the loop in force, and against `base` if there is one.
@@ -322,7 +321,7 @@ def perplexity(
         _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed, saved)
         if saved is not None:
             saved.write()
-        report(i + 1, n_chunk, math.exp(nll[: i + 1].mean()))
+        progress(Step(f"PPL {math.exp(nll[: i + 1].mean()):.4f}", i + 1, n_chunk, "chunk"))
     against = None
     if base is not None:
         change = nll - base_nll
