@@ -275,8 +275,8 @@ def test_the_command(run: Run) -> None:
     folder = Path("studies/llama")
     assert out.endswith(f"\nreport: {folder / 'report.html'}\n")
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html", "ppl-size.png",
-        "amplification-snr.png", "kld-snr.png",
+        ".lock", ".study.jsonl.lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html",
+        "ppl-size.png", "amplification-snr.png", "kld-snr.png",
     }  # fmt: skip
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
     page = (folder / "report.html").read_text()
