@@ -35,3 +35,10 @@ def silent(step: Step) -> None:
 def named(progress: Progress, name: str) -> Progress:
     """A Progress that says `name` before each step's own text."""
     return lambda step: progress(replace(step, text=f"{name}: {step.text}" if step.text else name))
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

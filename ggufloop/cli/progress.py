@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from ggufloop.progress import Progress, Step
+from ggufloop.progress import Progress, Step, duration
 
 LOG_SECONDS = 3.0
 
@@ -94,13 +94,6 @@ class _Log(_Shown):
             share = f"{100 * step.done / step.total:.0f} %"
             count = f" of {step.total:.0f} {step.unit}s" if step.unit not in ("", _BYTES) else ""
             click.echo(f"{step.text}: {share}{count}, about {duration(left)} left", err=True)
-
-
-def duration(seconds: float) -> str:
-    """A time in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loop_suggestion, loops_from_flags
 from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, number_ranges, split_list
-from ggufloop.cli.progress import duration, shown
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import file_sha256
@@ -29,6 +29,7 @@ from ggufloop.measure.selection import FINALISTS, HELPS, LEAST_ITEMS, NONE_HELPS
 from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
 from ggufloop.models.gguf import read_header
 from ggufloop.models.info import layer_count
+from ggufloop.progress import duration
 from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
