@@ -65,7 +65,7 @@ class _Bar(_Shown):
         left = "{n_fmt}/{total_fmt}B, " if in_bytes else _COUNT if step.unit else ""
         self._bar = tqdm(
             desc=step.text, initial=step.done, total=step.total, unit=step.unit,
-            bar_format=f"{_BAR}{left}{{remaining}}",
+            bar_format=f"{_BAR}{left}{{remaining}} left",
             unit_scale=in_bytes, unit_divisor=1024, leave=in_bytes, dynamic_ncols=True, file=sys.stderr,
         )  # fmt: skip
 
