@@ -10,7 +10,7 @@ extra `eval`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ggufloop.generate.sampling import Sampling
 from ggufloop.logits import Logits, log_probabilities
 from ggufloop.measure.multiple_choice import Question, score_questions
 from ggufloop.models.template import ChatTemplate, Message
+from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -30,18 +31,11 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS = 256
 """Most tokens of an answer where the task does not say, as lm-eval's own models have it."""
 
-Progress = Callable[[int, int], None]
-"""Called with requests done and requests in all."""
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress."""
-
 
 class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     """lm-eval's view of a loaded model under the loop in force."""
 
-    def __init__(self, llm: LoopedLlama, progress: Progress = _silent) -> None:
+    def __init__(self, llm: LoopedLlama, progress: Progress = silent) -> None:
         super().__init__()
         self.llm = llm
         self._progress = progress
@@ -90,7 +84,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
                 answers[i] = answer.logprob, answer.greedy
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
             done += len(members)
-            self._progress(done, len(requests))
+            self._progress(Step("", done, len(requests), "request"))
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -103,7 +97,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
                 total += self._window(context, targets)
             totals.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-            self._progress(len(totals), len(requests))
+            self._progress(Step("", len(totals), len(requests), "request"))
         return totals
 
     def _window(self, context: Sequence[int], targets: Sequence[int]) -> float:
@@ -129,7 +123,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
             sampling, stop = _generation(request.args[1])
             answers.append(complete(self.llm, prompt, sampling, stop=stop).text)
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-            self._progress(len(answers), len(requests))
+            self._progress(Step("", len(answers), len(requests), "request"))
         return answers
 
     def _check_fits(self, n: int) -> None:

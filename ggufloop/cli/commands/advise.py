@@ -16,6 +16,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.options import split_list
 from ggufloop.errors import UsageError, nearest
 from ggufloop.measure.stats import Estimate
+from ggufloop.reading import finite
 from ggufloop.study import advise as rule
 from ggufloop.study.advise import Advice, Criterion, Thresholds
 from ggufloop.study.file import Study, read
@@ -161,15 +162,6 @@ def _text(advices: list[Advice], study: Study, bigger: Study | None, explain: bo
 # For programs
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no word for infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _json(advices: list[Advice], study: Study, bigger: Study | None, thresholds: Thresholds) -> str:
     def head(s: Study) -> dict[str, Any]:
         return {**dataclasses.asdict(s.header), "types": list(s.types), "loops": list(s.loops)}
@@ -182,7 +174,7 @@ def _json(advices: list[Advice], study: Study, bigger: Study | None, thresholds:
         "seed": rule.SEED,
         "advice": [dataclasses.asdict(a) for a in advices],
     }
-    return json.dumps(_plain(data), indent=2) + "\n"
+    return json.dumps(finite(data), indent=2) + "\n"
 
 
 def _threshold(flag: str, name: str, help_: str) -> Callable[[Any], Any]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import shlex
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +18,16 @@ from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_flags
 from ggufloop.cli.options import model_from_flags, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import atomic_path, file_sha256, lock
+from ggufloop.files import file_sha256, lock, write_text
 from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import LEAST_CONTEXT
 from ggufloop.models.info import describe
 from ggufloop.models.registry import suggest_window
+from ggufloop.progress import named
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure, report
@@ -44,31 +44,6 @@ CONTEXT, CHUNKS = 512, 16
 TASK_CONTEXT = 2048
 _SETTINGS = ("threads", "batch_size", "ubatch_size", "flash_attn", "type_k", "type_v", "gpu_layers", "split_mode",
              "tensor_split", "main_gpu", "device", "rpc_servers")  # fmt: skip
-
-
-class _Clock:
-    """What is left, by what the evaluations so far took; a line per chunk, on a terminal one that is written over."""
-
-    def __init__(self, model: str, total: int) -> None:
-        self._model, self._total, self._done = model, total, 0
-        self._start = time.monotonic()
-        self._chunk: int | None = None
-
-    def __call__(self, type_: str, loop: str, chunk: int) -> None:
-        self._done += 1
-        left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-        text = f"{self._model}, {self._done} of {self._total} (chunk {chunk + 1}), about {_duration(left)} left"
-        if sys.stderr.isatty():
-            click.echo(f"\r{text}: {type_}, {loop}"[:118].ljust(118), nl=self._done == self._total, err=True)
-        elif chunk != self._chunk:
-            click.echo(text, err=True)
-        self._chunk = chunk
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)
@@ -137,41 +112,21 @@ def _header(path: Path, window: tuple[int, int], plan: _Plan, settings: dict[str
     )
 
 
-@contextmanager
-def _tensors(what: str) -> Iterator[ladder_files.Progress]:
-    """Shows which tensor is being worked on; off a terminal only that there is work."""
-    shown, told = sys.stderr.isatty(), False
-
-    def tell(i: int, n: int, name: str) -> None:
-        nonlocal told
-        if shown:
-            click.echo(f"\r{what}: tensor {i}/{n} ".ljust(60), nl=False, err=True)
-        elif not told:
-            click.echo(f"{what} ...", err=True)
-        told = True
-
-    try:
-        yield tell
-    finally:
-        if shown and told:
-            click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
-
-
 def _ladder(
     path: Path, place: _Place, study: Study, window: tuple[int, int], plan: _Plan
 ) -> tuple[Study, list[LadderFile]]:
     """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
-    with _tensors(f"{path.name}: {plan.reference}") as progress:
-        ref = ladder_files.reference(path, place.models, plan.reference, plan.flags["threads"], progress)
+    with shown() as progress:
+        told = named(progress, f"{path.name}, {plan.reference}")
+        ref = ladder_files.reference(path, place.models, plan.reference, plan.flags["threads"], told)
     study = studies.add_file(place.study, study, ref.file)
     ladder = [ref]
     for word in plan.types:
         if ladder_files.type_name(word) == ref.file.type or (word == ladder_files.SOURCE and ref.path == path):
             continue  # the reference is in the ladder anyway
-        with _tensors(f"{path.name}: {ladder_files.type_name(word)}") as progress:
-            entry = ladder_files.make(
-                ref, word, path, place.models, window, study.files, plan.flags["threads"], progress
-            )
+        with shown() as progress:
+            told = named(progress, f"{path.name}, {ladder_files.type_name(word)}")
+            entry = ladder_files.make(ref, word, path, place.models, window, study.files, plan.flags["threads"], told)
         study = studies.add_file(place.study, study, entry.file)
         ladder.append(entry)
     return study, ladder
@@ -212,9 +167,8 @@ def _measure(
                     models[entry.file.type] = _open(entry.path, settings, verbose)
                 stack.callback(models[entry.file.type].close)
             tokens = measure.shared_tokens(models, plan.text.text)
-            total = measure.missing(study, [r.file.type for r in lacking], loops, chunks)
-            clock = _Clock(study.header.model, total)
-            study = measure.measure(place.study, study, models, loops, tokens, chunks, settings["n_ctx"], clock)
+            progress = named(stack.enter_context(shown()), study.header.model)
+            study = measure.measure(place.study, study, models, loops, tokens, chunks, settings["n_ctx"], progress)
     for entry in ladder if plan.tasks else ():
         study = _ask(place, study, entry, loops, plan, settings, verbose)
     return study
@@ -234,22 +188,14 @@ def _ask(
     with terminal.progress("reading the tasks ..."):
         tasks = load_tasks(list(plan.tasks))
 
-    def told(type_: str, loop: str, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{type_}, {loop}: request {done}/{total}".ljust(78), nl=done == total, err=True)
-
     trained = describe(entry.path).n_ctx_train
     more = {"n_ctx": max(settings["n_ctx"], min(TASK_CONTEXT, trained)), "n_seq": SEQUENCES}
     llm = _open(entry.path, settings | more, verbose)
     try:
-        return measure.ask(place.study, study, type_, llm, loops, tasks, plan.limit, told)
+        with shown() as progress:
+            return measure.ask(place.study, study, type_, llm, loops, tasks, plan.limit, progress)
     finally:
         llm.close()
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def _publish(place: _Place, study: Study, again: str) -> None:
@@ -257,8 +203,8 @@ def _publish(place: _Place, study: Study, again: str) -> None:
     from ggufloop.figures import study as study_plots
     from ggufloop.figures import style
 
-    _write(place.folder / "table.md", report.shown(study).render("md"))
-    _write(place.folder / "table.csv", report.numbers(study).render("csv"))
+    write_text(place.folder / "table.md", report.shown(study).render("md"))
+    write_text(place.folder / "table.csv", report.numbers(study).render("csv"))
     drawn = {}
     for name, figure in study_plots.figures(study).items():
         style.save(figure, place.folder / f"{name}.png")
@@ -266,7 +212,7 @@ def _publish(place: _Place, study: Study, again: str) -> None:
         with style.style():
             figure.savefig(svg, format="svg")
         drawn[name] = svg.getvalue()
-    _write(place.folder / "report.html", report.html(study, drawn, again))
+    write_text(place.folder / "report.html", report.html(study, drawn, again))
 
 
 def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tuple[Study, _Place]:
@@ -287,7 +233,7 @@ def _one(path: Path, plan: _Plan, values: dict[str, Any], verbose: bool) -> tupl
         _check_text(path, study, plan, settings, verbose)
         style.check_target(place.folder / f"{study_plots.SIZE}.png")
         toml = place.folder / "study.toml"
-        _write(
+        write_text(
             toml,
             study_file.dump(command, values | {"models": (values["given"][path],), "window": "{}:{}".format(*window)}),
         )

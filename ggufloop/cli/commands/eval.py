@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +13,11 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
+from ggufloop.cli.progress import shown
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import file_sha256, write_error
+from ggufloop.files import file_sha256, write_text
+from ggufloop.progress import named
+from ggufloop.reading import finite
 from ggufloop.tasks.questions import MAKERS
 
 if TYPE_CHECKING:
@@ -31,23 +30,6 @@ _FORMS = ("table", "json")
 def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     before, comma, last = incomplete.rpartition(",")
     return [CompletionItem(before + comma + name) for name in MAKERS if name.startswith(last)]
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of questions answered, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit="request", file=sys.stderr, disable=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _comparison(name: str, c: Comparison) -> str:
@@ -125,26 +107,13 @@ def _json(opened: Opened, runs: dict[str, Run], compared: dict[str, Comparison],
             for name, c in compared.items()
         },
     }
-    return json.dumps(_finite(data), indent=2, default=str) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON has no word for, become null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(data), indent=2, default=str) + "\n"
 
 
 def _write_samples(path: Path, runs: dict[str, Run]) -> None:
-    try:
-        with path.open("w", encoding="utf-8") as out:
-            for loop, run in runs.items():
-                for sample in run.samples:
-                    out.write(json.dumps(_finite({"loop": loop, **sample}), default=str, ensure_ascii=False) + "\n")
-    except OSError as e:
-        raise write_error(e, path) from e
+    samples = ({"loop": loop, **sample} for loop, run in runs.items() for sample in run.samples)
+    lines = [json.dumps(finite(sample), default=str, ensure_ascii=False) for sample in samples]
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 @click.command(name="eval")
@@ -201,8 +170,9 @@ def command(
     runs: dict[str, Run] = {}
     for spec in [None, loop] if paired else [loop]:
         opened.llm.set_loop(spec)
-        with _progress(terminal.describe(spec)) as progress:
-            runs["plain" if spec is None else str(spec)] = evaluate(opened.llm, tasks, limit, chat, progress)
+        with shown() as progress:
+            told = named(progress, terminal.describe(spec))
+            runs["plain" if spec is None else str(spec)] = evaluate(opened.llm, tasks, limit, chat, told)
     if log is not None:
         _write_samples(log, runs)
     compared = _compare(*runs.values()) if paired else {}

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
-import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +16,10 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, batch_options, check_context, check_memory, open_from_flags, reopened
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_options
 from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import file_sha256
+from ggufloop.files import atomic_file, file_sha256
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import (
     LEAST_CONTEXT,
@@ -36,6 +34,8 @@ from ggufloop.measure.perplexity import (
     tokenize,
 )
 from ggufloop.measure.stats import Estimate
+from ggufloop.progress import named
+from ggufloop.reading import finite
 from ggufloop.table import FORMS, Cell, Column, Table
 
 SCHEMA_VERSION = 1
@@ -134,13 +134,6 @@ def _contexts_text(done: _Done, text: str) -> str:
     return "\n".join(out) + "\n"
 
 
-def _clean(value: Any) -> Any:
-    """JSON has no word for nan."""
-    if isinstance(value, dict):
-        return {str(k): _clean(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _json(result: TextScore, done: _Done, text: str) -> Any:
     from ggufloop.engine import ACTIVE
 
@@ -174,18 +167,7 @@ def _json(result: TextScore, done: _Done, text: str) -> Any:
             f.name: v._asdict() if hasattr(v := getattr(block, f.name), "_asdict") else v
             for f in dataclasses.fields(block)
         }
-    return _clean(data)
-
-
-class _Progress:
-    """One line on a terminal that follows the chunks."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __call__(self, done: int, total: int, ppl: float) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{self._what}chunk {done}/{total}, PPL {ppl:.4f} ", nl=done == total, err=True)
+    return finite(data)
 
 
 def _contexts(text: str) -> list[int]:
@@ -221,20 +203,8 @@ def _saving(path: Path | None) -> Iterator[BinaryIO | None]:
     if path is None:
         yield None
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        if isinstance(e, GgufloopError):
-            raise
-        raise GgufloopError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}.", "name another file.") from e
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            partial.unlink()
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        yield file
     terminal.note(f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
 
 
@@ -282,8 +252,9 @@ def _measure(asked: _Asked, flags: dict[str, Any], path: Path, verbose: bool) ->
                 if asked.save is not None:
                     n = min(n_chunk, asked.chunks or n_chunk)
                     _check_space(asked.save, stored_bytes(n_ctx, opened.llm.n_vocab(), n))
-            progress = _Progress(f"-c {n_ctx}: " if len(asked.contexts) > 1 else "")
-            results.append(perplexity(opened.llm, tokens, n_ctx, asked.chunks, base, progress, file))
+            with shown() as progress:
+                told = named(progress, f"-c {n_ctx}") if len(asked.contexts) > 1 else progress
+                results.append(perplexity(opened.llm, tokens, n_ctx, asked.chunks, base, told, file))
             if other is not None and other is not opened:
                 other.llm.close()
     assert opened is not None

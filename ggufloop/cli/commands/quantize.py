@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import cores
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_from_flags, model_options
+from ggufloop.cli.progress import shown
 from ggufloop.errors import UsageError, nearest
-from ggufloop.files import atomic_path
+from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import corpus
 from ggufloop.models.info import describe
+from ggufloop.progress import named
 from ggufloop.quant import imatrix
 from ggufloop.quant.quantize import (
     ALIASES,
@@ -101,35 +102,13 @@ def _matrix(given: str | None, chunks: int | None, path: Path, folder: Path, thr
         )
     text = corpus.local(given)
     target = folder / f"{path.stem}-imatrix-{Path(text.name).stem}.gguf"
-
-    def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\rimportance matrix: chunk {done}/{total} ", nl=done == total, err=True)
-
-    made = imatrix.compute(path, text.text, text.name, target, chunks=chunks, threads=threads, progress=progress,
-                           force=force)  # fmt: skip
+    with shown() as progress:
+        made = imatrix.compute(path, text.text, text.name, target, chunks=chunks, threads=threads,
+                               progress=named(progress, "importance matrix"), force=force)  # fmt: skip
     click.echo(
         f"importance matrix: {target}, {made.chunks} chunks of {imatrix.CONTEXT} tokens of {text.name}", err=True
     )
     return target
-
-
-class _Progress:
-    """One line on a terminal that follows the tensors."""
-
-    def __init__(self, type: str) -> None:
-        self._type, self._width = type, 0
-
-    def __call__(self, i: int, n: int, name: str) -> None:
-        if sys.stderr.isatty():
-            line = f"{self._type} {i}/{n} {name}"
-            click.echo("\r" + line.ljust(self._width), nl=False, err=True)
-            self._width = len(line)
-
-    def done(self) -> None:
-        """Leave an empty line behind."""
-        if self._width:
-            click.echo("\r" + " " * self._width + "\r", nl=False, err=True)
 
 
 def _log() -> Callable[[str], None]:
@@ -190,8 +169,8 @@ def _record(made: Quantized) -> dict[str, Any]:
 
 def _write_record(made: Quantized) -> None:
     """The record of a file beside it, which is where its own sha256 can be."""
-    with atomic_path(made.path.with_name(f"{made.path.name}.json")) as partial:
-        partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **_record(made)}, indent=1) + "\n")
+    record = {"schema_version": SCHEMA_VERSION, **_record(made)}
+    write_text(made.path.with_name(f"{made.path.name}.json"), json.dumps(record, indent=1) + "\n")
 
 
 def _render(files: list[Quantized], form: str) -> str:
@@ -275,8 +254,8 @@ def command(
     path = model_from_flags(model, model_path, hf, offline, hf_file)
     overrides, marks = _overrides(path, window, keep, given)
     if overrides and any(type in UNQUANTISED for type in wanted):
-        named = next(type for type in wanted if type in UNQUANTISED)
-        raise UsageError(f"a file of type {named} has no tensors of other types.", "make it in a call of its own.")
+        first = next(type for type in wanted if type in UNQUANTISED)
+        raise UsageError(f"a file of type {first} has no tensors of other types.", "make it in a call of its own.")
     by_path = any(text is not None and Path(text) == path for text in (model, model_path))
     folder = out or (path.parent if by_path else Path())
     n_threads = threads or cores()
@@ -288,12 +267,9 @@ def command(
     files = []
     for type in wanted:
         target = folder / default_name(path, type, *marks)
-        progress = _Progress(type)
-        try:
-            made = quantize(path, target, type, overrides=overrides, imatrix=file, threads=n_threads,
-                            progress=progress, log=_log() if ctx.obj["verbose"] else None, force=force)  # fmt: skip
-        finally:
-            progress.done()
+        with shown() as progress:
+            made = quantize(path, target, type, overrides=overrides, imatrix=file, threads=n_threads, force=force,
+                            progress=named(progress, type), log=_log() if ctx.obj["verbose"] else None)  # fmt: skip
         click.echo(f"{'made' if made.made else 'there already:'} {target}", err=True)
         _write_record(made)
         files.append(made)

@@ -11,7 +11,6 @@ import click
 
 from ggufloop.backend import library
 from ggufloop.cli import terminal
-from ggufloop.cli.commands.build import Progress
 from ggufloop.cli.context import (
     check_context,
     check_loops,
@@ -23,6 +22,7 @@ from ggufloop.cli.context import (
 )
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options, loop_suggestion
 from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options
+from ggufloop.cli.progress import shown
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
 from ggufloop.interrupts import end_on_sigterm
@@ -63,11 +63,8 @@ def program() -> Path:
         from ggufloop.backend.build import BuildRequest, build
 
         terminal.note("building llama-server, once; that takes some minutes.")
-        progress = Progress()
-        try:
+        with shown() as progress:
             build(BuildRequest(library.requested_name() or "auto", server=True), progress)
-        finally:
-            progress.finish()
         return library.program("llama-server")
 
 

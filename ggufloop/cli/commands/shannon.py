@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import click
 
 from ggufloop.cli import terminal
+from ggufloop.cli.progress import shown
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.figures import style
 from ggufloop.measure.stats import Estimate
+from ggufloop.reading import finite
 from ggufloop.scaling import analysis, noise, noise_data
 from ggufloop.scaling import fit as shannon_fit
 from ggufloop.scaling.analysis import Level, Optimum, Pooled, Prediction, Settings, analyse, constants, loose
@@ -75,8 +77,8 @@ def _load(source: str, flags: dict[str, Any]) -> Data:
 def _analyse(data: Data, laws: Sequence[Law], settings: Settings, main: str | None) -> list[Level]:
     out = []
     for points in data.levels:
-        with terminal.progress(f"fitting {points.level} ..."):
-            out.append(analyse(points, laws, settings, main))
+        with shown() as progress:
+            out.append(analyse(points, laws, settings, main, progress))
     return out
 
 
@@ -176,17 +178,6 @@ def _fit_text(data: Data, results: Sequence[Level], pooled: Sequence[Pooled]) ->
     return "\n".join(parts)
 
 
-def _clean(value: Any) -> Any:
-    """For JSON: dataclasses as mappings, and null where it has no word for a number."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _clean(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): _clean(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _fit_json(data: Data, results: Sequence[Level], pooled: Sequence[Pooled], settings: Settings) -> str:
     levels = []
     for r in results:
@@ -219,7 +210,7 @@ def _fit_json(data: Data, results: Sequence[Level], pooled: Sequence[Pooled], se
         "pooled": list(pooled),
         "measured": analysis.comparisons(results),
     }
-    return json.dumps(_clean(whole), indent=2) + "\n"
+    return json.dumps(finite(whole), indent=2) + "\n"
 
 
 # the commands
@@ -326,7 +317,7 @@ def predict(data: str, sizes: str, budgets: str, law: str, form: str, **flags: A
             "levels": [{"level": r.points.level, "n": len(r.points), "held_out": r.tests.get(law), "predictions": ps}
                        for r, ps in found],
         }  # fmt: skip
-        click.echo(json.dumps(_clean(whole), indent=2))
+        click.echo(json.dumps(finite(whole), indent=2))
         return
     table = Table(_SLOPES, [row for r, ps in found for row in _prediction_rows(r.points.level, ps)])
     if form != "text":
@@ -417,9 +408,9 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
         records = [
             {
                 "of": f.of,
-                "fit": {k: v for k, v in _clean(f.fitted).items() if not k.startswith("_")},
+                "fit": {k: v for k, v in finite(f.fitted).items() if not k.startswith("_")},
                 "held_out": Table(_RUNGS, f.rows).records(),
-                "predictions": [{"snr_db": v, **_clean(f.fitted.predict(v, bits))} for v in wanted],
+                "predictions": [{"snr_db": v, **finite(f.fitted.predict(v, bits))} for v in wanted],
             }
             for f in fits
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, check_context, check_loops, check_memory, engine_settings
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loop_suggestion, loops_from_flags
 from ggufloop.cli.options import MODEL_FLAGS, model_from_flags, model_options, number_ranges, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import file_sha256
@@ -26,9 +26,10 @@ from ggufloop.measure import corpus
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, HELPS, LEAST_ITEMS, NONE_HELPS, WORTH
-from ggufloop.measure.sweep import Outcome, SweepProgress, check_record, items_within, sweep
+from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
 from ggufloop.models.gguf import read_header
 from ggufloop.models.info import layer_count
+from ggufloop.progress import duration
 from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
@@ -134,31 +135,6 @@ def _within_budget(llm: Any, loops: list[LoopSpec], measures: list[Measure], sec
 # what is printed
 
 
-class _Progress:
-    """One line on a terminal, else one per stage and tenth of the work."""
-
-    def __init__(self) -> None:
-        self._said = ""
-
-    def __call__(self, p: SweepProgress) -> None:
-        left = "" if p.seconds_left is None else f", {_time(p.seconds_left)} left"
-        if sys.stderr.isatty():
-            line = f"{p.measure}: {100 * min(p.done / p.total, 1):.0f} %{left} | {p.stage} {p.loop}"
-            click.echo(f"\r{line:<78.78}", nl=False, err=True)
-        elif (said := f"{p.measure}: {p.stage} {10 * p.done // p.total}") != self._said:
-            self._said = said
-            click.echo(f"{p.measure}: {p.stage}, {100 * min(p.done / p.total, 1):.0f} % done{left}", err=True)
-
-    def close(self) -> None:
-        if sys.stderr.isatty():
-            click.echo("\r" + " " * 78 + "\r", nl=False, err=True)
-
-
-def _time(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    return f"{s} s" if not minutes else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
 def rows(outcome: Outcome, cost: Callable[[str], float]) -> list[list[Cell]]:
     """One row per loop, in the order of the selection."""
     decision = outcome.decision
@@ -213,7 +189,7 @@ def _section(outcome: Outcome, cost: Callable[[str], float]) -> str:
         f"Verdict: {verdict(outcome)}",
         "",
         f"Cost: {spent.spent:.1f} plain runs by layer count, {clock:.1f} by the clock"
-        f" ({_time(spent.seconds)}); each loop alone with its own plain run: {spent.alone:.1f}.",
+        f" ({duration(spent.seconds)}); each loop alone with its own plain run: {spent.alone:.1f}.",
         "",
     ]
     return "\n".join(head) + "\n" + shown + "\n".join(tail)
@@ -342,19 +318,16 @@ def command(
         elif planned is not None:
             for measure, n in zip(measures, planned, strict=True):
                 measure.n = n
-        shown = _Progress()
         try:
-            for measure in measures:
-                outcomes.append(
+            with shown() as progress:
+                outcomes += [
                     sweep(llm, loops, measure, journal, seed=seed, finalists=finalists, racing=not no_racing,
-                          worth=worth, level=LEVEL / len(measures), report=shown)
-                )  # fmt: skip
+                          worth=worth, level=LEVEL / len(measures), progress=progress)
+                    for measure in measures
+                ]  # fmt: skip
         except KeyboardInterrupt:
-            shown.close()
             click.echo(f"stopped; {journal_path} keeps what is done, and the same command goes on.", err=True)
             raise
-        finally:
-            shown.close()
     _print(form, path, loops, outcomes, header, seed, llm.n_layer())
     if plot is not None:
         _draw(plot, path, loops, outcomes)
