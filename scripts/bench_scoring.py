@@ -26,7 +26,7 @@ from ggufloop.engine import LoopedLlama
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import local
 from ggufloop.measure.lm_eval_model import LoopedLM
-from ggufloop.measure.multiple_choice import SEQUENCES, Question, ScoredChoice, score_questions
+from ggufloop.measure.multiple_choice import SEQUENCES, ChoiceQuestion, ScoredChoice, score_questions
 from ggufloop.measure.perplexity import chunk_at, tokenize
 from ggufloop.measure.score import score
 from ggufloop.measure.tasks import evaluate, load_tasks
@@ -51,17 +51,17 @@ class Asked(LoopedLM):
 
     def __init__(self, llm: LoopedLlama) -> None:
         super().__init__(llm)
-        self.questions: list[Question] = []
+        self.questions: list[ChoiceQuestion] = []
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         prompts: dict[tuple[int, ...], list[list[int]]] = {}
         for _, prompt, choice in requests:
             prompts.setdefault(tuple(prompt), []).append(choice)
-        self.questions += [Question(prompt, choices) for prompt, choices in prompts.items()]
+        self.questions += [ChoiceQuestion(prompt, choices) for prompt, choices in prompts.items()]
         return [(0.0, False)] * len(requests)
 
 
-def questions_of(llm: LoopedLlama, tasks: Any, limit: int) -> list[Question]:
+def questions_of(llm: LoopedLlama, tasks: Any, limit: int) -> list[ChoiceQuestion]:
     """What lm-eval asks of a task."""
     import lm_eval
 
@@ -70,11 +70,11 @@ def questions_of(llm: LoopedLlama, tasks: Any, limit: int) -> list[Question]:
     return asked.questions
 
 
-def one_by_one(llm: LoopedLlama, questions: Sequence[Question]) -> list[list[ScoredChoice]]:
+def one_by_one(llm: LoopedLlama, questions: Sequence[ChoiceQuestion]) -> list[list[ScoredChoice]]:
     return [next(scored for _, scored in score_questions(llm, [q])) for q in questions]
 
 
-def rows_of(llm: LoopedLlama, names: Sequence[str], limit: int) -> tuple[list[Row], dict[str, list[Question]]]:
+def rows_of(llm: LoopedLlama, names: Sequence[str], limit: int) -> tuple[list[Row], dict[str, list[ChoiceQuestion]]]:
     """The rows besides pp512, and the questions of each task."""
     rows, quizzes = [], {}
     for name in names:
@@ -82,7 +82,7 @@ def rows_of(llm: LoopedLlama, names: Sequence[str], limit: int) -> tuple[list[Ro
         quiz = quizzes[name] = questions_of(llm, tasks, limit)
         few = quiz[: max(len(quiz) // 5, 1)]
 
-        def need(some: Sequence[Question]) -> int:
+        def need(some: Sequence[ChoiceQuestion]) -> int:
             return sum(len(q.prompt) + sum(len(c) - 1 for c in q.choices) for q in some)
 
         rows.append(Row(f"{name}, eval", len(quiz), need(quiz), lambda t=tasks: evaluate(llm, t, limit)))
@@ -105,7 +105,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     return perf_counter() - clock, process_time() - cpu
 
 
-def largest_difference(llm: LoopedLlama, quiz: Sequence[Question]) -> float:
+def largest_difference(llm: LoopedLlama, quiz: Sequence[ChoiceQuestion]) -> float:
     few = quiz[: max(len(quiz) // 5, 1)]
     packed = dict(score_questions(llm, few))
     alone = one_by_one(llm, few)

@@ -21,7 +21,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.generate.complete import complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.logits import Logits, log_probabilities
-from ggufloop.measure.multiple_choice import Question, score_questions
+from ggufloop.measure.multiple_choice import ChoiceQuestion, score_questions
 from ggufloop.models.template import ChatTemplate, Message
 from ggufloop.progress import Progress, Step, silent
 
@@ -77,7 +77,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         done = 0
         asked = list(groups.values())
-        questions = [Question(prompt, [requests[i][2] for i in members]) for prompt, members in groups.items()]
+        questions = [ChoiceQuestion(prompt, [requests[i][2] for i in members]) for prompt, members in groups.items()]
         for place, scored in score_questions(self.llm, questions):
             members = asked[place]
             for i, answer in zip(members, scored, strict=True):

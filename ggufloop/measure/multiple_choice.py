@@ -1,7 +1,7 @@
 """Scoring the answers that questions offer: the log-probability of each continuation of each prompt.
 
-    for i, choices in score_questions(llm, [Question(prompt, [answer_a, answer_b]), ...]):      # all of them tokens
-        choices[0].logprob, choices[0].greedy                                                   # of question i
+    for i, choices in score_questions(llm, [ChoiceQuestion(prompt, [answer_a, answer_b]), ...]):     # all of it tokens
+        choices[0].logprob, choices[0].greedy                                                        # of question i
 
 A prompt is one step, read once for all its continuations; a continuation is a second step on top of it. That cut is
 part of the definition wherever the result of a loop depends on cuts (kv first and last, halt): a continuation sees
@@ -57,7 +57,7 @@ class ChoiceEngine(Protocol):
 
 
 @dataclass(frozen=True)
-class Question:
+class ChoiceQuestion:
     """A prompt and the continuations it offers, in tokens."""
 
     prompt: Sequence[int]
@@ -74,10 +74,10 @@ class ScoredChoice:
 
 def score_choices(llm: ChoiceEngine, prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> list[ScoredChoice]:
     """`score_questions` of a single one."""
-    return next(scored for _, scored in score_questions(llm, [Question(prompt, choices)]))
+    return next(scored for _, scored in score_questions(llm, [ChoiceQuestion(prompt, choices)]))
 
 
-def score_questions(llm: ChoiceEngine, questions: Sequence[Question]) -> Iterator[tuple[int, list[ScoredChoice]]]:
+def score_questions(llm: ChoiceEngine, questions: Sequence[ChoiceQuestion]) -> Iterator[tuple[int, list[ScoredChoice]]]:
     """Yield the place of each question and the scores of its choices, under the loop in force, in no given order.
 
     The model must have been opened with n_seq=SEQUENCES, or 2 at least. What is cached is lost.
@@ -101,7 +101,7 @@ def score_questions(llm: ChoiceEngine, questions: Sequence[Question]) -> Iterato
             packed.close()
 
 
-def _shared(llm: ChoiceEngine, questions: Sequence[Question]) -> Iterator[tuple[Sequence[int], list[int]]]:
+def _shared(llm: ChoiceEngine, questions: Sequence[ChoiceQuestion]) -> Iterator[tuple[Sequence[int], list[int]]]:
     """Groups of questions, and the tokens their prompts begin with that are to be read once."""
     order = sorted(range(len(questions)), key=lambda i: list(questions[i].prompt))
     cut = llm.loop is not None and llm.loop.is_loop and llm.loop.depends_on_cuts
@@ -136,7 +136,7 @@ class _Packed:
         if shared:
             self._evaluate([Part(llm.n_seq - 1, 0, shared)], lambda i, rows: None)
 
-    def score(self, questions: Sequence[tuple[int, Question]]) -> Iterator[tuple[int, list[ScoredChoice]]]:
+    def score(self, questions: Sequence[tuple[int, ChoiceQuestion]]) -> Iterator[tuple[int, list[ScoredChoice]]]:
         """The scores of questions, by their places; short ones together."""
         waiting = sorted(questions, key=lambda q: len(q[1].prompt), reverse=True)
         while waiting:
@@ -157,14 +157,14 @@ class _Packed:
         for sequence in range(self._llm.n_seq):
             self._llm.drop_sequence(sequence)
 
-    def _score_pack(self, pack: list[Question]) -> list[list[ScoredChoice]]:
+    def _score_pack(self, pack: list[ChoiceQuestion]) -> list[list[ScoredChoice]]:
         found = self._read(pack)
         self._continue(pack, found)
         for i in range(len(pack)):
             self._llm.drop_sequence(i)
         return found
 
-    def _read(self, pack: list[Question]) -> list[list[ScoredChoice]]:
+    def _read(self, pack: list[ChoiceQuestion]) -> list[list[ScoredChoice]]:
         """Evaluate the prompts, as sequences 0, 1, ...; score the first token of each choice."""
         found: list[list[ScoredChoice]] = [[] for _ in pack]
 
@@ -180,7 +180,7 @@ class _Packed:
         self._evaluate([Part(i, self._shared, q.prompt[self._shared :], 1) for i, q in enumerate(pack)], take)
         return found
 
-    def _continue(self, pack: list[Question], found: list[list[ScoredChoice]]) -> None:
+    def _continue(self, pack: list[ChoiceQuestion], found: list[list[ScoredChoice]]) -> None:
         """Add the scores of the other tokens of choices, each a sequence of its own after its prompt."""
         room = min(self._llm.n_together, self._cells - sum(len(q.prompt) - self._shared for q in pack))
         waiting = [(i, j) for i, q in enumerate(pack) for j, choice in enumerate(q.choices) if len(choice) > 1]
@@ -195,7 +195,7 @@ class _Packed:
             self._continue_some(pack, found, some)
 
     def _continue_some(
-        self, pack: list[Question], found: list[list[ScoredChoice]], some: Sequence[tuple[int, int]]
+        self, pack: list[ChoiceQuestion], found: list[list[ScoredChoice]], some: Sequence[tuple[int, int]]
     ) -> None:
         parts = []
         for sequence, (i, j) in enumerate(some, self._prompts):

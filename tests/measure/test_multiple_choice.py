@@ -13,7 +13,7 @@ from support import tiny
 from ggufloop.backend.batches import IN_STEP
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import UsageError
-from ggufloop.measure.multiple_choice import Question, ScoredChoice, score_choices, score_questions
+from ggufloop.measure.multiple_choice import ChoiceQuestion, ScoredChoice, score_choices, score_questions
 
 TinyModel = Callable[[str], Path]
 _RNG = np.random.default_rng(3)
@@ -73,7 +73,7 @@ def test_equal_to_logits(tiny_model: TinyModel, family: str, settings: str | Non
         check(backwards[::-1], found)  # rounding depends on the place in a batch
 
 
-def quiz(seed: int, n: int, begin: int = 0) -> list[Question]:
+def quiz(seed: int, n: int, begin: int = 0) -> list[ChoiceQuestion]:
     """Questions of 1 to 60 tokens after `begin` common ones, with 1 to 5 choices of 1 to 9."""
     rng = np.random.default_rng(seed)
     common = rng.integers(0, 256, begin).tolist()
@@ -81,10 +81,10 @@ def quiz(seed: int, n: int, begin: int = 0) -> list[Question]:
     def some(most: int) -> list[int]:
         return rng.integers(0, 256, rng.integers(1, most + 1)).tolist()
 
-    return [Question(common + some(60), [some(9) for _ in range(rng.integers(1, 6))]) for _ in range(n)]
+    return [ChoiceQuestion(common + some(60), [some(9) for _ in range(rng.integers(1, 6))]) for _ in range(n)]
 
 
-def check_quiz(llm: LoopedLlama, questions: list[Question]) -> None:
+def check_quiz(llm: LoopedLlama, questions: list[ChoiceQuestion]) -> None:
     """Every question is answered, once, as it is alone."""
     found = dict(score_questions(llm, questions))
     assert sorted(found) == list(range(len(questions)))
@@ -125,9 +125,9 @@ def test_questions_that_just_fit(tiny_model: TinyModel) -> None:
     rng = np.random.default_rng(4)
     some = lambda n: rng.integers(0, 256, n).tolist()  # noqa: E731
     questions = [
-        Question(some(200), [some(57), some(3)]),
-        Question(some(150), [some(100)]),
-        Question(some(3), [some(4)]),
+        ChoiceQuestion(some(200), [some(57), some(3)]),
+        ChoiceQuestion(some(150), [some(100)]),
+        ChoiceQuestion(some(3), [some(4)]),
     ]
     for settings in (None, "k=3 kv=frozen", "k=3"):
         with opened(tiny_model("llama"), spec("llama", settings), n_batch=32, n_ubatch=32) as llm:
