@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ggufloop.cli.types import OneOf
 from ggufloop.errors import UsageError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, SOLVERS, LoopSpec
 
@@ -37,6 +38,8 @@ LOOP_FLAGS = (
 )  # fmt: skip
 """The parameters of `loop_options` besides the window."""
 _FLAGS = {"k": "--K", "attention": "--loop-attention", "sinks": "--loop-sinks"}
+OUTPUT = ("text", "json", "jsonl", "csv", "md")
+"""The forms of -o: text for eyes, the others for programs and documents."""
 MODEL_FLAGS = ("model", "model_path", "hf", "offline", "hf_file")
 """The parameters of `model_options`, in the order of `model_from_flags`."""
 
@@ -159,6 +162,13 @@ def model_options(command: C) -> C:
     for option in reversed(_MODEL):
         command = option(command)
     return command
+
+
+def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:
+    """Add -o to a command, as its parameter `form`. forms: those of OUTPUT that it has; text is always there."""
+    known = tuple(form for form in OUTPUT if form in ("text", *(forms or OUTPUT)))
+    return click.option("-o", "--output", "form", type=OneOf(known), default="text", show_default=True,
+                        metavar="|".join(known), help=help)  # fmt: skip
 
 
 def resolve_flags(

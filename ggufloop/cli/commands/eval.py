@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
-from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
+from ggufloop.cli.context import Opened, context_from_flags, context_options, open_from_flags
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256, write_error
@@ -185,14 +185,14 @@ def command(
         raise UsageError("no task is named.", f"name some with --tasks: {', '.join(MAKERS)}, or any of lm-eval's.")
     if paired and flags["window"] is None:
         raise UsageError("--paired compares a loop with the plain model, and no loop is given.", "give --window A:B.")
-    check_context(flags)
+    settings = context_from_flags(flags)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     from ggufloop.measure.tasks import evaluate, load_tasks
 
     with terminal.progress("reading the tasks ..."):
         tasks = load_tasks([name.strip() for name in names.split(",")])
-    opened = open_from_flags(flags, ctx.obj["verbose"])
+    opened = open_from_flags(flags, settings, ctx.obj["verbose"])
     loop = opened.llm.loop
     if paired and (loop is None or not loop.is_loop):
         raise UsageError(f"the loop {loop} is one evaluation, the plain model.", "give --K 2 or more.")

@@ -10,7 +10,7 @@ import click
 
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
-from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
+from ggufloop.cli.context import Opened, context_from_flags, context_options, open_from_flags
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.figures import style
@@ -201,11 +201,11 @@ def command(
     text = _text(prompt, file)
     if no_lens and flags["window"] is None:
         raise UsageError("without --window there is only the logit lens.", "leave out --no-lens, or give a window.")
-    check_context(flags)
+    settings = context_from_flags(flags)
     if plot is not None:
         style.check_target(plot)
-    batch = min(flags["batch_size"], flags["ubatch_size"])
-    opened = open_from_flags(flags, ctx.obj["verbose"])
+    batch = min(settings.n_batch, settings.n_ubatch)
+    opened = open_from_flags(flags, settings, ctx.obj["verbose"])
     tokens = _tokens(opened, text, chat, batch)
     loop = opened.llm.loop
     if loop is None or not loop.is_loop:

@@ -1,0 +1,48 @@
+"""A model file opened as its settings say, what can be refused without loading it refused first.
+
+    llm = open_model(path, ContextSettings(n_ctx=2048), LoopSpec((12, 16), 3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufloop.backend.settings import ContextSettings, trained
+from ggufloop.listener import SILENT, Listener
+from ggufloop.loop import LoopSpec
+from ggufloop.models.architectures import check_loop
+from ggufloop.models.gguf import read_header
+from ggufloop.models.info import layer_count
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+
+def check_loops(path: Path, loops: Iterable[LoopSpec | None]) -> None:
+    """Raise UsageError for a loop that this model file cannot run; the engine checks too, but after it has loaded."""
+    header = read_header(path)
+    architecture = header.text("general.architecture") or "unknown"
+    for loop in loops:
+        if loop is not None:
+            check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
+
+
+def open_model(
+    path: Path,
+    settings: ContextSettings,
+    loop: LoopSpec | None = None,
+    *,
+    verbose: bool = False,
+    listener: Listener = SILENT,
+) -> LoopedLlama:
+    """The model, loaded. Raises UsageError, GgufloopError, BackendError."""
+    from ggufloop.engine import LoopedLlama
+
+    keywords = settings.keywords(path)
+    if keywords["n_ctx"] > trained(path):
+        listener.note(f"a context of {keywords['n_ctx']} tokens is more than the {trained(path)} this model was "
+                      "trained on.")  # fmt: skip
+    with listener.doing(f"loading {path.name} ..."):
+        return LoopedLlama(path, loop=loop, verbose=verbose, **keywords)
