@@ -1,6 +1,6 @@
 """A model file opened as its settings say, what can be refused without loading it refused first.
 
-    llm = open_model(path, ContextSettings(n_ctx=2048), LoopSpec((12, 16), 3))
+llm = open_model(path, ContextSettings(n_ctx=2048), LoopSpec((12, 16), 3))
 """
 
 from __future__ import annotations
@@ -45,4 +45,7 @@ def open_model(
         listener.note(f"a context of {keywords['n_ctx']} tokens is more than the {trained(path)} this model was "
                       "trained on.")  # fmt: skip
     with listener.doing(f"loading {path.name} ..."):
-        return LoopedLlama(path, loop=loop, verbose=verbose, **keywords)
+        llm = LoopedLlama(path, loop=loop, verbose=verbose, **keywords)
+    if llm.devices:
+        listener.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
+    return llm

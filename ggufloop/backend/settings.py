@@ -97,7 +97,7 @@ class ContextSettings:
         return self.flash_attn == "on" or (self.flash_attn == "auto" and can)
 
     def check_memory(self, paths: Sequence[Path], loops: Iterable[LoopSpec | None] = ()) -> None:
-        """Raise GgufloopError if these models, open at once, each under the hungriest of `loops`, cannot fit the memory.
+        """Raise GgufloopError if these models, open at once, each under the hungriest of `loops`, do not fit.
 
         Only what runs on this machine's CPU is counted: how much other devices have, llama.cpp knows.
         """

@@ -153,6 +153,4 @@ def open_from_flags(flags: dict[str, Any], settings: ContextSettings, verbose: b
     path, loop, suggest = model_and_loop(flags)
     settings.check_memory([path], [loop])
     llm = open_model(path, settings, loop, verbose=verbose, listener=terminal.LISTENER)
-    if llm.devices:
-        terminal.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
     return Opened(llm, path, suggest)

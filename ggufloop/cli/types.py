@@ -1,7 +1,7 @@
 """Kinds of values of options; a wrong one is refused as it is parsed, with the rule or the nearest word.
 
-    @click.option("-fa", type=OneOf(("auto", "on", "off")))
-    @click.option("--size-budget", type=Size())
+@click.option("-fa", type=OneOf(("auto", "on", "off")))
+@click.option("--size-budget", type=Size())
 """
 
 from __future__ import annotations

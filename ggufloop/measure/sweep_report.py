@@ -1,8 +1,8 @@
 """A sweep in words and tables.
 
-    text(result)                                     # for eyes
-    table(result).render("csv")                      # a row per loop
-    record(result)                                   # for json
+text(result)                                     # for eyes
+table(result).render("csv")                      # a row per loop
+record(result)                                   # for json
 """
 
 from __future__ import annotations

@@ -166,13 +166,13 @@ def test_items_that_fit_a_budget() -> None:
     measure = FakeMeasure(5000)
     loops = WINDOWS
     mean = np.mean([loop.relative_cost(LAYERS) for loop in loops])
-    for seconds in (1e3, 1e4):
-        n = items_within(seconds, 0.5, loops, LAYERS, measure)  # type: ignore[arg-type]
+    for left in (1e3, 1e4):
+        n = items_within(left, 0.5, loops, LAYERS, measure)  # type: ignore[arg-type]
 
         def took(n: int) -> float:
             return float(0.5 * (n + mean * planned_cost(25, n, least=8)))
 
-        assert took(n) <= seconds < took(n + 60)
+        assert took(n) <= left < took(n + 60)
     assert items_within(1.0, 0.5, loops, LAYERS, measure) == 60  # type: ignore[arg-type]
     assert items_within(1e9, 0.5, loops, LAYERS, measure) == 5000  # type: ignore[arg-type]
 

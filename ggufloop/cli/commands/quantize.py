@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from ggufloop.backend.settings import cores
 from ggufloop.cli import terminal
-from ggufloop.cli.context import cores
 from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import atomic_path

@@ -12,7 +12,7 @@ import click
 from ggufloop.backend import library, rpc
 from ggufloop.backend.devices import served
 from ggufloop.backend.ggml import Device, Ggml
-from ggufloop.cli.context import cores
+from ggufloop.backend.settings import cores
 from ggufloop.errors import UsageError
 from ggufloop.files import cache_dir, writing
 

@@ -9,7 +9,6 @@ import click
 
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
-from ggufloop.cli.repl import converse
 from ggufloop.cli.context import (
     Opened,
     context_from_flags,
@@ -19,6 +18,7 @@ from ggufloop.cli.context import (
     sampling_options,
 )
 from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.repl import converse
 from ggufloop.errors import UsageError
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, complete, encode, prompt_tokens

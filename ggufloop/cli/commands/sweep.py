@@ -168,7 +168,9 @@ def command(
                            listener=terminal.LISTENER)  # fmt: skip
     except KeyboardInterrupt:
         shown.close()
-        click.echo(f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True)
+        click.echo(
+            f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True
+        )
         raise
     finally:
         shown.close()
