@@ -44,7 +44,7 @@ def _contexts(text: str) -> list[int]:
 
 
 def _base(given: str | None, loop: LoopSpec | None, offline: bool) -> Path | str | None:
-    """What --kl-base means where it is no file of a base: a loop is compared with the plain model if nothing is said."""
+    """What --kl-base means where it is no stored base: nothing said, a loop is compared with the plain model."""
     if given == NONE or (given is None and (loop is None or not loop.is_loop)):
         return None
     return PLAIN if given in (None, PLAIN) else model_from_flags(given, None, None, offline)
