@@ -111,7 +111,7 @@ def run_perplexity(
                     return llm
 
                 llm = opened(path, loop)
-                against = base if base is None or isinstance(base, KLBase) else None
+                against: Base | None = base if isinstance(base, KLBase) else None
                 if against is None and base is not None:
                     against = Other(llm if base == PLAIN else opened(Path(str(base)), None))
                 n_ctx = context or llm.n_ctx()

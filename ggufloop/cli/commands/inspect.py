@@ -50,7 +50,7 @@ def command(window: str | None, n_ctx: int | None, type_k: str, type_v: str, for
     if window is not None:
         check_architecture(info.architecture)
     loop = origin = None
-    if refusal(info.architecture) is None:
+    if refusal(info.architecture) is None and info.n_layer > 2:
         loop = loop_from_flags(window, loop_suggestion(info.files[0]), **loop_flags)
         origin = suggest_window(info)[1] if window == "auto" else ""
     report = inspection.inspect(info, n_ctx, (type_k, type_v), loop, origin or "")
