@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ggufloop.cli import terminal
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import output_option, split_list
 from ggufloop.cli.types import Size
 from ggufloop.errors import UsageError
@@ -47,7 +48,7 @@ def _threshold(flag: str, name: str, help_: str) -> Callable[[Any], Any]:
     )
 
 
-@click.command(name="advise")
+@click.command(name="advise", cls=Command)
 @click.argument("studies", nargs=-1, metavar="STUDY [STUDY2]", type=click.Path(path_type=Path))
 @click.option("--type", "types", metavar="TYPE,...", help="Advise on these files of the smaller model (default: all).")
 @click.option("--loop", metavar="LOOP", help="Judge this loop, chosen elsewhere, on all chunks, as the study names it.")

@@ -12,6 +12,7 @@ from ggufloop.backend import library
 from ggufloop.cli import terminal
 from ggufloop.cli.bench_table import Printer, columns
 from ggufloop.cli.context import context_from_flags, context_options, resolve_model
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
@@ -38,7 +39,7 @@ def _pairs(texts: tuple[str, ...]) -> list[tuple[int, int]]:
     return [(pair[0], pair[1]) for pair in pairs]
 
 
-@click.command(name="bench")
+@click.command(name="bench", cls=Command)
 @model_options
 @click.option("-p", "--n-prompt", "n_prompt", metavar="N,...", default="512", show_default=True,
               help="Prompt tokens of the prompt tests; 0: none.")  # fmt: skip

@@ -9,6 +9,7 @@ import click
 from ggufloop.backend.build import PROGRAMS, BuildRequest, build
 from ggufloop.backend.library import NAMES
 from ggufloop.backend.log import Step
+from ggufloop.cli.help import Command
 from ggufloop.interrupts import end_on_sigterm
 
 
@@ -41,7 +42,7 @@ class Progress:
         self._counting = False
 
 
-@click.command("build")
+@click.command("build", cls=Command)
 @click.option(
     "--backend", "name", default="auto", show_default=True, metavar="NAME", envvar="GGUFLOOP_BACKEND",
     help=f"One of auto, {', '.join(NAMES)}.",

@@ -13,11 +13,12 @@ from ggufloop.cli.context import (
     sampling_from_flags,
     sampling_options,
 )
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.cli.repl import converse
 
 
-@click.command(name="chat")
+@click.command(name="chat", cls=Command)
 @model_options
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="What the model is told first.")
 @loop_options

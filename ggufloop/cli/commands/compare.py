@@ -12,6 +12,7 @@ import click
 
 from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, context_from_flags
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
@@ -81,7 +82,7 @@ def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec
     return loops_from_flags("{}:{}".format(*window), lambda: window, **asked)
 
 
-@click.command(name="compare")
+@click.command(name="compare", cls=Command)
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--study", "study", metavar="FILE.toml", is_eager=True, callback=study_file.load, expose_value=False,
               help="Take the options from a file; those given here count instead.")  # fmt: skip

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import context_from_flags, context_options, open_from_flags
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import loop_options, model_options, output_option
 from ggufloop.errors import UsageError
 from ggufloop.tasks.questions import MAKERS
@@ -57,7 +58,7 @@ def _compare(plain: Run, looped: Run) -> dict[str, Comparison]:
     return compared
 
 
-@click.command(name="eval")
+@click.command(name="eval", cls=Command)
 @model_options
 @click.option("--tasks", "names", metavar="NAME,...", shell_complete=_tasks,
               help=f"Tasks, groups or tags of lm-eval, or, without a network, {', '.join(MAKERS)}.")  # fmt: skip

@@ -13,6 +13,7 @@ import click
 from ggufloop import inspection
 from ggufloop.backend.settings import DEFAULT_CONTEXT
 from ggufloop.cli.context import resolve_model
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_from_flags,
@@ -27,7 +28,7 @@ from ggufloop.models.info import KV_TYPES, describe
 from ggufloop.models.registry import suggest_window
 
 
-@click.command()
+@click.command(name="inspect", cls=Command)
 @model_options
 @loop_options
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(min=0), metavar="N",

@@ -11,6 +11,7 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, model_and_loop
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import loop_options, model_from_flags, model_options, output_option, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.errors import UsageError
@@ -50,7 +51,7 @@ def _base(given: str | None, loop: LoopSpec | None, offline: bool) -> Path | str
     return PLAIN if given in (None, PLAIN) else model_from_flags(given, None, None, offline)
 
 
-@click.command(name="perplexity")
+@click.command(name="perplexity", cls=Command)
 @model_options
 @text_options
 @click.option("-c", "--ctx-size", "contexts", metavar="N,...", default=str(CONTEXT), show_default=True,

@@ -11,6 +11,7 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import resolve_model
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import model_options, output_option, window_suggestion
 from ggufloop.errors import UsageError
 from ggufloop.loop import parse_window
@@ -88,7 +89,7 @@ def _log(text: str) -> None:
     click.echo(text, nl=False, err=True)
 
 
-@click.command(name="quantize")
+@click.command(name="quantize", cls=Command)
 @model_options
 @click.option("--types", metavar="TYPE,...", help=f"What to make: {', '.join((*FILE_TYPES, *ALIASES))}.")
 @click.option("--int8", is_flag=True,

@@ -17,6 +17,7 @@ from ggufloop.cli.context import (
     sampling_from_flags,
     sampling_options,
 )
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.cli.repl import converse
 from ggufloop.errors import UsageError
@@ -55,7 +56,7 @@ def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, r
     return terminal.stream(lambda emit, stopped: complete(llm, tokens, sampling, emit=emit, stopped=stopped))
 
 
-@click.command(name="run")
+@click.command(name="run", cls=Command)
 @model_options
 @click.option("-p", "--prompt", metavar="TEXT", help="What to answer; piped input is appended.")
 @click.option(

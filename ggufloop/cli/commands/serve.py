@@ -13,6 +13,7 @@ from ggufloop.backend import library
 from ggufloop.cli import terminal
 from ggufloop.cli.commands.build import Progress
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop, sampling_options
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import loop_options, model_options
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
@@ -40,7 +41,7 @@ def program() -> Path:
         return library.program("llama-server")
 
 
-@click.command(name="serve", context_settings={"allow_interspersed_args": True})
+@click.command(name="serve", cls=Command, context_settings={"allow_interspersed_args": True})
 @model_options
 @click.option("-H", "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="Address to listen at; one that other machines can reach needs --api-key.")  # fmt: skip

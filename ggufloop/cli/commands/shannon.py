@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from ggufloop.cli import terminal
+from ggufloop.cli.help import Group
 from ggufloop.cli.options import output_option
 from ggufloop.cli.types import OneOf
-from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
 from ggufloop.scaling import analysis, report
 from ggufloop.scaling import fit as shannon_fit
@@ -31,16 +32,18 @@ def _words(text: str | None) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()] if text else []
 
 
-def _numbers(text: str | None, what: str) -> list[float]:
-    """Positive numbers separated by commas. Raises UsageError."""
+def _numbers(
+    text: str | None, what: str, hint: str = "give billions, such as 1.4.", above_0: bool = True
+) -> list[float]:
+    """Numbers separated by commas. Raises UsageError."""
     out = []
     for word in _words(text):
         try:
             value = float(word)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{what} {word!r} is not a number above 0.", "give billions, such as 1.4.")
+        if not math.isfinite(value) or (above_0 and value <= 0):
+            raise UsageError(f"{what} {word!r} is not a number{' above 0' * above_0}.", hint)
         out.append(value)
     return out
 
@@ -66,8 +69,8 @@ def _common(command: Callable[..., T]) -> Callable[..., T]:
     options = [
         click.argument("data", metavar="DATA"),
         click.option("--level", "levels", metavar="NAME,...", help="Only these levels of the data, such as 2-bit."),
-        click.option("--n", "count", type=OneOf(COUNTS), metavar="|".join(COUNTS), help="What N counts: chooses between the columns "
-                     "N_total and N_non_embedding."),
+        click.option("--n", "count", type=OneOf(COUNTS), metavar="|".join(COUNTS),
+                     help="What N counts: chooses between the columns N_total and N_non_embedding."),
         click.option("--starts", type=click.IntRange(min=1), default=shannon_fit.STARTS, show_default=True, metavar="N",
                      help="Random starts of each fit, besides all ones and all 0.1."),
         click.option("--resamples", type=click.IntRange(min=20), default=analysis.RESAMPLES, show_default=True,
@@ -80,16 +83,7 @@ def _common(command: Callable[..., T]) -> Callable[..., T]:
     return command
 
 
-class _Commands(click.Group):
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise click.UsageError(f"No such command {args[0]!r}; {nearest(args[0], self.commands)}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(name="shannon", cls=_Commands)
+@click.group(name="shannon", cls=Group)
 def command() -> None:
     """Scaling laws of loss over size, tokens and bits, fitted to measurements; docs/shannon.md says what they can tell.
 
@@ -188,7 +182,7 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
     LADDER is a CSV with type, SNR dB, bits per weight, KLD and loss or PPL, as `ggufloop compare -o csv` prints it, or
     `llama3-8b`. Every file is predicted from the others. Files of fewer than 3 bits are left out, and not predicted.
     """
-    wanted = [_snr(word) for word in _words(snr)]
+    wanted = _numbers(snr, "--snr", "give decibels, such as 22.9.", above_0=False)
     if target is not None:
         style.check_target(target)
     told = LadderReport.of(data, wanted, bits)
@@ -207,10 +201,3 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
         click.echo(json.dumps(told.record(), indent=2))
     else:
         click.echo(told.table().render(form), nl=False)
-
-
-def _snr(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        raise UsageError(f"--snr {word!r} is not a number.", "give decibels, such as 22.9.") from None

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
-from ggufloop.errors import UsageError, nearest
+from ggufloop.cli.help import Command
+from ggufloop.cli.options import model_from_flags, model_options, output_option, window_suggestion
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
 from ggufloop.files import files_sha256
@@ -28,7 +28,7 @@ from ggufloop.quant.snr import (
     total,
     window_share,
 )
-from ggufloop.table import FORMS, Cell, Column, Table
+from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
 
@@ -125,13 +125,12 @@ class _Progress:
                 click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
-@click.command(name="snr")
+@click.command(name="snr", cls=Command)
 @model_options
 @click.option("--ref", "reference", metavar="MODEL",
               help="The same model with more bits: an F16 file, or any other spelling of MODEL.")  # fmt: skip
 @click.option("--window", metavar="A:B", help="Say the SNR of layers A to B-1 too, and shade them; or 'auto'.")
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|md|csv|json|jsonl",
-              help="How to print it; text has a row per layer, the others one per tensor.")  # fmt: skip
+@output_option(help="How to print it; text has a row per layer, the others one per tensor.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
               help="Draw it too; the suffix says the format. Needs matplotlib (the extra 'lab').")  # fmt: skip
 def command(
@@ -154,8 +153,6 @@ def command(
     ggufloop snr model-Q4_K_M.gguf --ref model-F16.gguf --window 12:16 --plot snr.png
     ggufloop snr smollm2-135m
     """
-    if form not in ("text", *FORMS):
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", *FORMS)))
     if plot is not None:
         style.check_target(plot)
     given = None if window in (None, "auto") else LoopSpec.parse(f"{window} k=2").window

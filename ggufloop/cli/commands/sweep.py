@@ -11,6 +11,7 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import (
     LOOP_FLAGS,
     loop_list_options,
@@ -103,7 +104,7 @@ class _Progress:
             click.echo("\r" + " " * 78 + "\r", nl=False, err=True)
 
 
-@click.command(name="sweep")
+@click.command(name="sweep", cls=Command)
 @model_options
 @click.option(
     "--start",

@@ -11,6 +11,7 @@ import click
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, context_from_flags, context_options, open_from_flags
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import loop_options, model_options, output_option
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
@@ -56,7 +57,7 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
     return tokens
 
 
-@click.command(name="trace")
+@click.command(name="trace", cls=Command)
 @model_options
 @click.option("-p", "--prompt", metavar="TEXT", help="The text to trace, taken as it is.")
 @click.option("-f", "--file", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read the text from FILE.")
