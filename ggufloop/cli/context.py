@@ -17,14 +17,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggufloop.backend.devices import SPLIT_MODES
 from ggufloop.backend.settings import DEFAULT_CONTEXT, FLASH, ContextSettings
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, Suggest, loop_from_flags, loop_suggestion, model_from_flags
+from ggufloop.cli.options import (
+    LOOP_FLAGS,
+    MODEL_FLAGS,
+    Suggest,
+    adder,
+    loop_from_flags,
+    loop_suggestion,
+    model_from_flags,
+)
 from ggufloop.cli.types import OneOf
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
@@ -33,8 +41,6 @@ from ggufloop.opening import check_loops, open_model
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
-
-C = TypeVar("C", bound=Callable[..., Any])
 
 _POSITIVE = click.IntRange(min=1)
 _CACHE_TYPE = OneOf(KV_TYPES)
@@ -87,18 +93,9 @@ _SAMPLING = [
 ]  # fmt: skip
 
 
-def _adder(options: list[Callable[[Any], Any]]) -> Callable[[C], C]:
-    def add(command: C) -> C:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-context_options: Callable[[Any], Any] = _adder(_CONTEXT)
-batch_options: Callable[[Any], Any] = _adder(_CONTEXT[1:])  # for a command with a -c of its own
-sampling_options: Callable[[Any], Any] = _adder(_SAMPLING)
+context_options: Callable[[Any], Any] = adder(_CONTEXT)
+batch_options: Callable[[Any], Any] = adder(_CONTEXT[1:])  # for a command with a -c of its own
+sampling_options: Callable[[Any], Any] = adder(_SAMPLING)
 
 
 def sampling_from_flags(flags: dict[str, Any]) -> Sampling:

@@ -45,7 +45,7 @@ class Command(click.Command):
         found: dict[str, list[tuple[str, str]]] = {name: [] for name in ORDER}
         for param in params:
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and record[1]:
                 seed = param.name == "seed" and samples  # elsewhere it is of something else
                 found["Sampling" if seed else _sections().get(str(param.name), OWN)].append(record)
         for name, rows in found.items():

@@ -58,7 +58,13 @@ def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 
 _MODEL = [
-    click.argument("model", required=False, metavar="MODEL", shell_complete=_models),
+    click.argument(
+        "model",
+        required=False,
+        metavar="MODEL",
+        shell_complete=_models,
+        help="A GGUF file, a name of `ggufloop list`, or USER/REPO[:QUANT] of Hugging Face.",
+    ),
     click.option(
         "-m",
         "--model",
@@ -157,11 +163,19 @@ _LISTS = {
 """The flags of which there may be several, as lists."""
 
 
-def model_options(command: C) -> C:
-    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline to a command."""
-    for option in reversed(_MODEL):
-        command = option(command)
-    return command
+def adder(options: Iterable[Callable[[Any], Any]]) -> Callable[[C], C]:
+    """A decorator that adds these options to a command, in this order."""
+
+    def add(command: C) -> C:
+        for option in reversed(list(options)):
+            command = option(command)
+        return command
+
+    return add
+
+
+model_options: Callable[[Any], Any] = adder(_MODEL)
+"""MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline."""
 
 
 def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:

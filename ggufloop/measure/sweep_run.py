@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.files import file_sha256
+from ggufloop.files import file_sha256, writing
 from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
@@ -133,7 +133,10 @@ def run_sweep(
                          "ubatch_size": settings.n_ubatch},
             "measures": [m.identity() for m in measures],
         }  # fmt: skip
-        with Journal.open(journal_path(path, journal), header, partial(check_record, measures)) as kept:
+        target = journal_path(path, journal)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with Journal.open(target, header, partial(check_record, measures)) as kept:
             if kept.dropped:
                 listener.note(kept.dropped)
             _keep_budget(llm, loops, measures, plan, kept)

@@ -13,8 +13,8 @@ import pytest
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
-from ggufloop.cli.commands.sweep import _grid
 from ggufloop.cli.options import number_ranges
+from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
 from ggufloop.loop import LoopSpec
@@ -241,12 +241,12 @@ def test_questions_are_those_of_eval(
 
 
 def test_grid_of_windows() -> None:
-    assert _grid("8:12:2", "2,4", 30) == "8:10,10:12,8:12,10:14"
-    assert _grid("26:40", "2:4", 30) == "26:28,27:29,26:29"  # the others do not fit
-    assert _grid(None, None, 7) == "1:5,2:6"
+    assert grid("8:12:2", "2,4", 30) == "8:10,10:12,8:12,10:14"
+    assert grid("26:40", "2:4", 30) == "26:28,27:29,26:29"  # the others do not fit
+    assert grid(None, None, 7) == "1:5,2:6"
     for start, width, message in (("40", None, "no window"), ("0", "1", "--start 0"), ("3", "0:2", "--width 0")):
         with pytest.raises(UsageError, match=message):
-            _grid(start, width, 30)
+            grid(start, width, 30)
 
 
 def test_ranges() -> None:

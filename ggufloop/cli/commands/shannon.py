@@ -7,13 +7,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Group
-from ggufloop.cli.options import output_option
+from ggufloop.cli.options import adder, output_option
 from ggufloop.cli.types import OneOf
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
@@ -24,8 +24,6 @@ from ggufloop.scaling.data import COUNTS, Data, choose, read
 from ggufloop.scaling.laws import LAWS, Law, find
 from ggufloop.scaling.noise import Line
 from ggufloop.scaling.noise_report import LadderReport
-
-T = TypeVar("T")
 
 
 def _words(text: str | None) -> list[str]:
@@ -65,22 +63,18 @@ def _analyse(data: Data, laws: Sequence[Law], settings: Settings, main: str | No
     return out
 
 
-def _common(command: Callable[..., T]) -> Callable[..., T]:
-    options = [
-        click.argument("data", metavar="DATA"),
-        click.option("--level", "levels", metavar="NAME,...", help="Only these levels of the data, such as 2-bit."),
-        click.option("--n", "count", type=OneOf(COUNTS), metavar="|".join(COUNTS),
-                     help="What N counts: chooses between the columns N_total and N_non_embedding."),
-        click.option("--starts", type=click.IntRange(min=1), default=shannon_fit.STARTS, show_default=True, metavar="N",
-                     help="Random starts of each fit, besides all ones and all 0.1."),
-        click.option("--resamples", type=click.IntRange(min=20), default=analysis.RESAMPLES, show_default=True,
-                     metavar="N", help="Bootstrap refits behind each band."),
-        click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-                     help="Of starts and resamples."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+_common: Callable[[Any], Any] = adder([
+    click.argument("data", metavar="DATA"),
+    click.option("--level", "levels", metavar="NAME,...", help="Only these levels of the data, such as 2-bit."),
+    click.option("--n", "count", type=OneOf(COUNTS), metavar="|".join(COUNTS),
+                 help="What N counts: chooses between the columns N_total and N_non_embedding."),
+    click.option("--starts", type=click.IntRange(min=1), default=shannon_fit.STARTS, show_default=True, metavar="N",
+                 help="Random starts of each fit, besides all ones and all 0.1."),
+    click.option("--resamples", type=click.IntRange(min=20), default=analysis.RESAMPLES, show_default=True,
+                 metavar="N", help="Bootstrap refits behind each band."),
+    click.option("-s", "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+                 help="Of starts and resamples."),
+])  # fmt: skip
 
 
 @click.group(name="shannon", cls=Group)

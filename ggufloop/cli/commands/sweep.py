@@ -13,75 +13,17 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.options import (
-    LOOP_FLAGS,
     loop_list_options,
-    loop_suggestion,
-    loops_from_flags,
     model_options,
-    number_ranges,
     output_option,
     split_list,
 )
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.errors import UsageError
-from ggufloop.loop import LoopSpec
+from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.measure import sweep_report
 from ggufloop.measure.selection import FINALISTS, WORTH
 from ggufloop.measure.sweep import SweepProgress
 from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, journal_path, run_sweep, save_winner
-from ggufloop.models.gguf import read_header
-from ggufloop.models.info import layer_count
-from ggufloop.opening import check_loops
-
-WIDTH = "4"
-
-
-def _grid(start: str | None, width: str | None, n_layer: int) -> str:
-    """The windows of all starts and widths that fit the model, as --window takes them."""
-    widths = number_ranges(width or WIDTH, "--width")
-    starts = number_ranges(start, "--start") if start else list(range(1, n_layer - 1, max(1, n_layer // 15)))
-    if 0 in widths or 0 in starts:
-        flag = "--width" if 0 in widths else "--start"
-        raise UsageError(f"{flag} 0 makes no window.", "a window has a layer at least, and layer 0 cannot be looped.")
-    windows = [f"{a}:{a + w}" for w in widths for a in starts if a + w <= n_layer - 1]
-    if not windows:
-        raise UsageError(
-            f"no window of --start {start or 'any'} and --width {width or WIDTH} fits a model of {n_layer} layers.",
-            f"windows lie in 1:{n_layer - 1}.",
-        )
-    return ",".join(dict.fromkeys(windows))
-
-
-def _loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
-    """Every loop the flags mean that this model can run. What is left out is said in one line."""
-    start, width, window = flags.pop("start"), flags.pop("width"), flags.pop("window")
-    header = read_header(path)
-    n_layer = layer_count(header, header.text("general.architecture") or "unknown")
-    if window is not None and (start or width):
-        raise UsageError("windows are given twice, by --window and by --start or --width.", "leave out one.")
-    refused: list[UsageError] = []
-    asked = loops_from_flags(
-        window or _grid(start, width, n_layer),
-        loop_suggestion(path),
-        refused,
-        **{name: flags.pop(name) for name in LOOP_FLAGS},
-    )
-    loops = []
-    for loop in dict.fromkeys(asked):
-        try:
-            check_loops(path, [loop])
-        except UsageError as e:
-            refused.append(e)
-        else:
-            loops += [loop] if loop.is_loop else []
-    if refused and (window is not None or not loops):
-        raise refused[0]
-    if refused:
-        terminal.note(f"{len(refused)} of {len(asked) + len(refused)} combinations are no loop of this model, such as: "
-                      f"{refused[0].message}")  # fmt: skip
-    if not loops:
-        raise UsageError("every loop asked for is one evaluation, the plain model.", "give --K 2 or more.")
-    return loops
 
 
 class _Progress:
@@ -106,12 +48,8 @@ class _Progress:
 
 @click.command(name="sweep", cls=Command)
 @model_options
-@click.option(
-    "--start",
-    metavar="N,A:B,...",
-    help="First layers of the windows, without --window: 8,10,12 or 8:20:2 (half-open; "
-    "default: about 15, spread over the model).",
-)
+@click.option("--start", metavar="N,A:B,...", help="First layers of the windows, without --window: 8,10,12 or 8:20:2 "
+              "(half-open; default: about 15, spread over the model).")  # fmt: skip
 @click.option("--width", metavar="N,A:B,...", help=f"Their widths (default {WIDTH}); 1:7 is 1 to 6.")
 @loop_list_options
 @text_options
@@ -130,6 +68,8 @@ class _Progress:
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the random halves.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
               help="Keep every score here and go on from it (default: sweep-MODEL.jsonl).")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Keep it in DIR/MODEL/sweep.jsonl instead, where `ggufloop results` finds it.")  # fmt: skip
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
               help="Draw gains over start, width and K; with several measures one file each.")  # fmt: skip
 @click.option("--save", is_flag=True, help="Write a confirmed loop into your models.toml, for --window auto.")
@@ -138,7 +78,7 @@ class _Progress:
 @click.pass_context
 def command(
     ctx: click.Context, /, text: str | None, dataset: str | None, tasks: str | None, budget: str | None,
-    no_racing: bool, journal: Path | None, plot: Path | None, save: bool, form: str, **flags: Any,
+    no_racing: bool, journal: Path | None, out: Path | None, plot: Path | None, save: bool, form: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Which window, K, solver, beta, mode or kv helps this model? Every loop is scored against plain on the same items.
 
@@ -162,7 +102,8 @@ def command(
     plan = SweepPlan(source, named, budget=budget, racing=not no_racing, **own)
     settings = context_from_flags(flags, n_ctx=plan.context)
     path = resolve_model(flags)
-    loops = _loops(path, flags)
+    loops = sweep_loops(path, flags)
+    journal = journal or (out and out / path.stem / "sweep.jsonl")
     shown = _Progress()
     try:
         result = run_sweep(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"], report=shown,
