@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from ggufloop.cli.types import OneOf
 from ggufloop.errors import UsageError
 from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, SOLVERS, LoopSpec
 
@@ -38,8 +37,6 @@ LOOP_FLAGS = (
 )  # fmt: skip
 """The parameters of `loop_options` besides the window."""
 _FLAGS = {"k": "--K", "attention": "--loop-attention", "sinks": "--loop-sinks"}
-OUTPUT = ("text", "json", "jsonl", "csv", "md")
-"""The forms of -o: text for eyes, the others for programs and documents."""
 MODEL_FLAGS = ("model", "model_path", "hf", "offline", "hf_file")
 """The parameters of `model_options`, in the order of `model_from_flags`."""
 
@@ -58,13 +55,7 @@ def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 
 _MODEL = [
-    click.argument(
-        "model",
-        required=False,
-        metavar="MODEL",
-        shell_complete=_models,
-        help="A GGUF file, a name of `ggufloop list`, or USER/REPO[:QUANT] of Hugging Face.",
-    ),
+    click.argument("model", required=False, metavar="MODEL", shell_complete=_models),
     click.option(
         "-m",
         "--model",
@@ -176,13 +167,6 @@ def adder(options: Iterable[Callable[[Any], Any]]) -> Callable[[C], C]:
 
 model_options: Callable[[Any], Any] = adder(_MODEL)
 """MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline."""
-
-
-def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:
-    """Add -o to a command, as its parameter `form`. forms: those of OUTPUT that it has; text is always there."""
-    known = tuple(form for form in OUTPUT if form in ("text", *(forms or OUTPUT)))
-    return click.option("-o", "--output", "form", type=OneOf(known), default="text", show_default=True,
-                        metavar="|".join(known), help=help)  # fmt: skip
 
 
 def resolve_flags(

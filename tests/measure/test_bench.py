@@ -372,7 +372,7 @@ def test_from_python_as_from_the_command_line(run: Run, clock: Clock, tiny_model
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("-o jsn", "Error: Invalid value for '-o' / '--output': 'jsn' is not known; did you mean json?"),
+        ("-o jsn", "error: output form 'jsn' is not known.\n  did you mean json? Known: text, json, jsonl, csv, md."),
         ("-p 0 -n 0", "error: every test has 0 tokens, so there is nothing to measure.\n  give -p, -n or -pg above 0."),
         ("-p -5", "error: -p '-5' is not a whole number of 0 or more.\n  write it like -p 512,1024."),
         ("-p 4,x", "error: -p 'x' is not a whole number of 0 or more.\n  write it like -p 512,1024."),

@@ -347,7 +347,7 @@ def test_bad_input(run: Run) -> None:
         (
             (*ASKED, "--reference", "Q8_0"),
             2,
-            "Error: Invalid value for '--reference': 'Q8_0' is not known;",
+            "error: reference 'Q8_0' is not known.\n  known: F32, F16, BF16.",
         ),
         ((*ASKED, "--chunks", 1), 2, "error: --chunks 1 gives no interval"),
         ((*ASKED, "-c", 3), 2, "error: -c 3 leaves nothing to score.\n  give 4 or more."),
@@ -355,7 +355,7 @@ def test_bad_input(run: Run) -> None:
         ((*ASKED, "--window", "2:9"), 2, "error: window 2:9 is out of range: this model has 7 layers"),
         ((*ASKED, "--window", "2:5,3:5"), 2, "error: --window 2:5,3:5 is several windows, and a study is of one."),
         ((*ASKED, "--solver", "euler,nave"), 2, "error: solver 'nave' is not known.\n  did you mean naive?"),
-        ((*ASKED, "-o", "xml"), 2, "Error: Invalid value for '-o' / '--output': 'xml' is not known;"),
+        ((*ASKED, "-o", "xml"), 2, "error: output form 'xml' is not known."),
         (("--study", "none.toml"), 1, "error: cannot read none.toml: No such file or directory."),
         (("--study", "bad.toml"), 2, "error: bad.toml: 'type' is no option of compare.\n  did you mean types?"),
         (("--study", "nested.toml"), 2, "error: nested.toml: types is not a word, a number, or a list of them."),
@@ -364,7 +364,7 @@ def test_bad_input(run: Run) -> None:
     for args, code, message in cases:
         found = run(*args)
         assert found[:2] == (code, ""), (args, found)
-        assert found[2].rpartition("\n\n")[2].startswith(message), found[2]
+        assert found[2].startswith(message), found[2]
     assert run(*ASKED, name=None)[2].startswith("error: no model is given.")
 
 

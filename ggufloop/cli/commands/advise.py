@@ -12,8 +12,8 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import output_option, split_list
-from ggufloop.cli.types import Size
+from ggufloop.cli.options import split_list
+from ggufloop.cli.types import Size, output_option
 from ggufloop.errors import UsageError
 from ggufloop.study import advise as rule
 from ggufloop.study import advise_report

@@ -19,9 +19,9 @@ from ggufloop.cli.options import (
     loop_suggestion,
     loops_from_flags,
     model_options,
-    output_option,
     whole_numbers,
 )
+from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench

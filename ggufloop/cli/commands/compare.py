@@ -18,12 +18,11 @@ from ggufloop.cli.options import (
     loop_list_options,
     loops_from_flags,
     model_from_flags,
-    output_option,
     split_list,
     window_suggestion,
 )
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.cli.types import OneOf
+from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError
 from ggufloop.files import atomic_path
 from ggufloop.loop import LoopSpec, parse_window
@@ -88,7 +87,7 @@ def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec
               help="Take the options from a file; those given here count instead.")  # fmt: skip
 @click.option("--types", default=",".join(TYPES), show_default=True, metavar="TYPE,...",
               help="What to quantise to; .gguf files and 'source' (MODEL itself): as they are.")  # fmt: skip
-@click.option("--reference", type=OneOf(UNQUANTISED, upper=True), default="F16", show_default=True,
+@click.option("--reference", type=OneOf(UNQUANTISED, upper=True, what="reference"), default="F16", show_default=True,
               metavar="|".join(UNQUANTISED),
               help="What a model that is quantised already is dequantised to.")  # fmt: skip
 @text_options

@@ -11,7 +11,7 @@ import click
 from ggufloop.backend.doctor import Report, diagnose
 from ggufloop.cli.commands.version import version_rows
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import output_option
+from ggufloop.cli.types import output_option
 from ggufloop.errors import BackendError
 
 

@@ -20,9 +20,8 @@ from ggufloop.cli.options import (
     loop_options,
     loop_suggestion,
     model_options,
-    output_option,
 )
-from ggufloop.cli.types import OneOf
+from ggufloop.cli.types import OneOf, output_option
 from ggufloop.models.architectures import check_architecture, refusal
 from ggufloop.models.info import KV_TYPES, describe
 from ggufloop.models.registry import suggest_window

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import output_option
+from ggufloop.cli.types import output_option
 from ggufloop.models import registry
 from ggufloop.table import Column, Table
 

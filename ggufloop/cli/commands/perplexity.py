@@ -12,8 +12,9 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, model_and_loop
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import loop_options, model_from_flags, model_options, output_option, split_list
+from ggufloop.cli.options import loop_options, model_from_flags, model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
+from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import perplexity_report

@@ -8,7 +8,7 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import output_option
+from ggufloop.cli.types import output_option
 
 
 @click.command(name="results", cls=Command)

@@ -13,8 +13,8 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Group
-from ggufloop.cli.options import adder, output_option
-from ggufloop.cli.types import OneOf
+from ggufloop.cli.options import adder
+from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
 from ggufloop.scaling import analysis, report

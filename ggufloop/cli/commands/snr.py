@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import model_from_flags, model_options, output_option, window_suggestion
+from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
+from ggufloop.cli.types import output_option
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
 from ggufloop.files import files_sha256

@@ -15,10 +15,10 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.options import (
     loop_list_options,
     model_options,
-    output_option,
     split_list,
 )
 from ggufloop.cli.texts import text_from_flags, text_options
+from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.measure import sweep_report
 from ggufloop.measure.selection import FINALISTS, WORTH

@@ -10,7 +10,7 @@ import click
 from ggufloop.backend.doctor import Versions, versions
 from ggufloop.backend.library import BINDING
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import output_option
+from ggufloop.cli.types import output_option
 
 
 def version_rows(known: Versions) -> list[tuple[str, str]]:
