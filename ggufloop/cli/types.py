@@ -60,5 +60,6 @@ class Size(click.ParamType[int]):
 def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:
     """Add -o to a command, as its parameter `form`. forms: those of OUTPUT that it has; text is always there."""
     known = tuple(form for form in OUTPUT if form in ("text", *(forms or OUTPUT)))
-    return click.option("-o", "--output", "form", type=OneOf(known, what="output form"), default="text", show_default=True,
+    kind = OneOf(known, what="output form")
+    return click.option("-o", "--output", "form", type=kind, default="text", show_default=True,
                         metavar="|".join(known), help=help)  # fmt: skip
