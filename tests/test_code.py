@@ -50,6 +50,7 @@ FLOORS = """
 errors records listener
 reading interrupts table
 files
+setting solvers
 loop logits
 models
 backend

@@ -24,15 +24,8 @@ import click
 from ggufloop.backend.devices import SPLIT_MODES
 from ggufloop.backend.settings import DEFAULT_CONTEXT, FLASH, ContextSettings
 from ggufloop.cli import terminal
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    MODEL_FLAGS,
-    Suggest,
-    adder,
-    loop_from_flags,
-    loop_suggestion,
-    model_from_flags,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion
+from ggufloop.cli.options import MODEL_FLAGS, adder, model_from_flags
 from ggufloop.cli.types import OneOf
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec

@@ -3,12 +3,10 @@
     @click.command(name="run", cls=Command)
     @click.group(name="shannon", cls=Group)
 
-An option's section follows from its parameter's name, so that it is the same in every command.
+An option says its `section`, as those of a loop do, or it follows from its parameter's name.
 """
 
 from __future__ import annotations
-
-from functools import cache
 
 import click
 
@@ -19,20 +17,16 @@ OWN = "Options"
 ORDER = (OWN, "Model", "Loop", "Sampling", "Context", "Devices", "Output")
 
 
-@cache
-def _sections() -> dict[str, str]:
-    """The section of every parameter that several commands have."""
-    from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS  # --help of ggufloop itself does not need them
-
-    names = {
-        "Model": MODEL_FLAGS,
-        "Loop": ("window", "start", "width", *LOOP_FLAGS),
-        "Sampling": ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty"),
-        "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "no_try"),
-        "Devices": ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device"),
-        "Output": ("form", "out", "plot", "target", "log", "journal", "save", "verbose", "help"),
-    }
-    return {name: section for section, found in names.items() for name in found}
+_NAMES = {
+    "Model": ("model", "model_path", "hf", "offline", "hf_file"),
+    "Loop": ("window", "start", "width"),
+    "Sampling": ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty"),
+    "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "no_try"),
+    "Devices": ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device"),
+    "Output": ("form", "out", "plot", "target", "log", "journal", "save", "verbose", "help"),
+}
+_SECTIONS = {name: section for section, names in _NAMES.items() for name in names}
+"""The section of every parameter that several commands have."""
 
 
 class Command(click.Command):
@@ -47,7 +41,8 @@ class Command(click.Command):
             record = param.get_help_record(ctx)
             if record is not None and record[1]:
                 seed = param.name == "seed" and samples  # elsewhere it is of something else
-                found["Sampling" if seed else _sections().get(str(param.name), OWN)].append(record)
+                section = "Sampling" if seed else _SECTIONS.get(str(param.name), OWN)
+                found[getattr(param, "section", section)].append(record)
         for name, rows in found.items():
             if rows:
                 with formatter.section(name):

@@ -15,12 +15,12 @@ import click
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened
-from ggufloop.cli.options import DEFAULT_K, Suggest
+from ggufloop.cli.loop_options import Suggest
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, Emit, Stopped, first_difference
 from ggufloop.generate.sampling import Sampling
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import DEFAULT_K, LoopSpec
 from ggufloop.models.template import PLAIN, ChatTemplate
 
 COMMANDS = {

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufloop.cli import terminal
-from ggufloop.cli.options import LOOP_FLAGS, loop_suggestion, loops_from_flags, number_ranges
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_suggestion, loops_from_flags
+from ggufloop.cli.options import number_ranges
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.models.gguf import read_header

@@ -4,8 +4,9 @@
         serve([program, "-m", path, "--path", site.folder, ...], ("127.0.0.1", 8080), site, env={}, on_ready=print)
 
 The server answers from `site.folder`, which holds the page's files and what the results folder has, with a list of it
-that is written anew every few seconds. Reports are offered as text, for the page to show without their scripts:
-whatever the server sent as a page could use the server.
+that is written anew every few seconds. The settings of a loop are there as JSON in a module, settings.js, of which the
+page makes its controls: a page's own file is asked for without a key. Reports are offered as text, for the page to
+show without their scripts: whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import schema
 from ggufloop.server.results import listing
 
 PAGE = Path(__file__).parent / "page"
@@ -99,6 +101,7 @@ class Site:
     def __enter__(self) -> Site:
         for file in PAGE.iterdir():
             shutil.copy(file, self.folder)
+        (self.folder / "settings.js").write_text(f"export default {json.dumps(schema())};\n", encoding="utf-8")
         self.refresh()
         return self
 

@@ -3,7 +3,7 @@
     out = solve(spec, g, x0)                # g is called once per evaluation, in order
     out = solve(spec, g, x0, stop=small)    # a loop with halt: no further evaluation once small(y, next y)
 
-Deliberately not the tableaux of loop.py: nothing here knows that the rules are linear. `g` may be any function and x
+Deliberately not the tableaux of solvers.py: nothing here knows that the rules are linear. `g` may be any function and x
 anything that adds and scales.
 """
 

@@ -13,14 +13,8 @@ from ggufloop.cli import terminal
 from ggufloop.cli.bench_table import Printer, columns
 from ggufloop.cli.context import context_from_flags, context_options, resolve_model
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    loop_list_options,
-    loop_suggestion,
-    loops_from_flags,
-    model_options,
-    whole_numbers,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loop_suggestion, loops_from_flags
+from ggufloop.cli.options import model_options, whole_numbers
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec

@@ -13,14 +13,8 @@ import click
 from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, context_from_flags
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    loop_list_options,
-    loops_from_flags,
-    model_from_flags,
-    split_list,
-    window_suggestion,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_flags, window_suggestion
+from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError

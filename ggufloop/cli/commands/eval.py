@@ -15,7 +15,8 @@ from click.shell_completion import CompletionItem
 from ggufloop.cli import terminal
 from ggufloop.cli.context import context_from_flags, context_options, open_from_flags
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.tasks.questions import MAKERS

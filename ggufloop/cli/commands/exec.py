@@ -12,7 +12,7 @@ import click
 from ggufloop.backend import library
 from ggufloop.backend.build import PROGRAMS
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import LOOP_FLAGS, loop_from_flags, loop_options
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options
 from ggufloop.errors import UsageError, nearest
 
 

@@ -14,13 +14,8 @@ from ggufloop import inspection
 from ggufloop.backend.settings import DEFAULT_CONTEXT
 from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    loop_from_flags,
-    loop_options,
-    loop_suggestion,
-    model_options,
-)
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options, loop_suggestion
+from ggufloop.cli.options import model_options
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.models.architectures import check_architecture, refusal
 from ggufloop.models.info import KV_TYPES, describe

@@ -12,7 +12,8 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, model_and_loop
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import loop_options, model_from_flags, model_options, split_list
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_from_flags, model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError

@@ -12,7 +12,8 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import model_options, window_suggestion
+from ggufloop.cli.loop_options import window_suggestion
+from ggufloop.cli.options import model_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.loop import parse_window

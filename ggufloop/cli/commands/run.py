@@ -18,7 +18,8 @@ from ggufloop.cli.context import (
     sampling_options,
 )
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.cli.repl import converse
 from ggufloop.errors import UsageError
 from ggufloop.generate.chat import Conversation

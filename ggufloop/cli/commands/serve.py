@@ -14,7 +14,8 @@ from ggufloop.cli import terminal
 from ggufloop.cli.commands.build import Progress
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop, sampling_options
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
 from ggufloop.interrupts import end_on_sigterm

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
+from ggufloop.cli.loop_options import window_suggestion
+from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.cli.types import output_option
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure

@@ -12,11 +12,8 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import (
-    loop_list_options,
-    model_options,
-    split_list,
-)
+from ggufloop.cli.loop_options import loop_list_options
+from ggufloop.cli.options import model_options, split_list
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops

@@ -12,7 +12,8 @@ from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened, context_from_flags, context_options, open_from_flags
 from ggufloop.cli.help import Command
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
