@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggufloop.backend.settings import ContextSettings, trained
 from ggufloop.listener import SILENT, Listener
@@ -29,6 +29,16 @@ def check_loops(path: Path, loops: Iterable[LoopSpec | None]) -> None:
             check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
 
 
+def keywords(path: Path, settings: ContextSettings, listener: Listener = SILENT) -> dict[str, Any]:
+    """The keywords of LoopedLlama that the settings mean for this file, which is tried if nobody has computed on it."""
+    found = settings.keywords(path)
+    if found["n_ctx"] > trained(path):
+        listener.note(
+            f"a context of {found['n_ctx']} tokens is more than the {trained(path)} this model was trained on."
+        )
+    return found
+
+
 def open_model(
     path: Path,
     settings: ContextSettings,
@@ -40,12 +50,9 @@ def open_model(
     """The model, loaded. Raises UsageError, GgufloopError, BackendError."""
     from ggufloop.engine import LoopedLlama
 
-    keywords = settings.keywords(path)
-    if keywords["n_ctx"] > trained(path):
-        listener.note(f"a context of {keywords['n_ctx']} tokens is more than the {trained(path)} this model was "
-                      "trained on.")  # fmt: skip
+    given = keywords(path, settings, listener)
     with listener.doing(f"loading {path.name} ..."):
-        llm = LoopedLlama(path, loop=loop, verbose=verbose, **keywords)
+        llm = LoopedLlama(path, loop=loop, verbose=verbose, **given)
     if llm.devices:
         listener.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
     return llm

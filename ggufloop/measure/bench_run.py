@@ -25,7 +25,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench
 from ggufloop.measure.bench import Child, Timed, Variant, Workload
 from ggufloop.models.info import describe
-from ggufloop.opening import check_loops
+from ggufloop.opening import check_loops, keywords
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -127,8 +127,8 @@ def run_bench(
     if settings.n_ctx is None:
         settings = replace(settings, n_ctx=plan.context)
     settings.check_memory([path], plan.loops)
-    keywords = settings.keywords(path) | {"swa_full": False}  # as llama-bench
-    plan.check_context(keywords["n_ctx"])
+    given = keywords(path, settings, listener) | {"swa_full": False}  # as llama-bench
+    plan.check_context(given["n_ctx"])
     loaded = library.activate(stock=plan.stock and not plan.compare)
     from ggufloop.engine import LoopedLlama
 
@@ -140,14 +140,14 @@ def run_bench(
 
     with ExitStack() as stack:
         with listener.doing(f"loading {path.name} ..."):
-            llm = LoopedLlama(path, verbose=verbose, **keywords)
+            llm = LoopedLlama(path, verbose=verbose, **given)
             stack.callback(llm.close)
             for loop in plan.loops:
                 llm.set_loop(loop)  # what only the loaded model can refuse is refused before anything is measured
             child = None
             if plan.compare and variants[0].stock:
-                child = stack.enter_context(Child(path, True, keywords))
-        shown = keywords | {"cache_type_k": settings.type_k, "cache_type_v": settings.type_v}
+                child = stack.enter_context(Child(path, True, given))
+        shown = given | {"cache_type_k": settings.type_k, "cache_type_v": settings.type_v}
         constant = _constant(llm, path, loaded, shown) | {"model_sha256": file_sha256(path) if hashed else None}
         begun(constant)
 

@@ -62,11 +62,6 @@ def table(result: Trace) -> Table:
     )
 
 
-def halt(result: Trace) -> float | None:
-    """The tau of its loop."""
-    return None if result.loop is None else result.loop.halt
-
-
 def _halts(result: Trace, tau: float) -> list[str]:
     """What halt=tau does on this text, a line per unit."""
     n = max(step.evaluation for step in result.steps)
@@ -76,9 +71,8 @@ def _halts(result: Trace, tau: float) -> list[str]:
     ]
 
 
-def text(result: Trace, llm: LoopedLlama, path: Path) -> str:
+def text(result: Trace, llm: LoopedLlama, path: Path, tau: float | None = None) -> str:
     """The form for eyes: what was run, then a table per question."""
-    tau = halt(result)
     once = "no loop" if result.loop is None else str(result.loop)
     parts = [
         f"model   {path.name}, {llm.n_layer()} layers\n"
@@ -103,11 +97,11 @@ def text(result: Trace, llm: LoopedLlama, path: Path) -> str:
     return "\n".join(parts)
 
 
-def record(result: Trace, llm: LoopedLlama, path: Path) -> dict[str, Any]:
+def record(result: Trace, llm: LoopedLlama, path: Path, tau: float | None = None) -> dict[str, Any]:
     """For JSON."""
     from ggufloop.engine import ACTIVE
 
-    loop, tau = result.loop, halt(result)
+    loop = result.loop
     data: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": path.name,

@@ -106,15 +106,14 @@ def command(
         terminal.note(f"{what}: this is the logit lens of the plain model.")
         if no_lens:
             raise UsageError("a plain model has only the logit lens.", "leave out --no-lens, or give --K 2 or more.")
+    tau = None if loop is None else loop.halt
     with terminal.progress("tracing ..."):
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
-        style.save(
-            trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", trace_report.halt(result)), plot
-        )
+        style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
     if form == "text":
-        click.echo(trace_report.text(result, opened.llm, opened.path), nl=False)
+        click.echo(trace_report.text(result, opened.llm, opened.path, tau), nl=False)
     elif form == "json":
-        click.echo(json.dumps(trace_report.record(result, opened.llm, opened.path), indent=2))
+        click.echo(json.dumps(trace_report.record(result, opened.llm, opened.path, tau), indent=2))
     else:
         click.echo(trace_report.table(result).render(form), nl=False)
