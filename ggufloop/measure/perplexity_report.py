@@ -8,14 +8,13 @@ record(run, "notes.txt")                         # for json
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from ggufloop.files import file_sha256
 from ggufloop.measure.perplexity import Figure, TextScore
 from ggufloop.measure.perplexity_run import PerplexityRun
 from ggufloop.measure.stats import Estimate
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Column, Table, finite
 
 SCHEMA_VERSION = 1
 
@@ -107,13 +106,6 @@ def _several(run: PerplexityRun, source: str) -> str:
     return "\n".join(out) + "\n"
 
 
-def _clean(value: Any) -> Any:
-    """JSON has no word for nan."""
-    if isinstance(value, dict):
-        return {str(k): _clean(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def record(run: PerplexityRun, source: str) -> Any:
     """For JSON: a mapping, or a list of one for each context."""
     found = [_record(result, run, source) for result in run.results]
@@ -153,4 +145,4 @@ def _record(result: TextScore, run: PerplexityRun, source: str) -> Any:
             f.name: v._asdict() if hasattr(v := getattr(block, f.name), "_asdict") else v
             for f in dataclasses.fields(block)
         }
-    return _clean(data)
+    return finite(data)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from ggufloop.files import file_sha256, write_error
 from ggufloop.measure.tasks import SEED, Comparison, Run
+from ggufloop.table import finite
 
 SCHEMA_VERSION = 1
 
@@ -77,17 +77,8 @@ def record(
             for name, c in compared.items()
         },
     }
-    found: dict[str, Any] = _finite(data)
+    found: dict[str, Any] = finite(data)
     return found
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON has no word for, become null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_samples(path: Path, runs: dict[str, Run]) -> None:
@@ -96,6 +87,6 @@ def write_samples(path: Path, runs: dict[str, Run]) -> None:
         with path.open("w", encoding="utf-8") as out:
             for loop, run in runs.items():
                 for sample in run.samples:
-                    out.write(json.dumps(_finite({"loop": loop, **sample}), default=str, ensure_ascii=False) + "\n")
+                    out.write(json.dumps(finite({"loop": loop, **sample}), default=str, ensure_ascii=False) + "\n")
     except OSError as e:
         raise write_error(e, path) from e

@@ -14,8 +14,8 @@ from typing import Any
 
 from ggufloop.errors import UsageError
 from ggufloop.scaling import noise, noise_data
-from ggufloop.scaling.report import bullets, clean, shown
-from ggufloop.table import Cell, Column, Table
+from ggufloop.scaling.report import bullets, shown
+from ggufloop.table import Cell, Column, Table, finite
 
 SCHEMA_VERSION = 1
 _RUNGS = (Column("type"), Column("bits", ".4g"), Column("SNR dB", ".2f"), Column("measured", ".5f"),
@@ -75,9 +75,9 @@ class LadderReport:
         records = [
             {
                 "of": f.of,
-                "fit": {k: v for k, v in clean(f.fitted).items() if not k.startswith("_")},
+                "fit": {k: v for k, v in finite(f.fitted).items() if not k.startswith("_")},
                 "held_out": Table(_RUNGS, f.rows).records(),
-                "predictions": [{"snr_db": v, **clean(f.fitted.predict(v, self.bits))} for v in self.wanted],
+                "predictions": [{"snr_db": v, **finite(f.fitted.predict(v, self.bits))} for v in self.wanted],
             }
             for f in self.fits
         ]

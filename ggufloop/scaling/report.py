@@ -11,7 +11,7 @@ from ggufloop.measure.stats import Estimate
 from ggufloop.scaling import analysis
 from ggufloop.scaling.analysis import Level, Optimum, Pooled, Prediction, Settings, constants, loose
 from ggufloop.scaling.data import Data
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Column, Table, finite
 
 SCHEMA_VERSION = 1
 OPEN = "not determined"
@@ -123,17 +123,6 @@ def fit_text(data: Data, results: Sequence[Level], pooled: Sequence[Pooled]) -> 
     return "\n".join(parts)
 
 
-def clean(value: Any) -> Any:
-    """For JSON: dataclasses as mappings, and null where it has no word for a number."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: clean(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): clean(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [clean(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def fit_record(data: Data, results: Sequence[Level], pooled: Sequence[Pooled], settings: Settings) -> dict[str, Any]:
     """Fits for JSON."""
     levels = []
@@ -167,7 +156,7 @@ def fit_record(data: Data, results: Sequence[Level], pooled: Sequence[Pooled], s
         "pooled": list(pooled),
         "measured": analysis.comparisons(results),
     }
-    record: dict[str, Any] = clean(whole)
+    record: dict[str, Any] = finite(whole)
     return record
 
 
@@ -186,7 +175,7 @@ def prediction_record(data: Data, law: str, found: Predictions) -> dict[str, Any
         {"level": r.points.level, "n": len(r.points), "held_out": r.tests.get(law), "predictions": ps}
         for r, ps in found
     ]
-    whole: dict[str, Any] = clean(
+    whole: dict[str, Any] = finite(
         {"schema_version": SCHEMA_VERSION, "data": data.name, "law": law, "n_counts": data.count, "levels": levels}
     )
     return whole

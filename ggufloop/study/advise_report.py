@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from ggufloop.measure.stats import Estimate
 from ggufloop.study import advise as rule
 from ggufloop.study.advise import Advice, Criterion, Thresholds
 from ggufloop.study.file import Study
+from ggufloop.table import finite
 
 SCHEMA_VERSION = 1
 
@@ -117,15 +117,6 @@ def text(advices: list[Advice], study: Study, bigger: Study | None, explain: boo
     return "\n".join(out) + "\n"
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no word for infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def record(advices: list[Advice], study: Study, bigger: Study | None, thresholds: Thresholds) -> dict[str, Any]:
     """For JSON."""
 
@@ -140,5 +131,5 @@ def record(advices: list[Advice], study: Study, bigger: Study | None, thresholds
         "seed": rule.SEED,
         "advice": [dataclasses.asdict(a) for a in advices],
     }
-    found: dict[str, Any] = _plain(data)
+    found: dict[str, Any] = finite(data)
     return found
