@@ -9,15 +9,13 @@ infinity, which JSON has no word for, become null there.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ggufloop.errors import UsageError, nearest
+from ggufloop.reading import finite
 
 FORMS = ("md", "csv", "json", "jsonl")
 
@@ -48,7 +46,7 @@ class Table:
 
     def records(self) -> list[dict[str, Cell]]:
         """One mapping per row, as JSON has it."""
-        return [{c.name: finite(v) for c, v in zip(self.columns, row, strict=True)} for row in self.rows]
+        return [finite({c.name: v for c, v in zip(self.columns, row, strict=True)}) for row in self.rows]
 
     def _md(self) -> str:
         cells = [[_shown(v, c.form) for c, v in zip(self.columns, row, strict=True)] for row in self.rows]
@@ -78,17 +76,6 @@ class Table:
 
     def _jsonl(self) -> str:
         return "".join(json.dumps(record) + "\n" for record in self.records())
-
-
-def finite(value: Any) -> Any:
-    """For JSON: dataclasses as mappings, and null where it has no word for a number."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: finite(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Cell, form: str) -> str:

@@ -48,8 +48,8 @@ PROCESSES = {"ggufloop.backend.trier", "ggufloop.backend.verifier", "ggufloop.qu
 
 FLOORS = """
 errors records listener
-reading interrupts table
-files
+reading interrupts progress
+files table
 setting solvers
 loop logits
 models

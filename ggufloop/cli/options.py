@@ -70,7 +70,7 @@ def resolve_flags(
 
     Raises UsageError unless exactly one of them names a model, GgufloopError if it cannot be had.
     """
-    from ggufloop.cli.progress import download_progress
+    from ggufloop.cli.progress import shown
     from ggufloop.models import registry  # what a download needs is not imported for --help
 
     given = [text for text in (model, model_path, hf) if text is not None]
@@ -82,7 +82,7 @@ def resolve_flags(
         raise UsageError(
             f"the model is given {len(given)} times: {', '.join(given)}.", "give MODEL, -m or -hf, not several."
         )
-    with download_progress() as progress:
+    with shown() as progress:
         return registry.resolve(given[0] if hf is None else None, hf, offline, progress, hf_file)
 
 

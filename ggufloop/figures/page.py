@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ggufloop.figures import study as drawn
 from ggufloop.figures import style
-from ggufloop.files import atomic_path
+from ggufloop.files import write_text
 from ggufloop.study import report
 from ggufloop.study.file import Study
 
@@ -23,8 +23,8 @@ def check(folder: Path) -> None:
 
 def publish(study: Study, folder: Path, again: str) -> Path:
     """Write table.md, table.csv, the figures and report.html, which is returned. again: the command that repeats it."""
-    _write(folder / "table.md", report.shown(study).render("md"))
-    _write(folder / "table.csv", report.numbers(study).render("csv"))
+    write_text(folder / "table.md", report.shown(study).render("md"))
+    write_text(folder / "table.csv", report.numbers(study).render("csv"))
     pictures = {}
     for name, figure in drawn.figures(study).items():
         style.save(figure, folder / f"{name}.png")
@@ -33,10 +33,5 @@ def publish(study: Study, folder: Path, again: str) -> Path:
             figure.savefig(svg, format="svg")
         pictures[name] = svg.getvalue()
     page = folder / "report.html"
-    _write(page, report.html(study, pictures, again))
+    write_text(page, report.html(study, pictures, again))
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure.corpus import Text
-from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, tokenize
+from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import score
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class TextMeasure:
         """Mean log-probability per scored token of each chunk, in nats."""
         found = []
         for i in items:
-            mean = float(score(llm, chunk_at(llm, self._tokens, self.n_ctx, i), self.n_ctx // 2).logprob.mean())
+            mean = float(score(llm, chunk_at(llm, self._tokens, self.n_ctx, i), halves(self.n_ctx)[0]).logprob.mean())
             found.append(mean if math.isfinite(mean) else UNUSABLE)
         return found
 

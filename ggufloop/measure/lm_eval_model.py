@@ -9,7 +9,7 @@ is cut off: a prompt that the context cannot hold is an error before anything is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -20,6 +20,7 @@ from ggufloop.generate.complete import complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.measure.multiple_choice import score_choices, score_step
 from ggufloop.models.template import ChatTemplate, Message
+from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -27,18 +28,11 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS = 256
 """Most tokens of an answer where the task does not say, as lm-eval's own models have it."""
 
-Progress = Callable[[int, int], None]
-"""Called with requests done and requests in all."""
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress."""
-
 
 class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     """lm-eval's view of a loaded model under the loop in force."""
 
-    def __init__(self, llm: LoopedLlama, progress: Progress = _silent) -> None:
+    def __init__(self, llm: LoopedLlama, progress: Progress = silent) -> None:
         super().__init__()
         self.llm = llm
         self._progress = progress
@@ -85,7 +79,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
                 answers[i] = answer.logprob, answer.greedy
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
             done += len(members)
-            self._progress(done, len(requests))
+            self._progress(Step("", done, len(requests), "request"))
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -99,7 +93,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
                 total += float(score_step(self.llm, context, targets).logprob.sum())
             totals.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-            self._progress(len(totals), len(requests))
+            self._progress(Step("", len(totals), len(requests), "request"))
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -112,7 +106,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
             sampling, stop = _generation(request.args[1])
             answers.append(complete(self.llm, prompt, sampling, stop=stop).text)
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-            self._progress(len(answers), len(requests))
+            self._progress(Step("", len(answers), len(requests), "request"))
         return answers
 
     def _check_fits(self, n: int) -> None:

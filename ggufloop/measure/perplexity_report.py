@@ -14,7 +14,8 @@ from ggufloop.files import file_sha256
 from ggufloop.measure.perplexity import Figure, TextScore
 from ggufloop.measure.perplexity_run import PerplexityRun
 from ggufloop.measure.stats import Estimate
-from ggufloop.table import Cell, Column, Table, finite
+from ggufloop.reading import finite
+from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
 

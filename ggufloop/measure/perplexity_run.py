@@ -11,15 +11,15 @@ Each context is scored in a model opened for it: what llama.cpp computes may dep
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import atomic_file
 from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
@@ -36,15 +36,13 @@ from ggufloop.measure.perplexity import (
 )
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
+from ggufloop.progress import Progress, named, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
 
 CONTEXT = 512
 PLAIN = "plain"
-
-Report = Callable[[int, int, int, float], None]
-"""Told after each chunk: the context, chunks done, chunks in all, perplexity so far."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def run_perplexity(
     save: Path | None = None,
     settings: ContextSettings | None = None,
     verbose: bool = False,
-    report: Report = lambda n_ctx, done, total, ppl: None,
+    progress: Progress = silent,
     listener: Listener = SILENT,
 ) -> PerplexityRun:
     """Score the text, the first `chunks` of it, in chunks of each of `contexts` tokens; 0 is the model's own.
@@ -122,9 +120,7 @@ def run_perplexity(
                         n = min(n_chunk, chunks or n_chunk)
                         _check_space(save, stored_bytes(n_ctx, llm.n_vocab(), n))
 
-                def told(done: int, total: int, ppl: float, n_ctx: int = n_ctx) -> None:
-                    report(n_ctx, done, total, ppl)
-
+                told = named(progress, f"-c {n_ctx}") if len(contexts) > 1 else progress
                 results.append(perplexity(llm, tokens, n_ctx, chunks, against, told, file))
     return PerplexityRun(results, path, _name(base), _file(path, base))
 
@@ -163,20 +159,8 @@ def _saving(path: Path | None, listener: Listener) -> Iterator[BinaryIO | None]:
     if path is None:
         yield None
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        if isinstance(e, GgufloopError):
-            raise
-        raise GgufloopError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}.", "name another file.") from e
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            partial.unlink()
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        yield file
     listener.note(f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
 
 

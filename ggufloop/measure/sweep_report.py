@@ -14,6 +14,7 @@ from typing import Any
 from ggufloop.measure.selection import HELPS, LEAST_ITEMS, NONE_HELPS
 from ggufloop.measure.sweep import Outcome
 from ggufloop.measure.sweep_run import SweepResult
+from ggufloop.progress import duration
 from ggufloop.table import Cell, Column, Table
 
 _COLUMNS = (Column("measure"), Column("loop"), Column("layers", ".2f"), Column("n", "d"), Column("gain", "+.5f"),
@@ -37,12 +38,6 @@ def record(result: SweepResult) -> dict[str, Any]:
     """For JSON."""
     head = {name: value for name, value in result.header.items() if name != "measures"}
     return {**head, "seed": result.seed, "loops": list(result.costs), "results": list(map(_record, result.outcomes))}
-
-
-def duration(seconds: float) -> str:
-    """A time for eyes."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{s} s" if not minutes else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def rows(outcome: Outcome, costs: Mapping[str, float]) -> list[list[Cell]]:

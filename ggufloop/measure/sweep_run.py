@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.files import file_sha256, writing
+from ggufloop.files import file_sha256
 from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, WORTH
-from ggufloop.measure.sweep import Outcome, Report, check_record, items_within, sweep
+from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
+from ggufloop.progress import Progress, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -108,7 +109,7 @@ def run_sweep(
     settings: ContextSettings | None = None,
     *,
     verbose: bool = False,
-    report: Report = lambda progress: None,
+    progress: Progress = silent,
     listener: Listener = SILENT,
 ) -> SweepResult:
     """Score the loops against the plain model on what is planned, and decide.
@@ -134,15 +135,13 @@ def run_sweep(
             "measures": [m.identity() for m in measures],
         }  # fmt: skip
         target = journal_path(path, journal)
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
         with Journal.open(target, header, partial(check_record, measures)) as kept:
             if kept.dropped:
                 listener.note(kept.dropped)
             _keep_budget(llm, loops, measures, plan, kept)
             outcomes = [
                 sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                      worth=plan.worth, level=LEVEL / len(measures), report=report)
+                      worth=plan.worth, level=LEVEL / len(measures), progress=progress)
                 for measure in measures
             ]  # fmt: skip
         costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}

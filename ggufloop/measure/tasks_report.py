@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ggufloop.files import file_sha256, write_error
+from ggufloop.files import file_sha256, write_text
 from ggufloop.measure.tasks import SEED, Comparison, Run
-from ggufloop.table import finite
+from ggufloop.reading import finite
 
 SCHEMA_VERSION = 1
 
@@ -83,10 +83,5 @@ def record(
 
 def write_samples(path: Path, runs: dict[str, Run]) -> None:
     """Write every question with its answers, one per line. Raises GgufloopError."""
-    try:
-        with path.open("w", encoding="utf-8") as out:
-            for loop, run in runs.items():
-                for sample in run.samples:
-                    out.write(json.dumps(finite({"loop": loop, **sample}), default=str, ensure_ascii=False) + "\n")
-    except OSError as e:
-        raise write_error(e, path) from e
+    samples = (finite({"loop": loop, **sample}) for loop, run in runs.items() for sample in run.samples)
+    write_text(path, "".join(json.dumps(each, default=str, ensure_ascii=False) + "\n" for each in samples))

@@ -18,6 +18,7 @@ from ggufloop.backend.settings import cores
 from ggufloop.errors import UsageError
 from ggufloop.listener import SILENT, Listener
 from ggufloop.models.info import describe
+from ggufloop.progress import Progress, named, silent
 from ggufloop.quant import imatrix
 from ggufloop.quant.files_report import write_record
 from ggufloop.quant.quantize import (
@@ -90,15 +91,6 @@ class LadderPlan:
         return overrides, marks
 
 
-@dataclass(frozen=True)
-class LadderProgress:
-    """Who is told: tensor(type, i, n, name), chunk(done, total) of an importance matrix, made(file)."""
-
-    tensor: Callable[[str, int, int, str], None] = lambda type_, i, n, name: None
-    chunk: Callable[[int, int], None] = lambda done, total: None
-    made: Callable[[Quantized], None] = lambda made: None
-
-
 def quantize_ladder(
     path: Path,
     plan: LadderPlan,
@@ -106,21 +98,23 @@ def quantize_ladder(
     *,
     threads: int | None = None,
     force: bool = False,
-    progress: LadderProgress | None = None,
+    progress: Progress = silent,
+    each: Callable[[Quantized], None] = lambda made: None,
     log: Log | None = None,
     listener: Listener = SILENT,
 ) -> list[Quantized]:
     """Make every file in `folder`, or find it made in the same way; force: replace one that was made otherwise.
 
-    threads: None for all. log: gets llama.cpp's own words. Raises UsageError, GgufloopError.
+    threads: None for all. each: gets a file when it is there. log: gets llama.cpp's own words. Raises UsageError,
+    GgufloopError.
     """
-    info, told, n_threads = describe(path), progress or LadderProgress(), threads or cores()
+    info, n_threads = describe(path), threads or cores()
     overrides, marks = plan.tensors(info.n_layer)
     matrix = plan.matrix
     if isinstance(matrix, MatrixText):
         target = folder / f"{path.stem}-imatrix-{Path(matrix.name).stem}.gguf"
         made = imatrix.compute(path, matrix.text, matrix.name, target, chunks=matrix.chunks, threads=n_threads,
-                               progress=told.chunk, force=force)  # fmt: skip
+                               progress=progress, force=force)  # fmt: skip
         listener.note(f"importance matrix: {target}, {made.chunks} chunks of {imatrix.CONTEXT} tokens of {matrix.name}")
         matrix = target
     marks += ["imatrix"] * (matrix is not None)
@@ -129,13 +123,9 @@ def quantize_ladder(
         listener.note(f"{path.name} is quantised already ({', '.join(sorted(before))}): what that lost stays lost.")
     files = []
     for type_ in plan.types:
-
-        def tensor(i: int, n: int, name: str, type_: str = type_) -> None:
-            told.tensor(type_, i, n, name)
-
         file = quantize(path, folder / default_name(path, type_, *marks), type_, overrides=overrides, imatrix=matrix,
-                        threads=n_threads, progress=tensor, log=log, force=force)  # fmt: skip
-        told.made(file)
+                        threads=n_threads, progress=named(progress, type_), log=log, force=force)  # fmt: skip
+        each(file)
         write_record(file)
         files.append(file)
     return files

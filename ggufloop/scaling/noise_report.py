@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ggufloop.errors import UsageError
+from ggufloop.reading import finite
 from ggufloop.scaling import noise, noise_data
 from ggufloop.scaling.report import bullets, shown
-from ggufloop.table import Cell, Column, Table, finite
+from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
 _RUNGS = (Column("type"), Column("bits", ".4g"), Column("SNR dB", ".2f"), Column("measured", ".5f"),

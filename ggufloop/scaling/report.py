@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ggufloop.measure.stats import Estimate
+from ggufloop.reading import finite
 from ggufloop.scaling import analysis
 from ggufloop.scaling.analysis import Level, Optimum, Pooled, Prediction, Settings, constants, loose
 from ggufloop.scaling.data import Data
-from ggufloop.table import Cell, Column, Table, finite
+from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
 OPEN = "not determined"

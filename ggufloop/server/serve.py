@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from ggufloop.backend.process import ending
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import write_text
 from ggufloop.loop import schema
 from ggufloop.server.results import listing
 
@@ -117,10 +119,8 @@ class Site:
         for name in self._offered - names:
             self._withdraw(name)
         self._offered = names
-        partial = self.folder / ".results.json"
-        with contextlib.suppress(OSError):  # a full disk: the list stays as it was
-            partial.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(partial, self.folder / "results.json")
+        with contextlib.suppress(GgufloopError):  # a full disk: the list stays as it was
+            write_text(self.folder / "results.json", json.dumps(found))
 
     def _offer(self, results: Path, result: dict[str, Any]) -> bool:
         """Put a file of the list in place; False if it cannot be had."""
@@ -248,5 +248,6 @@ def _ended(code: int, said: list[str], ready: bool) -> GgufloopError:
         return UsageError(why.removeprefix("llama_loop: "))
     if not ready and why.startswith("error"):
         return UsageError(f"llama-server: {why}", "its flags: ggufloop exec llama-server --help")
-    how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-    return GgufloopError(f"llama-server ended ({how})" + (f": {why}" if why else "."), "run with -v to see its log.")
+    return GgufloopError(
+        f"llama-server ended ({ending(code)})" + (f": {why}" if why else "."), "run with -v to see its log."
+    )

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from ggufloop.measure.stats import Estimate
+from ggufloop.reading import finite
 from ggufloop.study import advise as rule
 from ggufloop.study.advise import Advice, Criterion, Thresholds
 from ggufloop.study.file import Study
-from ggufloop.table import finite
 
 SCHEMA_VERSION = 1
 

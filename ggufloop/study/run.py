@@ -27,6 +27,7 @@ from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import LEAST_CONTEXT
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
+from ggufloop.progress import Progress, named, silent
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
@@ -75,15 +76,6 @@ class StudyPlan:
             ladder_files.type_name(word)
 
 
-@dataclass(frozen=True)
-class StudyProgress:
-    """Who is told: tensor(file, i, n, name), chunk(type, loop, chunk, left) and request(type, loop, done, total)."""
-
-    tensor: Callable[[str, int, int, str], None] = lambda file, i, n, name: None
-    chunk: Callable[[str, str, int, int], None] = lambda type_, loop, chunk, left: None
-    request: Callable[[str, str, int, int], None] = lambda type_, loop, done, total: None
-
-
 def run_study(
     path: Path,
     loops: Sequence[LoopSpec],
@@ -93,7 +85,7 @@ def run_study(
     *,
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
-    progress: StudyProgress | None = None,
+    progress: Progress = silent,
     listener: Listener = SILENT,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
@@ -109,7 +101,7 @@ def run_study(
     settings.check_memory([path], loops)
     with lock(folder / ".lock", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
         each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
-        job = _Job(path, each, plan, folder, settings, verbose, progress or StudyProgress(), listener)
+        job = _Job(path, each, plan, folder, settings, verbose, progress, listener)
         study = studies.create(job.file, job.header(window))
         if study.dropped:
             listener.note(study.dropped)
@@ -140,7 +132,7 @@ class _Job:
     folder: Path
     settings: ContextSettings
     verbose: bool
-    progress: StudyProgress
+    progress: Progress
     listener: Listener
 
     @property
@@ -192,8 +184,8 @@ class _Job:
         """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
         models, threads = self.folder / "models", self.settings.n_threads
 
-        def told(type_: str) -> ladder_files.Progress:
-            return lambda i, n, name: self.progress.tensor(f"{self.path.name}: {type_}", i, n, name)
+        def told(type_: str) -> Progress:
+            return named(self.progress, f"{self.path.name}, {type_}")
 
         asked = self.plan.reference
         ref = ladder_files.reference(self.path, models, asked, threads, told(asked))
@@ -216,13 +208,6 @@ class _Job:
             return study
         needed = [ladder[0], *(entry for entry in lacking if entry is not ladder[0])]
         self.settings.check_memory([entry.path for entry in needed], self.loops)
-        left = measure.missing(study, [entry.file.type for entry in lacking], self.loops, chunks)
-
-        def told(type_: str, loop: str, chunk: int) -> None:
-            nonlocal left
-            left -= 1
-            self.progress.chunk(type_, loop, chunk, left)
-
         tried = replace(self.settings, try_first=False)  # the model they are made of is
         with ExitStack() as stack:
             models: dict[str, LoopedLlama] = {}
@@ -230,7 +215,8 @@ class _Job:
                 models[entry.file.type] = self.open(entry.path, tried)
                 stack.callback(models[entry.file.type].close)
             tokens = measure.shared_tokens(models, self.plan.text.text)
-            return measure.measure(self.file, study, models, self.loops, tokens, chunks, self.plan.chunk, told)
+            return measure.measure(self.file, study, models, self.loops, tokens, chunks, self.plan.chunk,
+                                   named(self.progress, self.path.name))  # fmt: skip
 
     def ask(self, study: Study, entry: LadderFile) -> Study:
         """The tasks a file lacks."""
@@ -244,6 +230,6 @@ class _Job:
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
         llm = self.open(entry.path, replace(self.settings, n_ctx=room, try_first=False))
         try:
-            return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress.request)
+            return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress)
         finally:
             llm.close()

@@ -53,8 +53,6 @@ def test_builds_once_and_then_finds_it(machine: FakeMachine) -> None:
         "unpacking llama.cpp",
         "configuring",
         f"compiling (takes minutes; log: {machine.cache}/logs/{name}.log)",
-        "  1/2",
-        "  2/2",
         "verifying",
         f"built {name}",
     ]

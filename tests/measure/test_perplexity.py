@@ -251,8 +251,8 @@ def test_bits_per_byte_counts_the_bytes_of_the_tokens_scored(llm: LoopedLlama) -
 
 def test_chunks(llm: LoopedLlama, text: str) -> None:
     tokens = tokenize(llm, text)[:200]
-    told: list[tuple[int, int]] = []
-    result = perplexity(llm, tokens, 64, report=lambda done, total, ppl: told.append((done, total)))
+    told: list[tuple[float, float]] = []
+    result = perplexity(llm, tokens, 64, progress=lambda step: told.append((step.done, step.total)))
     assert (result.chunks, result.n, result.loop, result.against) == (3, 3 * 31, None, None)
     assert told == [(1, 3), (2, 3), (3, 3)]
     one = perplexity(llm, tokens, 64, chunks=1)

@@ -21,6 +21,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import Other, perplexity
+from ggufloop.progress import Step
 from ggufloop.study import analysis, ladder_files, measure, report
 from ggufloop.study import file as study
 from ggufloop.study.file import PLAIN, Study, StudyHeader
@@ -148,16 +149,16 @@ def test_a_stopped_study_goes_on(
     """Stopped after 7 of 18 measurements, it has 7, goes on with the eighth, and ends as if it had not been stopped.
     The reference runs once for all files of a chunk and loop."""
     whole = measured(tmp_path / "whole.jsonl", ladder, models, text)
-    told: list[tuple[str, str, int]] = []
+    told: list[Step] = []
 
-    def stop_at_seven(*what: object) -> None:
-        told.append(what)  # type: ignore[arg-type]
+    def stop_at_seven(step: Step) -> None:
+        told.append(step)
         if len(told) == 7:
             raise KeyboardInterrupt
 
     path = tmp_path / "s.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        measured(path, ladder, models, text, report=stop_at_seven)
+        measured(path, ladder, models, text, progress=stop_at_seven)
     part = study.read(path)
     assert sum(len(cell.chunks) for cell in part.cells.values()) == 7
     assert measure.missing(part, [r.file.type for r in ladder], LOOPS, range(2)) == 11
@@ -166,9 +167,13 @@ def test_a_stopped_study_goes_on(
     monkeypatch.setattr(
         LoopedLlama, "each_logits", lambda llm, *a, **k: (evaluated.append(llm), original(llm, *a, **k))[1]
     )
-    rest = measured(path, ladder, models, text, study=part, report=stop_at_seven)
+    rest = measured(path, ladder, models, text, study=part, progress=stop_at_seven)
     assert len(told) == 18
-    assert len(set(told)) == 18
+    assert len({step.text for step in told}) == 18
+    assert [(step.done, step.total) for step in told] == [
+        *((i, 18) for i in range(1, 8)),
+        *((i, 11) for i in range(1, 12)),
+    ]
     assert evaluated.count(models["F32"]) == 4  # 3 loops of the second chunk, and the loop it was stopped in
 
     def without_seconds(s: Study) -> dict[object, object]:
@@ -272,8 +277,8 @@ def test_the_command(run: Run) -> None:
     folder = Path("studies/llama")
     assert out.endswith(f"\nreport: {folder / 'report.html'}\n")
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html", "ppl-size.png",
-        "amplification-snr.png", "kld-snr.png",
+        ".lock", ".study.jsonl.lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html",
+        "ppl-size.png", "amplification-snr.png", "kld-snr.png",
     }  # fmt: skip
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
     page = (folder / "report.html").read_text()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +13,17 @@ from ggufloop.cli.context import batch_options, context_from_flags
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_flags, window_suggestion
 from ggufloop.cli.options import model_from_flags, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError
-from ggufloop.files import atomic_path
+from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import report
-from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, StudyProgress, run_study
+from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_study
 
 KS = "2,3,6"
-
-
-class _Clock:
-    """What is left, by what the evaluations so far took; a line per chunk, on a terminal one that is written over."""
-
-    def __init__(self, model: str) -> None:
-        self._model, self._total = model, 0
-        self._start = time.monotonic()
-        self._seen: int | str | None = None
-
-    def chunk(self, type_: str, loop: str, chunk: int, left: int) -> None:
-        if not self._total:
-            self._total = left + 1
-        done = self._total - left
-        seconds = (time.monotonic() - self._start) / done * left
-        text = f"{self._model}, {done} of {self._total} (chunk {chunk + 1}), about {_duration(seconds)} left"
-        if sys.stderr.isatty():
-            click.echo(f"\r{text}: {type_}, {loop}"[:118].ljust(118), nl=not left, err=True)
-        elif chunk != self._seen:
-            click.echo(text, err=True)
-        self._seen = chunk
-
-    def tensor(self, file: str, i: int, n: int, name: str) -> None:
-        """Which tensor is being worked on; off a terminal only that there is work."""
-        if sys.stderr.isatty():
-            click.echo(f"\r{file}: tensor {i}/{n} ".ljust(60), nl=i == n, err=True)
-        elif file != self._seen:
-            click.echo(f"{file} ...", err=True)
-        self._seen = file
-        self._start = time.monotonic()
-
-    def request(self, type_: str, loop: str, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{type_}, {loop}: request {done}/{total}".ljust(78), nl=done == total, err=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec]:
@@ -137,23 +96,20 @@ def command(
 
         def begun(folder: Path = folder, of_one: dict[str, Any] = of_one) -> None:
             page.check(folder)
-            with atomic_path(folder / "study.toml") as partial:
-                partial.write_text(study_file.dump(command, of_one), encoding="utf-8")
+            write_text(folder / "study.toml", study_file.dump(command, of_one))
 
-        clock = _Clock(path.name)
         try:
-            study = run_study(
-                path, loops, plan, folder, settings, verbose=ctx.obj["verbose"], begun=begun,
-                progress=StudyProgress(clock.tensor, clock.chunk, clock.request), listener=terminal.LISTENER,
-            )  # fmt: skip
+            with shown() as progress:
+                study = run_study(path, loops, plan, folder, settings, verbose=ctx.obj["verbose"], begun=begun,
+                                  progress=progress, listener=terminal.LISTENER)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise
         found.append(study)
-        shown = page.publish(study, folder, again)
+        page_path = page.publish(study, folder, again)
         if form == "text":
             click.echo("\n" * (len(found) > 1) + f"{path.name}\n\n{report.shown(study).render('md')}")
             click.echo("\n".join(report.summary(study)))
-            click.echo(f"\nreport: {shown}")
+            click.echo(f"\nreport: {page_path}")
     if form != "text":
         click.echo(report.numbers(*found).render(form), nl=False)

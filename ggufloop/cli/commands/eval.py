@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +14,10 @@ from ggufloop.cli.context import context_from_flags, context_options, open_from_
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
+from ggufloop.progress import named
 from ggufloop.tasks.questions import MAKERS
 
 if TYPE_CHECKING:
@@ -28,23 +27,6 @@ if TYPE_CHECKING:
 def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     before, comma, last = incomplete.rpartition(",")
     return [CompletionItem(before + comma + name) for name in MAKERS if name.startswith(last)]
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of questions answered, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit="request", file=sys.stderr, disable=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _compare(plain: Run, looped: Run) -> dict[str, Comparison]:
@@ -112,8 +94,10 @@ def command(
     runs: dict[str, Run] = {}
     for spec in [None, loop] if paired else [loop]:
         opened.llm.set_loop(spec)
-        with _progress(terminal.describe(spec)) as progress:
-            runs["plain" if spec is None else str(spec)] = evaluate(opened.llm, tasks, limit, chat, progress)
+        with shown() as progress:
+            runs["plain" if spec is None else str(spec)] = evaluate(
+                opened.llm, tasks, limit, chat, named(progress, terminal.describe(spec))
+            )
     if log is not None:
         tasks_report.write_samples(log, runs)
     compared = _compare(*runs.values()) if paired else {}

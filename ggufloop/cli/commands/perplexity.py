@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ggufloop.cli.context import batch_options, context_from_flags, model_and_lo
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_from_flags, model_options, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
@@ -23,18 +23,6 @@ from ggufloop.measure.perplexity import KLBase
 from ggufloop.measure.perplexity_run import CONTEXT, PLAIN, run_perplexity
 
 NONE = "none"
-
-
-class _Progress:
-    """One line on a terminal that follows the chunks."""
-
-    def __init__(self, contexts: int) -> None:
-        self._several = contexts > 1
-
-    def __call__(self, n_ctx: int, done: int, total: int, ppl: float) -> None:
-        if sys.stderr.isatty():
-            what = f"-c {n_ctx}: " if self._several else ""
-            click.echo(f"\r{what}chunk {done}/{total}, PPL {ppl:.4f} ", nl=done == total, err=True)
 
 
 def _contexts(text: str) -> list[int]:
@@ -94,10 +82,11 @@ def command(
     offline = flags["offline"]
     source = None if stored is not None else text_from_flags(text, dataset, offline)
     path, loop, _ = model_and_loop(flags)
-    run = run_perplexity(
-        path, source, loop, contexts=asked, chunks=chunks, base=stored or _base(kl_base, loop, offline), save=save,
-        settings=settings, verbose=ctx.obj["verbose"], report=_Progress(len(asked)), listener=terminal.LISTENER,
-    )  # fmt: skip
+    with shown() as progress:
+        run = run_perplexity(
+            path, source, loop, contexts=asked, chunks=chunks, base=stored or _base(kl_base, loop, offline), save=save,
+            settings=settings, verbose=ctx.obj["verbose"], progress=progress, listener=terminal.LISTENER,
+        )  # fmt: skip
     name = f"that of {kl_base}" if source is None else source.name
     if form == "text":
         click.echo(perplexity_report.text(run, name), nl=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_options
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.loop import parse_window
 from ggufloop.measure import corpus
 from ggufloop.quant import imatrix
 from ggufloop.quant.files_report import render
-from ggufloop.quant.ladder import LadderPlan, LadderProgress, MatrixText, quantize_ladder
+from ggufloop.quant.ladder import LadderPlan, MatrixText, quantize_ladder
 from ggufloop.quant.quantize import ALIASES, FILE_TYPES, INT4, INT8, Quantized, file_type
 
 
@@ -61,30 +61,8 @@ def _matrix(given: str | None, chunks: int | None) -> Path | MatrixText | None:
     return MatrixText(text.name, text.text, chunks)
 
 
-class _Progress:
-    """One line on a terminal that follows the tensors."""
-
-    def __init__(self) -> None:
-        self._width = 0
-
-    def tensor(self, type_: str, i: int, n: int, name: str) -> None:
-        if sys.stderr.isatty():
-            line = f"{type_} {i}/{n} {name}"
-            click.echo("\r" + line.ljust(self._width), nl=False, err=True)
-            self._width = len(line)
-
-    def chunk(self, done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\rimportance matrix: chunk {done}/{total} ", nl=done == total, err=True)
-
-    def made(self, file: Quantized) -> None:
-        self.done()
-        click.echo(f"{'made' if file.made else 'there already:'} {file.path}", err=True)
-
-    def done(self) -> None:
-        """Leave an empty line behind."""
-        if self._width:
-            click.echo("\r" + " " * self._width + "\r", nl=False, err=True)
+def _made(file: Quantized) -> None:
+    click.echo(f"{'made' if file.made else 'there already:'} {file.path}", err=True)
 
 
 def _log(text: str) -> None:
@@ -144,11 +122,7 @@ def command(
         plan = replace(plan, window=window_suggestion(path)())
     by_path = any(text is not None and Path(text) == path for text in names)
     folder = out or (path.parent if by_path else Path())
-    progress = _Progress()
-    told = LadderProgress(progress.tensor, progress.chunk, progress.made)
-    try:
-        files = quantize_ladder(path, plan, folder, threads=n_threads, force=force, progress=told,
+    with shown() as progress:
+        files = quantize_ladder(path, plan, folder, threads=n_threads, force=force, progress=progress, each=_made,
                                 log=_log if ctx.obj["verbose"] else None, listener=terminal.LISTENER)  # fmt: skip
-    finally:
-        progress.done()
     click.echo(render(files, form), nl=False)

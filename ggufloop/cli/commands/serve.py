@@ -11,11 +11,11 @@ import click
 
 from ggufloop.backend import library
 from ggufloop.cli import terminal
-from ggufloop.cli.commands.build import Progress
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop, sampling_options
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
+from ggufloop.cli.progress import shown
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
 from ggufloop.interrupts import end_on_sigterm
@@ -34,11 +34,8 @@ def program() -> Path:
         from ggufloop.backend.build import BuildRequest, build
 
         terminal.note("building llama-server, once; that takes some minutes.")
-        progress = Progress()
-        try:
+        with shown() as progress:
             build(BuildRequest(library.requested_name() or "auto", server=True), progress)
-        finally:
-            progress.finish()
         return library.program("llama-server")
 
 

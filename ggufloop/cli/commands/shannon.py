@@ -14,6 +14,7 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Group
 from ggufloop.cli.options import adder
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
@@ -58,8 +59,8 @@ def _load(source: str, flags: dict[str, Any]) -> Data:
 def _analyse(data: Data, laws: Sequence[Law], settings: Settings, main: str | None) -> list[Level]:
     out = []
     for points in data.levels:
-        with terminal.progress(f"fitting {points.level} ..."):
-            out.append(analyse(points, laws, settings, main))
+        with shown() as progress:
+            out.append(analyse(points, laws, settings, main, progress))
     return out
 
 

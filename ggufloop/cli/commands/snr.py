@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import click
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_from_flags, model_options
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
@@ -30,6 +30,7 @@ from ggufloop.quant.snr import (
     total,
     window_share,
 )
+from ggufloop.reading import finite
 from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
@@ -85,12 +86,8 @@ def _text(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
     return f"{out}\n{Table(_LAYERS, rows).render('md')}"
 
 
-def _clean(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _share(share: Share) -> dict[str, Any]:
-    return {"snr_db": _clean(share.snr_db), "bits_per_weight": share.bits, "types": share.types, "weights": share.n,
+    return {"snr_db": finite(share.snr_db), "bits_per_weight": share.bits, "types": share.types, "weights": share.n,
             "signal": share.signal, "noise": share.noise, "estimated": share.estimated}  # fmt: skip
 
 
@@ -109,22 +106,12 @@ def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
         "layers": [{"layer": share.layer, **_share(share)} for share in by_layer(tensors)],
         "tensors": [
             {"name": t.name, "layer": t.layer, "type": t.type, "shape": t.shape, "weights": t.n,
-             "bits_per_weight": t.bits, "snr_db": _clean(t.snr_db), "signal": t.signal, "noise": t.noise,
+             "bits_per_weight": t.bits, "snr_db": finite(t.snr_db), "signal": t.signal, "noise": t.noise,
              "method": t.method}
             for t in tensors
         ],
     }  # fmt: skip
     return json.dumps(data, indent=2) + "\n"
-
-
-class _Progress:
-    """One line on a terminal that follows the tensors."""
-
-    def __call__(self, i: int, n: int, name: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{i}/{n} {name}".ljust(60), nl=False, err=True)
-            if i == n:
-                click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
 @click.command(name="snr", cls=Command)
@@ -161,7 +148,8 @@ def command(
     path = model_from_flags(model, model_path, hf, offline, hf_file)
     other = None if reference is None else model_from_flags(reference, None, None, offline)
     layers = window_suggestion(path)() if window == "auto" else given
-    tensors = tensor_snr(path, other, progress=_Progress())
+    with shown() as progress:
+        tensors = tensor_snr(path, other, progress=progress)
     if layers is not None:
         window_share(tensors, layers)
     if plot is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,13 @@ from ggufloop.cli.context import batch_options, context_from_flags, resolve_mode
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
 from ggufloop.cli.options import model_options, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.measure import sweep_report
 from ggufloop.measure.selection import FINALISTS, WORTH
-from ggufloop.measure.sweep import SweepProgress
 from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, journal_path, run_sweep, save_winner
-
-
-class _Progress:
-    """One line on a terminal, else one per stage and tenth of the work."""
-
-    def __init__(self) -> None:
-        self._said = ""
-
-    def __call__(self, p: SweepProgress) -> None:
-        left = "" if p.seconds_left is None else f", {sweep_report.duration(p.seconds_left)} left"
-        if sys.stderr.isatty():
-            line = f"{p.measure}: {100 * min(p.done / p.total, 1):.0f} %{left} | {p.stage} {p.loop}"
-            click.echo(f"\r{line:<78.78}", nl=False, err=True)
-        elif (said := f"{p.measure}: {p.stage} {10 * p.done // p.total}") != self._said:
-            self._said = said
-            click.echo(f"{p.measure}: {p.stage}, {100 * min(p.done / p.total, 1):.0f} % done{left}", err=True)
-
-    def close(self) -> None:
-        if sys.stderr.isatty():
-            click.echo("\r" + " " * 78 + "\r", nl=False, err=True)
 
 
 @click.command(name="sweep", cls=Command)
@@ -101,18 +80,15 @@ def command(
     path = resolve_model(flags)
     loops = sweep_loops(path, flags)
     journal = journal or (out and out / path.stem / "sweep.jsonl")
-    shown = _Progress()
     try:
-        result = run_sweep(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"], report=shown,
-                           listener=terminal.LISTENER)  # fmt: skip
+        with shown() as progress:
+            result = run_sweep(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"], progress=progress,
+                               listener=terminal.LISTENER)  # fmt: skip
     except KeyboardInterrupt:
-        shown.close()
         click.echo(
             f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True
         )
         raise
-    finally:
-        shown.close()
     if form == "text":
         click.echo(sweep_report.text(result), nl=False)
     elif form == "json":
