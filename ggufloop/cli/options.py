@@ -9,7 +9,7 @@ Spelled as llama.cpp spells them where it has them. A loop's options: loop_optio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,11 +48,19 @@ _MODEL = [
 ]
 
 
-def model_options(command: C) -> C:
-    """Add MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline to a command."""
-    for option in reversed(_MODEL):
-        command = option(command)
-    return command
+def adder(options: Iterable[Callable[[Any], Any]]) -> Callable[[C], C]:
+    """A decorator that adds these options to a command, in this order."""
+
+    def add(command: C) -> C:
+        for option in reversed(list(options)):
+            command = option(command)
+        return command
+
+    return add
+
+
+model_options: Callable[[Any], Any] = adder(_MODEL)
+"""MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline."""
 
 
 def resolve_flags(

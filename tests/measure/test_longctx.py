@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -23,7 +24,7 @@ HEADER = {"what": "a test"}
 class Reader:
     """A model of one token per character that looks an answer up in its prompt, and under a loop says nothing right."""
 
-    metadata: dict[str, str] = {}
+    metadata: ClassVar[dict[str, str]] = {}
     asked = 0
 
     def __init__(self, n_ctx: int = 3000) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
@@ -25,6 +26,7 @@ from ggufloop.study import analysis, ladder_files, measure, report
 from ggufloop.study import file as study
 from ggufloop.study.file import PLAIN, Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
+from ggufloop.study.run import StudyPlan, run_study
 
 N_CTX = 64
 LOOPS = [None, LoopSpec.parse("2:5 k=2"), LoopSpec.parse("2:5 k=3 solver=naive")]
@@ -298,6 +300,19 @@ def test_the_command(run: Run) -> None:
     assert rows[3]["A_K"] is None
 
 
+def test_from_python_as_from_the_command_line(run: Run, tiny_model: Callable[[str], Path]) -> None:
+    assert run(*ASKED, "--K", "2,3")[0] == 0
+    loops = [LoopSpec((2, 5), 2), LoopSpec((2, 5), 3)]
+    plan = StudyPlan(corpus.local("text.txt"), ("Q4_0",), chunk=64, chunks=2)
+    mine = run_study(tiny_model("llama"), loops, plan, Path("mine"), ContextSettings(n_threads=1))
+    theirs = study.read(Path("studies/llama/study.jsonl"))
+    assert mine.header == theirs.header
+    assert (mine.types, mine.loops) == (theirs.types, theirs.loops)
+    for type_ in mine.types:
+        for loop in mine.loops:
+            assert list(mine.cell(type_, loop).values("nll")) == list(theirs.cell(type_, loop).values("nll"))
+
+
 def test_a_quantised_model_is_compared_with_itself_dequantised(
     run: Run, ladder: list[LadderFile], without_figures: None
 ) -> None:
@@ -334,7 +349,11 @@ def test_bad_input(run: Run) -> None:
         ((*ASKED, "--types", "Q4_0,Q5KM"), 2, "error: type 'Q5KM' is not known.\n  did you mean"),
         ((*ASKED, "--types", "Q4_0,,"), 2, "error: --types 'Q4_0,,' has an empty entry."),
         ((*ASKED, "--types", "none.gguf"), 2, "error: there is no file none.gguf."),
-        ((*ASKED, "--reference", "Q8_0"), 2, "error: reference 'Q8_0' would be quantised.\n  known: F32, F16, BF16."),
+        (
+            (*ASKED, "--reference", "Q8_0"),
+            2,
+            "error: reference 'Q8_0' is not known.\n  known: F32, F16, BF16.",
+        ),
         ((*ASKED, "--chunks", 1), 2, "error: --chunks 1 gives no interval"),
         ((*ASKED, "-c", 3), 2, "error: -c 3 leaves nothing to score.\n  give 4 or more."),
         ((*ASKED, "--chunks", 500), 1, "error: the text has "),

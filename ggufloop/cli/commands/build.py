@@ -6,11 +6,12 @@ import click
 
 from ggufloop.backend.build import PROGRAMS, BuildRequest, build
 from ggufloop.backend.library import NAMES
+from ggufloop.cli.help import Command
 from ggufloop.cli.progress import shown
 from ggufloop.interrupts import end_on_sigterm
 
 
-@click.command("build")
+@click.command("build", cls=Command)
 @click.option(
     "--backend", "name", default="auto", show_default=True, metavar="NAME", envvar="GGUFLOOP_BACKEND",
     help=f"One of auto, {', '.join(NAMES)}.",

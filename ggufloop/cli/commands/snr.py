@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
+from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.cli.progress import shown
-from ggufloop.errors import UsageError, nearest
+from ggufloop.cli.types import output_option
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
 from ggufloop.files import files_sha256
@@ -30,7 +31,7 @@ from ggufloop.quant.snr import (
     window_share,
 )
 from ggufloop.reading import finite
-from ggufloop.table import FORMS, Cell, Column, Table
+from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
 
@@ -113,13 +114,12 @@ def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
     return json.dumps(data, indent=2) + "\n"
 
 
-@click.command(name="snr")
+@click.command(name="snr", cls=Command)
 @model_options
 @click.option("--ref", "reference", metavar="MODEL",
               help="The same model with more bits: an F16 file, or any other spelling of MODEL.")  # fmt: skip
 @click.option("--window", metavar="A:B", help="Say the SNR of layers A to B-1 too, and shade them; or 'auto'.")
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|md|csv|json|jsonl",
-              help="How to print it; text has a row per layer, the others one per tensor.")  # fmt: skip
+@output_option(help="How to print it; text has a row per layer, the others one per tensor.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
               help="Draw it too; the suffix says the format. Needs matplotlib (the extra 'lab').")  # fmt: skip
 def command(
@@ -142,8 +142,6 @@ def command(
     ggufloop snr model-Q4_K_M.gguf --ref model-F16.gguf --window 12:16 --plot snr.png
     ggufloop snr smollm2-135m
     """
-    if form not in ("text", *FORMS):
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", *FORMS)))
     if plot is not None:
         style.check_target(plot)
     given = None if window in (None, "auto") else LoopSpec.parse(f"{window} k=2").window
