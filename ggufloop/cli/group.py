@@ -29,6 +29,7 @@ GROUPS = {
         "trace": "How a loop converges on a text, pass by pass and layer by layer.",
         "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
         "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
+        "longctx": "What loops do to long contexts: RULER's tasks by length.",
         "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
         "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
         "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
