@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,25 +85,25 @@ def long_context(
     known = {(r["length"], r["task"], r["loop"], r["sample"]): r["score"] for r in journal.records}
     found: dict[tuple[int, str, str], list[float]] = {}
     before, total, done = llm.loop, len(lengths) * len(tasks) * len(specs) * n, 0
+    count = _count(llm, template)
+    asked = {
+        (length, task): list(ruler.samples(task, count, length, n, seed, prose)) for length in lengths for task in tasks
+    }
     try:
-        for length in lengths:
-            for task in tasks:
-                count = _count(llm, template)
-                samples = list(ruler.samples(task, count, length, n, seed, prose))
-                for spec in specs:
-                    name = PLAIN if spec is None else str(spec)
-                    scores = found[length, task, name] = []
-                    for i, sample in enumerate(samples):
-                        if (length, task, name, i) not in known:
-                            llm.set_loop(spec)
-                            answer = _answer(llm, template, sample)
-                            score = ruler.score(task, answer, sample.references)
-                            journal.add({"length": length, "task": task, "loop": name, "sample": i,
-                                         "score": score, "answer": answer})  # fmt: skip
-                            known[length, task, name, i] = score
-                        scores.append(known[length, task, name, i])
-                        done += 1
-                        progress(Step(f"{length} tokens, {task}, {name}", done, total, "sample"))
+        for (length, task), spec in product(asked, specs):
+            name = PLAIN if spec is None else str(spec)
+            scores = found[length, task, name] = []
+            for i, sample in enumerate(asked[length, task]):
+                if (length, task, name, i) not in known:
+                    llm.set_loop(spec)
+                    answer = _answer(llm, template, sample)
+                    score = ruler.score(task, answer, sample.references)
+                    journal.add({"length": length, "task": task, "loop": name, "sample": i,
+                                 "score": score, "answer": answer})  # fmt: skip
+                    known[length, task, name, i] = score
+                scores.append(known[length, task, name, i])
+                done += 1
+                progress(Step(f"{length} tokens, {task}, {name}", done, total, "sample"))
     finally:
         llm.set_loop(before)
     return found

@@ -27,7 +27,7 @@ class Reader:
     metadata: ClassVar[dict[str, str]] = {}
     asked = 0
 
-    def __init__(self, n_ctx: int = 3000) -> None:
+    def __init__(self, n_ctx: int = 4000) -> None:
         self.loop: LoopSpec | None = None
         self._n_ctx = n_ctx
 
@@ -58,7 +58,7 @@ class Reader:
         return token == 0
 
     def generate(self, tokens: list[int], **sampling: float) -> Iterator[int]:
-        type(self).asked += 1
+        Reader.asked += 1
         prompt = bytes(tokens).decode()
         answer = "no" if self.loop else self._read(prompt)
         yield from [*answer.encode(), 0]
@@ -66,7 +66,7 @@ class Reader:
     def _read(self, prompt: str) -> str:
         if "special magic" in prompt:
             key = re.search(r"for (\S+) mentioned in the provided text is$", prompt)[1]
-            return re.search(rf"for {key} is: (\S+)\\.", prompt)[1]
+            return re.search(rf"for {key} is: (\S+)\.", prompt)[1]
         *_, value = re.findall(r"assgined the value (\d+)", prompt)
         chain = [re.search(rf"VAR (\w+) = {value}", prompt)[1]]
         while following := re.search(rf"VAR (\w+) = VAR {chain[-1]} ", prompt):
@@ -89,15 +89,15 @@ def journal(tmp_path: Path) -> Iterator[Callable[[], Journal]]:
 
 
 def test_a_reader_answers_and_its_loop_does_not(journal: Callable[[], Journal]) -> None:
-    found = long_context(Reader(), [LOOP], ["niah_single_1", "vt"], [1500, 2500], 4, journal())
-    assert set(found) == {(n, task, loop) for n in (1500, 2500) for task in ("niah_single_1", "vt")
+    found = long_context(Reader(), [LOOP], ["niah_single_1", "vt"], [2600, 3500], 4, journal())
+    assert set(found) == {(n, task, loop) for n in (2600, 3500) for task in ("niah_single_1", "vt")
                           for loop in (PLAIN, str(LOOP))}  # fmt: skip
     assert all(
         scores == [0 if loop != PLAIN else 1 if task != "vt" else 0.8] * 4 for (_, task, loop), scores in found.items()
     )
     rows = cells(found)
     assert [(r.length, r.task, r.loop == PLAIN) for r in rows][:4] == [
-        (1500, "all", True), (1500, "all", False), (1500, "niah_single_1", True), (1500, "niah_single_1", False),
+        (2600, "all", True), (2600, "all", False), (2600, "niah_single_1", True), (2600, "niah_single_1", False),
     ]  # fmt: skip
     whole, lost = rows[:2]
     assert (whole.score.mean, whole.score.n, whole.gain) == (pytest.approx(0.9), 8, None)
@@ -115,21 +115,27 @@ def test_a_stopped_run_goes_on(journal: Callable[[], Journal]) -> None:
     Reader.asked = 0
     model = Stopped()
     with pytest.raises(KeyboardInterrupt):
-        long_context(model, [LOOP], ["niah_single_1"], [1500], 4, journal())
+        long_context(model, [LOOP], ["niah_single_1"], [2600], 4, journal())
     assert model.loop is None
     before, Reader.asked = Reader.asked, 0
-    found = long_context(Reader(), [LOOP], ["niah_single_1"], [1500], 4, journal())
+    found = long_context(Reader(), [LOOP], ["niah_single_1"], [2600], 4, journal())
     assert Reader.asked + before >= 8
     assert Reader.asked < 8
-    assert found[1500, "niah_single_1", PLAIN] == [1] * 4
+    assert found[2600, "niah_single_1", PLAIN] == [1] * 4
 
 
 def test_what_is_refused(journal: Callable[[], Journal]) -> None:
-    with pytest.raises(UsageError, match="4000 tokens do not fit the context of 3000"):
-        long_context(Reader(), [], ["vt"], [1500, 4000], 2, journal())
+    with pytest.raises(UsageError, match="5000 tokens do not fit the context of 4000"):
+        long_context(Reader(), [], ["vt"], [2600, 5000], 2, journal())
     with pytest.raises(UsageError, match="no chat template"):
-        long_context(Reader(), [], ["vt"], [1500], 2, journal(), chat=True)
-    journal().add({"length": 1500, "task": "vt", "loop": PLAIN, "sample": 0, "score": 2.0, "answer": ""})
+        long_context(Reader(), [], ["vt"], [2600], 2, journal(), chat=True)
+    Reader.asked = 0
+    with pytest.raises(UsageError, match="400 tokens do not hold a sample of niah_single_1"):
+        long_context(Reader(), [], ["niah_single_1", "vt"], [2600, 400], 2, journal())
+    assert Reader.asked == 0  # before anything was asked
+    for score in (2.0, 1.0):  # what is damaged at the end would be dropped
+        record = {"length": 2600, "task": "vt", "loop": PLAIN, "sample": 0, "score": score, "answer": ""}
+        journal().add(record)
     with pytest.raises(GgufloopError, match="score"):
         journal()
 
