@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ggufloop.cli import terminal
 from ggufloop.cli.progress import shown
 from ggufloop.errors import UsageError
 from ggufloop.measure import corpus
@@ -21,8 +22,9 @@ def text_options(command: C) -> C:
         help="The text: a text file of a Hugging Face data set; ARCHIVE.zip:MEMBER reads a zip's.",
     )(command)  # fmt: skip
     return click.option(
-        "--text", "-f", "--file", "text", metavar="FILE|pydoc|sdist-docs",
-        help="The text: a UTF-8 file, Python's own help, or llama.cpp's documentation.",
+        "--text", "-f", "--file", "text", metavar="FILE|pydoc|sdist-docs|NAME",
+        help="The text: a UTF-8 file, Python's own help, llama.cpp's documentation; 'brown', the Brown corpus; "
+        f"of exllamav2's calibration data {', '.join(corpus.DOMAINS)}.",
     )(command)  # fmt: skip
 
 
@@ -30,9 +32,11 @@ def text_from_flags(text: str | None, dataset: str | None, offline: bool) -> cor
     """The text they name. Raises UsageError unless exactly one does, GgufloopError if it cannot be had."""
     if (text is None) == (dataset is None):
         what = "no text is given." if text is None else "the text is given twice."
-        raise UsageError(what, f"give --text FILE, --text {' or --text '.join(corpus.NAMED)}, or --hf-dataset.")
-    if text is not None:
-        return corpus.local(text)
-    assert dataset is not None
+        raise UsageError(what, f"give --text a file or one of {', '.join(corpus.NAMED)}; or --hf-dataset.")
+    if text in corpus.DOMAINS:
+        terminal.note(f"{text} is {corpus.CALIBRATION}")
     with shown() as progress:
+        if text is not None:
+            return corpus.local(text, offline, progress)
+        assert dataset is not None
         return corpus.hub_text(dataset, offline, progress)

