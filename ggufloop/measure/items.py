@@ -1,7 +1,7 @@
 """What a sweep measures of a loop: a score for each item, items being what is independent of each other.
 
     measure = TextMeasure(llm, local("pydoc"), n_ctx=512)          # chunks; mean log-probability per token, in nats
-    measure = TaskMeasure("brackets")                              # questions; 1 if answered right, else 0
+    measure = TaskMeasure("brackets", load_tasks(["brackets"]))    # questions; 1 if answered right, else 0
     measure.score(llm, [0, 7])                                     # of items 0 and 7, under the loop in force
 
 Higher is better. Looped minus plain on the same items is what `selection.py` decides on.
@@ -21,6 +21,7 @@ from ggufloop.measure.score import score
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
+    from ggufloop.tasks.loading import Tasks
 
 UNUSABLE = -1000.0
 """The score in nats per token of a chunk whose logits are not finite: an overflowing loop is ranked last, not fatal."""
@@ -76,13 +77,11 @@ class TaskMeasure:
 
     item, unit, least = "question", "accuracy", 30
 
-    def __init__(self, name: str, limit: int | None = None, chat: bool = False) -> None:
-        """limit: only the first questions of each task it holds. Raises as `load_tasks` does."""
-        from ggufloop.measure.tasks import load_tasks
-
+    def __init__(self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False) -> None:
+        """tasks: what `load_tasks` gives for this name. limit: only the first questions of each task it holds."""
         self.name = name
         self.chat = chat
-        self._tasks = load_tasks([name])
+        self._tasks = tasks
         sizes = {task: min(size, limit or size) for task, size in self._tasks.sizes().items()}
         self._docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
         self.n = len(self._docs)

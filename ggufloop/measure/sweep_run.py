@@ -33,6 +33,7 @@ from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, silent
+from ggufloop.tasks.loading import load_tasks
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -52,6 +53,7 @@ class SweepPlan:
     budget         as many items as fit into this time: 90s, 30m, 2h
     racing         drop the worse loops early; finalists: loops tested on the held-out items
     worth          the smallest gain that would matter; seed: of the random halves
+    offline        download no questions
 
     Raises UsageError if there is nothing to measure.
     """
@@ -67,6 +69,7 @@ class SweepPlan:
     worth: float = WORTH
     finalists: int = FINALISTS
     seed: int = SEED
+    offline: bool = False
 
     def __post_init__(self) -> None:
         if self.text is None and not self.tasks:
@@ -124,7 +127,7 @@ def run_sweep(
     patch_id = library.activate().patch_id
     llm = open_model(path, settings, verbose=verbose, listener=listener)
     try:
-        measures = _measures(llm, plan, listener)
+        measures = _measures(llm, plan, progress, listener)
         header: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": path.name,
@@ -156,12 +159,13 @@ def journal_path(path: Path, given: Path | None) -> Path:
     return given or Path(f"sweep-{path.stem}.jsonl")
 
 
-def _measures(llm: LoopedLlama, plan: SweepPlan, listener: Listener) -> list[Measure]:
+def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress, listener: Listener) -> list[Measure]:
     measures: list[Measure] = []
     if plan.text is not None:
         measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
-    with listener.doing("reading the tasks ..."):
-        measures += [TaskMeasure(name, plan.limit, plan.chat) for name in plan.tasks]
+    for name in plan.tasks:
+        tasks = load_tasks([name], plan.offline, progress=progress, listener=listener)
+        measures.append(TaskMeasure(name, tasks, plan.limit, plan.chat))
     return measures
 
 

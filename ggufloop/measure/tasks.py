@@ -4,39 +4,31 @@
     run = evaluate(llm, tasks, limit=100)                         # lm-eval's own results, and an Item per question
     compare(plain.items["mmlu_dev"], looped.items["mmlu_dev"])    # accuracies, difference, flips, what n it takes
 
-lm-eval asks, scores and aggregates; this module hands it the model and keeps what it says of each question. The tasks
-in `tasks/` need no network, and are found without lm-eval's own 14,000, which take half a minute to read. Needs the
-extra `eval`.
+lm-eval asks, scores and aggregates; this module hands it the model and keeps what it says of each question. Tasks come
+from `tasks/loading.py`. Needs the extra `eval`.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
+import contextlib
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.files import PACKAGE
+from ggufloop.errors import UsageError
 from ggufloop.measure.stats import Estimate, PairedEstimate, mcnemar_exact, n_for_power, paired_bootstrap, wilson
 from ggufloop.progress import Progress, silent
-from ggufloop.tasks.questions import MAKERS
+from ggufloop.tasks.loading import Tasks, require
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
 
-TASKS = tuple(MAKERS)
-"""The tasks that ship with ggufloop."""
-
 SEED = 1234
-_FOLDER = PACKAGE / "tasks"
 _RIGHT = ("acc", "exact_match")
-_INSTALL = "pip install 'ggufloop[eval]'"
 
 
 @dataclass(frozen=True)
@@ -64,24 +56,6 @@ class Run:
 
         groups = "\n" + make_table(self.results, "groups") if "groups" in self.results else ""
         return str(make_table(self.results)) + groups
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Loaded tasks: lm-eval's manager and objects, which tasks each name that was asked for holds, and all of these."""
-
-    manager: Any
-    loaded: list[Any]
-    members: dict[str, list[str]]
-    leaves: dict[str, Any]
-
-    def sizes(self) -> dict[str, int]:
-        """How many questions each task has."""
-        return {name: len(task.eval_docs) for name, task in self.leaves.items()}
-
-    def versions(self) -> dict[str, str]:
-        """What each task calls its version."""
-        return {name: str((task.config.metadata or {}).get("version", "")) for name, task in self.leaves.items()}
 
 
 @dataclass(frozen=True)
@@ -117,67 +91,6 @@ class Comparison:
         return self.p < 0.05
 
 
-def _require() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's own bars; tqdm reads it when it is imported
-    try:
-        from lm_eval import evaluator
-    except ImportError as e:
-        raise UsageError(f"tasks need lm-eval, which is not installed ({e}).", _INSTALL) from None
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # It would name the commit of whatever folder the user is in, and git complains where that is no repository.
-    evaluator.get_git_commit_hash = lambda: None
-
-
-def load_tasks(names: Sequence[str]) -> Tasks:
-    """lm-eval's tasks, groups or tags of these names, their questions read.
-
-    Raises UsageError for no name, one given twice or one that is not known, GgufloopError if its questions cannot be
-    had.
-    """
-    if not names or not all(names):
-        raise UsageError("no task is named.", f"name some, such as --tasks {TASKS[0]},{TASKS[1]}.")
-    if len(set(names)) < len(names):
-        raise UsageError(f"a task is named twice in {','.join(names)}.", "name each once.")
-    _require()
-    from lm_eval.tasks import TaskManager
-
-    ours = all(name in TASKS for name in names)
-    manager = TaskManager(include_path=str(_FOLDER), include_defaults=not ours)
-    for name in names:
-        if name not in manager.task_index:
-            close = difflib.get_close_matches(name, {*TASKS, *manager.task_index}, n=3)
-            hint = f"did you mean {' or '.join(close)}? " if close else ""
-            raise UsageError(
-                f"task {name!r} is not known.", f"{hint}Without a network: {', '.join(TASKS)}; else any of lm-eval's."
-            )
-    members, objects = {}, []
-    leaves: dict[str, Any] = {}
-    for name in names:
-        loaded = _load(manager, name)
-        members[name] = list(loaded["tasks"])
-        leaves |= loaded["tasks"]
-        nested = {child for children in loaded["group_map"].values() for child in children}
-        objects += [o for part in ("groups", "tasks") for key, o in loaded[part].items() if key not in nested]
-    every = [task for names_ in members.values() for task in names_]
-    if len(set(every)) < len(every):
-        raise UsageError(f"some of {','.join(names)} hold the same task.", "leave out the one that the other holds.")
-    return Tasks(manager, objects, members, leaves)
-
-
-def _load(manager: Any, name: str) -> Any:
-    try:
-        return manager.load([name])
-    except GgufloopError:
-        raise
-    except Exception as e:  # whatever a task's own code and the hub's client raise
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise GgufloopError(
-            f"the questions of {name} cannot be read: {reason}",
-            f"tasks of lm-eval are downloaded from the hub; without a network there are {', '.join(TASKS)}.",
-        ) from e
-
-
 def evaluate(
     llm: LoopedLlama,
     tasks: Tasks,
@@ -192,25 +105,27 @@ def evaluate(
 
     Raises GgufloopError if a question does not fit the context, UsageError if the model has no chat template.
     """
-    _require()
+    require()
     import lm_eval
 
     from ggufloop.measure.lm_eval_model import LoopedLM
 
-    results = lm_eval.simple_evaluate(
-        LoopedLM(llm, progress),
-        tasks=tasks.loaded if docs is None else [tasks.leaves[task] for task in docs],
-        task_manager=tasks.manager,  # or it reads all of its own again
-        limit=limit,
-        # Ascending: lm-eval asks in the order of the task, and names what it asked in the order of this list.
-        samples=None if docs is None else {task: sorted(numbers) for task, numbers in docs.items()},
-        apply_chat_template=chat,
-        bootstrap_iters=1000 if docs is None else 0,
-        random_seed=SEED,
-        numpy_random_seed=SEED,
-        torch_random_seed=SEED,
-        fewshot_random_seed=SEED,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it says there that it bootstraps
+        results = lm_eval.simple_evaluate(
+            LoopedLM(llm, progress),
+            tasks=tasks.loaded if docs is None else [tasks.leaves[task] for task in docs],
+            task_manager=tasks.manager,  # or it reads all of its own again
+            limit=limit,
+            num_fewshot=tasks.num_fewshot,
+            # Ascending: lm-eval asks in the order of the task, and names what it asked in the order of this list.
+            samples=None if docs is None else {task: sorted(numbers) for task, numbers in docs.items()},
+            apply_chat_template=chat,
+            bootstrap_iters=1000 if docs is None else 0,
+            random_seed=SEED,
+            numpy_random_seed=SEED,
+            torch_random_seed=SEED,
+            fewshot_random_seed=SEED,
+        )
     by_task = results.pop("samples")
     items = {
         name: [_item(sample, task) for task in members for sample in _first_filter(by_task.get(task, []))]

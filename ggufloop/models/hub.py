@@ -55,7 +55,7 @@ def fetch(wanted: Reference, offline: bool = False, progress: Progress = silent,
     missing, no network, not cached while offline, disk full, a wrong sha256.
     """
     try:
-        with _switched_off(offline):
+        with switched_off(offline):
             return _fetch(wanted, offline, progress)
     except GgufloopError:
         raise
@@ -68,7 +68,7 @@ def fetch_dataset(repo: str, file: str, offline: bool = False, progress: Progres
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        with _switched_off(offline):
+        with switched_off(offline):
             bar = _bar(file, progress)
             return Path(hf_hub_download(repo, file, repo_type="dataset", local_files_only=offline, tqdm_class=bar))
     except Exception as e:
@@ -78,7 +78,7 @@ def fetch_dataset(repo: str, file: str, offline: bool = False, progress: Progres
 
 
 @contextmanager
-def _switched_off(offline: bool) -> Iterator[None]:
+def switched_off(offline: bool) -> Iterator[None]:
     """huggingface-hub's own offline switch: told for single calls only, it still asks the hub about itself."""
     from huggingface_hub import constants
 

@@ -30,7 +30,7 @@ from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
-    from ggufloop.measure.tasks import Tasks
+    from ggufloop.tasks.loading import Tasks
 
 Targets = NDArray[np.intp]
 

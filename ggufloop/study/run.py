@@ -34,6 +34,7 @@ from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
 from ggufloop.study.file import Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
+from ggufloop.tasks.loading import load_tasks
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -51,6 +52,7 @@ class StudyPlan:
     chunks       of the text, each of `chunk` tokens, from its start
     tasks        of lm-eval as well, the first `limit` questions of each
     reference    F32, F16 or BF16: what a model that is quantised already is dequantised to
+    offline      download no questions
 
     Raises UsageError for what could not be measured.
     """
@@ -62,6 +64,7 @@ class StudyPlan:
     tasks: tuple[str, ...] = ()
     limit: int | None = None
     reference: str = "F16"
+    offline: bool = False
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
@@ -221,13 +224,10 @@ class _Job:
 
     def ask(self, study: Study, entry: LadderFile) -> Study:
         """The tasks a file lacks."""
-        from ggufloop.measure.tasks import load_tasks
-
         names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
         if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in self.plan.tasks):
             return study
-        with self.listener.doing("reading the tasks ..."):
-            tasks = load_tasks(list(self.plan.tasks))
+        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress, listener=self.listener)
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
         llm = self.open(entry.path, replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False))
         try:

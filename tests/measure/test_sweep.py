@@ -219,9 +219,10 @@ def test_questions_are_those_of_eval(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no repository, which lm-eval would have git say
     pytest.importorskip("lm_eval")
-    from ggufloop.measure.tasks import evaluate, load_tasks
+    from ggufloop.measure.tasks import evaluate
+    from ggufloop.tasks.loading import load_tasks
 
-    measure = TaskMeasure("brackets", limit=12)
+    measure = TaskMeasure("brackets", load_tasks(["brackets"]), limit=12)
     assert measure.n == 12
     tiny_llm.set_loop(LoopSpec((2, 5), k=3))
     try:

@@ -24,7 +24,8 @@ import lm_eval.tasks
 from lm_eval.utils import get_rolling_token_windows
 
 from ggufloop.measure.lm_eval_model import LoopedLM
-from ggufloop.measure.tasks import Item, compare, evaluate, load_tasks
+from ggufloop.measure.tasks import Item, compare, evaluate
+from ggufloop.tasks.loading import load_tasks
 from ggufloop.tasks.questions import questions
 
 LOOP = "2:5 k=2 solver=naive"

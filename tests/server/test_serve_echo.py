@@ -157,7 +157,8 @@ def test_lm_eval_finds_what_ggufloop_eval_finds(loop: str | None, serve: Serve, 
     pytest.importorskip("tenacity")  # what lm-eval wants for servers
     from lm_eval.api.registry import get_model
 
-    from ggufloop.measure.tasks import evaluate, load_tasks
+    from ggufloop.measure.tasks import evaluate
+    from ggufloop.tasks.loading import load_tasks
 
     tasks = load_tasks(["brackets"])
     suffix = "" if loop is None else "@2:5x3/kv=frozen"

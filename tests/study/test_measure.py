@@ -343,7 +343,10 @@ def test_bad_input(run: Run) -> None:
     Path("bad.toml").write_text("type = ['Q4_0']")
     Path("nested.toml").write_text("types = [['Q4_0']]")
     Path("broken.toml").write_text("types =")
-    known = "give --text FILE, --text pydoc or --text sdist-docs, or --hf-dataset."
+    known = (
+        "give --text a file or one of pydoc, sdist-docs, brown, wiki, c4, code, multilingual, technical; "
+        "or --hf-dataset."
+    )
     cases: list[tuple[tuple[object, ...], int, str]] = [
         ((), 2, f"error: no text is given.\n  {known}"),
         ((*ASKED, "--types", "Q4_0,Q5KM"), 2, "error: type 'Q5KM' is not known.\n  did you mean"),

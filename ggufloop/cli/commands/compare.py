@@ -84,7 +84,7 @@ def command(
     settings = context_from_flags(flags, n_ctx=chunk)
     words, named = split_list(types, "--types"), split_list(tasks, "--tasks") if tasks else []
     plan = StudyPlan(text_from_flags(text, dataset, offline), tuple(words), chunk, chunks, tuple(named), limit,
-                     reference)  # fmt: skip
+                     reference, offline)  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}
     found = []
     for path, name in paths.items():

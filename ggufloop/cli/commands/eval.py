@@ -20,7 +20,7 @@ from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.progress import named
-from ggufloop.tasks.questions import MAKERS
+from ggufloop.tasks.loading import BENCHMARKS, TASKS, load_tasks
 
 if TYPE_CHECKING:
     from ggufloop.measure.tasks import Comparison, Run
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     before, comma, last = incomplete.rpartition(",")
-    return [CompletionItem(before + comma + name) for name in MAKERS if name.startswith(last)]
+    return [CompletionItem(before + comma + name) for name in (*TASKS, *BENCHMARKS) if name.startswith(last)]
 
 
 def _compare(plain: Run, looped: Run) -> dict[str, Comparison]:
@@ -47,8 +47,10 @@ def _compare(plain: Run, looped: Run) -> dict[str, Comparison]:
 @click.command(name="eval", cls=Command)
 @model_options
 @click.option("--tasks", "names", metavar="NAME,...", shell_complete=_tasks,
-              help=f"Tasks, groups or tags of lm-eval, or, without a network, {', '.join(MAKERS)}.")  # fmt: skip
+              help=f"Tasks, groups or tags of lm-eval. Without a hub: {', '.join((*TASKS, *BENCHMARKS))}.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N questions of each task.")
+@click.option("--num-fewshot", type=click.IntRange(min=0), metavar="N",
+              help="Worked examples before each question; without it, as many as the task has it.")  # fmt: skip
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
 @click.option("--paired", is_flag=True, help="Run plain and looped on the same questions and compare them.")
 @click.option("--log-samples", "log", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
@@ -62,6 +64,7 @@ def command(
     /,
     names: str | None,
     limit: int | None,
+    num_fewshot: int | None,
     chat: bool,
     paired: bool,
     log: Path | None,
@@ -78,17 +81,19 @@ def command(
     ggufloop eval smollm2-135m --tasks mmlu_dev,brackets --window 12:16 --K 3 --paired
     """
     if names is None:
-        raise UsageError("no task is named.", f"name some with --tasks: {', '.join(MAKERS)}, or any of lm-eval's.")
+        known = ", ".join((*TASKS, *BENCHMARKS))
+        raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
     if paired and flags["window"] is None:
         raise UsageError("--paired compares a loop with the plain model, and no loop is given.", "give --window A:B.")
     settings = replace(context_from_flags(flags), n_seq=SEQUENCES)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     from ggufloop.measure import tasks_report
-    from ggufloop.measure.tasks import evaluate, load_tasks
+    from ggufloop.measure.tasks import evaluate
 
-    with terminal.progress("reading the tasks ..."):
-        tasks = load_tasks([name.strip() for name in names.split(",")])
+    with shown() as progress:
+        tasks = load_tasks([name.strip() for name in names.split(",")], flags["offline"], num_fewshot, progress,
+                           terminal.LISTENER)  # fmt: skip
     opened = open_from_flags(flags, settings, ctx.obj["verbose"])
     loop = opened.llm.loop
     if paired and (loop is None or not loop.is_loop):
@@ -104,7 +109,8 @@ def command(
         tasks_report.write_samples(log, runs)
     compared = _compare(*runs.values()) if paired else {}
     if form == "json":
-        told = tasks_report.record(opened.path, runs, compared, {"limit": limit, "chat_template": chat})
+        asked = {"limit": limit, "num_fewshot": num_fewshot, "chat_template": chat, "served": tasks.served}
+        told = tasks_report.record(opened.path, runs, compared, asked)
         click.echo(json.dumps(told, indent=2, default=str))
         return
     for name, run in runs.items():

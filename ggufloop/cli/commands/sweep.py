@@ -75,7 +75,7 @@ def command(
     named = tuple(split_list(tasks, "--tasks")) if tasks else ()
     own = {name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "finalists", "seed")}
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
-    plan = SweepPlan(source, named, budget=budget, racing=not no_racing, **own)
+    plan = SweepPlan(source, named, budget=budget, racing=not no_racing, offline=flags["offline"], **own)
     settings = context_from_flags(flags, n_ctx=plan.context)
     path = resolve_model(flags)
     loops = sweep_loops(path, flags)
