@@ -133,9 +133,10 @@ def test_what_is_refused(journal: Callable[[], Journal]) -> None:
     with pytest.raises(UsageError, match="400 tokens do not hold a sample of niah_single_1"):
         long_context(Reader(), [], ["niah_single_1", "vt"], [2600, 400], 2, journal())
     assert Reader.asked == 0  # before anything was asked
+    kept = journal()
     for score in (2.0, 1.0):  # what is damaged at the end would be dropped
         record = {"length": 2600, "task": "vt", "loop": PLAIN, "sample": 0, "score": score, "answer": ""}
-        journal().add(record)
+        kept.add(record)
     with pytest.raises(GgufloopError, match="score"):
         journal()
 
