@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def llm(tiny_model: Callable[[str], Path]) -> Iterator[LoopedLlama]:
-    llm = LoopedLlama(tiny_model("llama"), n_ctx=256, n_threads=1, n_threads_batch=1, type_k=0, type_v=0,
+    llm = LoopedLlama(tiny_model("llama"), n_ctx=256, n_seq=8, n_threads=1, n_threads_batch=1, type_k=0, type_v=0,
                       flash_attn=False, verbose=False)  # fmt: skip
     yield llm
     llm.close()
