@@ -28,13 +28,18 @@ UNUSABLE = -1000.0
 
 class Measure(Protocol):
     """A source of scores. n: items there are; item, unit: what an item and a score are, in words; least: how many say
-    enough to drop the worse half of some loops."""
+    enough to drop the worse half of some loops; documents: of each item, None where items are independent."""
 
     name: str
     item: str
     unit: str
     least: int
     n: int
+
+    @property
+    def documents(self) -> Sequence[int] | None:
+        """As `dependence.paired_mean` takes them."""
+        ...
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for scores of two runs to belong together."""
@@ -57,6 +62,11 @@ class TextMeasure:
         self._tokens = tokenize(llm, text.text)
         self.n = min(count_chunks(self._tokens, n_ctx), limit or len(self._tokens))
 
+    @property
+    def documents(self) -> Sequence[int]:
+        """One text: its chunks resemble their neighbours."""
+        return [0] * self.n
+
     def identity(self) -> dict[str, Any]:
         """The text by its tokens, and how it is cut."""
         ids = b"".join(t.to_bytes(4, "little") for t in self._tokens)
@@ -75,6 +85,7 @@ class TaskMeasure:
     """Questions of one of lm-eval's tasks or groups, right or wrong."""
 
     item, unit, least = "question", "accuracy", 30
+    documents = None
 
     def __init__(self, name: str, limit: int | None = None, chat: bool = False) -> None:
         """limit: only the first questions of each task it holds. Raises as `load_tasks` does."""

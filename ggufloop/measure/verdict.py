@@ -201,6 +201,6 @@ def adjusted_level(level: float, look: int, planned: int = 1) -> float:
     z = _NORMAL.inv_cdf(1 - level / 2)
 
     def spent(share: float) -> float:
-        return 2 - 2 * _NORMAL.cdf(z / math.sqrt(share)) if share else 0.0
+        return level if share == 1 else 2 - 2 * _NORMAL.cdf(z / math.sqrt(share)) if share else 0.0
 
     return spent(look / planned) - spent((look - 1) / planned)

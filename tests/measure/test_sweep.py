@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ggufloop.cli import main
-from ggufloop.cli.commands.sweep import _grid, _save, _seconds, rows, verdict
+from ggufloop.cli.commands.sweep import _grid, _save, _seconds
 from ggufloop.cli.options import number_ranges
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
@@ -21,8 +21,8 @@ from ggufloop.measure.corpus import Text
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
-from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, planned_cost, select_and_confirm
-from ggufloop.measure.sweep import PLAIN, Outcome, items_within, sweep
+from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
+from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
 from ggufloop.models import registry
 
 TinyModel = Callable[[str], Path]
@@ -46,6 +46,7 @@ class FakeMeasure:
     """Scores that follow from loop and item, and a note of everything that was asked for."""
 
     name, item, unit, least = "fake", "chunk", "nats per token", 8
+    documents = None
 
     def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
         self.n = n
@@ -80,7 +81,7 @@ def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
     outcome = run(measure, tmp_path / "j", seed=3)
     plain = [measure.value(PLAIN, i) for i in range(240)]
     looped = {str(w): [measure.value(str(w), i) for i in range(240)] for w in WINDOWS}
-    known = select_and_confirm(plain, looped, seed=3, racing=False)
+    known = judge_all(plain, looped, seed=3, racing=False)
     assert outcome.decision.winner == known.winner == best
     assert outcome.decision.verdict == HELPS
     assert outcome.plain == pytest.approx(np.mean(plain))
@@ -88,21 +89,21 @@ def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
     assert unraced.decision == known
 
 
-@pytest.mark.parametrize(("racing", "most"), [(False, 20.0), (True, 10.0)])
+@pytest.mark.parametrize(("racing", "most"), [(False, 35.0), (True, 10.0)])
 def test_nothing_is_scored_twice_and_the_cost_is_bounded(tmp_path: Path, racing: bool, most: float) -> None:
-    """25 windows cost at most 20 plain runs, under 10 raced; each by itself, with its plain run, over 50."""
+    """25 windows cost at most 35 plain runs, under 10 raced; each by itself, with its plain run, over 50."""
     measure = FakeMeasure(400)
     outcome = run(measure, tmp_path / "j", racing=racing)
     assert len(set(measure.asked)) == len(measure.asked)
     assert sum(name == PLAIN for name, _ in measure.asked) == 400
-    assert len(measure.asked) - 400 == planned_cost(25, 400, racing=racing, least=8)
+    assert len(measure.asked) - 400 <= planned_cost(25, 400, racing=racing, least=8)
     costs = {PLAIN: 1.0} | {str(w): w.relative_cost(LAYERS) for w in WINDOWS}
     assert outcome.cost.spent == pytest.approx(sum(costs[name] for name, _ in measure.asked) / 400)
     assert outcome.cost.spent <= most
     assert outcome.cost.alone > 50
 
 
-@pytest.mark.parametrize("stop", [0, 5, 130, 300, 700])
+@pytest.mark.parametrize("stop", [0, 5, 130, 300, 500])
 def test_a_stopped_sweep_goes_on(tmp_path: Path, stop: int) -> None:
     whole = run(FakeMeasure(120), tmp_path / "whole").decision
     stopped = FakeMeasure(120, stop_after=stop)
@@ -123,7 +124,7 @@ def test_progress_ends_where_it_was_planned(tmp_path: Path) -> None:
     assert seen[0].done == 0
     assert seen[0].seconds_left is None
     assert [p.done for p in seen] == sorted(p.done for p in seen)
-    assert seen[-1].total == pytest.approx(outcome.cost.spent)
+    assert outcome.cost.spent <= seen[-1].total + 1e-9
     assert seen[-1].done < seen[-1].total
     assert all(p.seconds_left >= 0 for p in seen[1:])
 
@@ -140,18 +141,38 @@ def test_the_loop_in_force_comes_back(tmp_path: Path) -> None:
     ("gains", "n", "what"),
     [
         ({str(WINDOWS[3]): 0.05}, 120, "helps: +0.0"),
-        ({str(w): -0.1 for w in WINDOWS}, 120, "no window helps: the best finalist gains -0.0"),
-        ({str(w): -0.1 for w in WINDOWS}, 120, "Worse than plain: all finalists do."),
-        ({}, 40, "not enough data to tell (20 held-out chunks are under 30): about"),
+        ({str(w): -0.1 for w in WINDOWS}, 120, "no window helps: each of 25 loops gains -0.0"),
+        ({str(w): -0.1 for w in WINDOWS}, 120, "Worse than plain: 25 of 25."),
+        ({}, 20, "not enough data to tell (20 chunks are under 30)."),
     ],
 )
 def test_verdicts_in_words(tmp_path: Path, gains: dict[str, float], n: int, what: str) -> None:
     outcome = run(FakeMeasure(n, gains), tmp_path / "j")
-    assert what in verdict(outcome)
+    assert what in outcome.words
     assert outcome.decision.verdict in (HELPS, NONE_HELPS, NOT_ENOUGH)
-    table = rows(outcome, lambda name: 1.0)
-    assert len(table) == len(WINDOWS)
-    assert [row[7] is not None for row in table] == [True] * 3 + [False] * 22
+    assert len(outcome.decision.loops) == len(WINDOWS)
+
+
+def test_looks_are_counted(tmp_path: Path) -> None:
+    """Ten seeds, or five growing n, are so many looks; the same command again is the same one."""
+    loops = WINDOWS[:3]
+    first = run(FakeMeasure(120), tmp_path / "j", loops, seed=1)
+    again = run(FakeMeasure(120), tmp_path / "j", loops, seed=1)
+    other = run(FakeMeasure(120), tmp_path / "j", loops, seed=2)
+    assert [o.look for o in (first, again, other)] == [1, 1, 2]
+    assert [o.decision.level for o in (first, again, other)] == pytest.approx([0.05, 0.05, 0.025])
+    assert again.words == first.words
+    assert other.words.endswith("Look 2 of 1 at these data, at level 0.025: not planned, so this is no confirmation.")
+    planned = [run(FakeMeasure(n), tmp_path / "k", loops, looks=2) for n in (60, 120)]
+    assert [o.decision.level for o in planned] == pytest.approx([0.00557, 0.04443], abs=1e-5)
+    assert planned[1].words.endswith("Look 2 of 2 at these data, at level 0.044.")
+
+
+def test_what_decides_is_registered() -> None:
+    measure = FakeMeasure(9)
+    said = registered([measure, measure], 0.01, 2)  # type: ignore[list-item]
+    assert said == {"primary": "fake", "unit": "nats per token", "worth": 0.01, "level": 0.05, "looks": 2,
+                    "secondary": ["fake"]}  # fmt: skip
 
 
 def test_too_few_items(tmp_path: Path) -> None:
@@ -287,9 +308,9 @@ def test_the_command_goes_on_from_its_journal(
     assert journal.read_text(encoding="utf-8").splitlines() == lines
     data = json.loads(out)
     result = data["results"][0]
-    assert result["n_select"] + result["n_confirm"] == result["n"] == 70
+    assert result["n"] == 70
     assert result["verdict"] in (HELPS, NONE_HELPS, NOT_ENOUGH)
-    assert {s["name"] for s in result["selection"]} == set(data["loops"])
+    assert {loop["name"] for loop in result["loops"]} == set(data["loops"])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     code, out, err = command(capsys, *args[:-4], "-c", "64", *args[-2:])
     assert code == 1
@@ -409,7 +430,7 @@ def test_heat_map(tmp_path: Path) -> None:
     first = figure.axes[0]
     assert len(first.texts) == 6
     assert sum("\u2605" in text.get_text() for text in first.texts) == 1
-    gain = next(s.gain.mean for s in outcome.decision.selection if s.name == str(loops[0]))
+    gain = next(c.gain.mean for c in outcome.decision.loops if c.name == str(loops[0]))
     assert figure.axes[0].images[0].get_array()[0, 0] == pytest.approx(gain)
     single = run(FakeMeasure(60), tmp_path / "k", loops[:1])
     assert len(heat_map(single, loops[:1], "m").axes) == 2  # a cell and the colour bar
