@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -65,6 +65,10 @@ class PairedEstimate(Estimate):
 
     p: float = 1.0
     sd: float = 0.0
+
+    def __neg__(self) -> PairedEstimate:
+        """Of b - a instead of a - b."""
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
 
 class Perplexity(NamedTuple):

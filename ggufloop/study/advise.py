@@ -338,6 +338,8 @@ def _gain(
     )
     best = max(decision.loops, key=lambda loop: loop.gain.mean)
     answer = {selection.HELPS: YES, selection.NONE_HELPS: NO, selection.NOT_ENOUGH: OPEN}[decision.verdict]
+    if answer == NO and best.gain.high >= thresholds.worth:
+        answer = OPEN  # not at so many sigma
     if answer == OPEN and best.gain.high <= 0:
         answer = NO  # few chunks are enough to see that it does harm
     note = f"the best of {len(loops)}, its interval of all together" if len(loops) > 1 else ""
