@@ -96,14 +96,29 @@ def amplification(study: Study, type_: str, loop: str) -> Estimate | None:
     return ratio_of_means(looped.values("kl"), plain.values("kl"), seed=SEED)
 
 
-def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
-    """SNR of all weights, KLD and bits per weight of the plain files, for `ladder.fit_kld`; the same weights once, and
-    those of the reference not at all."""
+def _noisy(study: Study) -> list[str]:
+    """Plain files whose noise is that of their weights."""
     usable = [t for t in study.types[1:] if (t, PLAIN) in study.cells and study.same_weights(t) is None]
-    noisy = [t for t in usable if study.file(t).snr < MOST_SNR]
+    return [t for t in usable if study.file(t).snr < MOST_SNR]
+
+
+def floor(study: Study) -> float:
+    """KLD of a file with the reference's own weights: the rounding of activations, which every KLD has on top.
+
+    0 where there is no such file, or one of noisy weights has as little: it can be taken off none then.
+    """
+    same = [t for t in study.types[1:] if (t, PLAIN) in study.cells and study.file(t).snr >= MOST_SNR]
+    least = min((study.cell(t).mean("kl") for t in same), default=0.0)
+    return least if all(study.cell(t).mean("kl") > least for t in _noisy(study)) else 0.0
+
+
+def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
+    """SNR of all weights, KLD above `floor` and bits per weight of the plain files, for `noise.fit_kld`; the same
+    weights once, and those of the reference not at all."""
+    noisy, rest = _noisy(study), floor(study)
     return (
         [study.file(t).snr for t in noisy],
-        [study.cell(t).mean("kl") for t in noisy],
+        [study.cell(t).mean("kl") - rest for t in noisy],
         [study.file(t).bits_per_weight for t in noisy],
     )
 

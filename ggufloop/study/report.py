@@ -178,8 +178,10 @@ def _line(study: Study) -> list[str]:
     except UsageError as e:
         return [f"no line through KLD over SNR: {e.message}"]
     u, eta = (f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (line.u, line.eta))
+    floor = analysis.floor(study)
+    above = f"(KLD - {floor:.4f}, the kernels' rounding)" if floor else "KLD"
     said = (
-        f"ln KLD = u + eta ln r with r = 10^(-SNR/10) of all weights, {line.n} plain files: u = {u}, eta = {eta}, "
+        f"ln {above} = u + eta ln r with r = 10^(-SNR/10) of all weights, {line.n} plain files: u = {u}, eta = {eta}, "
         f"R2 {line.r2:.3f}"
     )
     try:
