@@ -154,6 +154,7 @@ class Decision:
         return self.n
 
 
+Places = Sequence[tuple[int, int]]
 Answer = Mapping[str, ArrayLike]
 
 
@@ -167,30 +168,31 @@ def decide(
     least: int = LEAST_ITEMS,
     worth: float = WORTH,
     level: float = 0.05,
-    documents: ArrayLike | None = None,
+    places: Places | None = None,
 ) -> Generator[Request, Answer, Decision]:
     """Ask for scores, return the Decision.
 
     Yields Requests; send back {name: looped - plain on request.items} for request.names. worth: the smallest gain that
     would matter. racing=False scores all loops on all items; racing begins with `least` items at least. level: a false
-    "helps" of any loop is at most this likely, and so is a false "hurts". documents: of each item, as
-    `dependence.paired_mean` takes them.
+    "helps" of any loop is at most this likely, and so is a false "hurts". places: (document, place in it) of each item,
+    where items are not independent.
 
     Raises UsageError, when first advanced, for no names, a name twice, fewer than 4 items, fewer than 1 finalist or a
     worth not above 0; and on an answer that does not fit its request.
     """
     asked = left = _checked(names, n_items, finalists, worth, level)
-    labels = None if documents is None else np.asarray(documents)
     order = np.random.default_rng(seed).permutation(n_items)
     rounds = _rounds(len(asked), n_items, finalists, racing, least)
     seen = {name: np.empty(0) for name in asked}
 
     def judged(name: str) -> Verdict:
         """On the items so far, put back into the order of their texts."""
-        items = order[: len(seen[name])]
+        items, documents = order[: len(seen[name])], None
         where = np.argsort(items)
-        groups = None if labels is None else labels[items][where]
-        return judge(seen[name][where], worth, documents=groups, level=level / len(asked),
+        if places is not None:
+            where = np.array(sorted(where, key=lambda i: places[items[i]]))
+            documents = [places[items[i]][0] for i in where]
+        return judge(seen[name][where], worth, documents=documents, level=level / len(asked),
                      equivalence=EQUIVALENCE / len(rounds))  # fmt: skip
 
     done = 0
@@ -253,7 +255,7 @@ def judge_all(
     racing: bool = False,
     worth: float = WORTH,
     level: float = 0.05,
-    documents: ArrayLike | None = None,
+    places: Places | None = None,
 ) -> Decision:
     """`decide` over scores that are all known: plain (n items), and of each loop on the same items in the same order.
 
@@ -267,7 +269,7 @@ def judge_all(
             raise UsageError(f"{name} has {len(mine)} scores, plain {len(base)}.", "score both on the same items.")
         gains[name] = mine - base
     steps = decide(gains, len(base), seed, finalists=finalists, racing=racing, worth=worth, level=level,
-                   documents=documents)  # fmt: skip
+                   places=places)  # fmt: skip
     try:
         request = next(steps)
         while True:

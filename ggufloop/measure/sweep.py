@@ -234,7 +234,7 @@ def sweep(
     try:
         plain = scores.of(None, range(n), PLAIN)
         steps = decide(list(by_name), n, seed, finalists=finalists, racing=racing, least=measure.least, worth=worth,
-                       level=adjusted_level(level, look, looks), documents=measure.documents)  # fmt: skip
+                       level=adjusted_level(level, look, looks), places=measure.places)  # fmt: skip
         try:
             request = next(steps)
             while True:

@@ -334,7 +334,12 @@ def _gain(
         return Criterion("gain of looping, nats per token", None, rule, OPEN, note), loops[0], None
     scores = {name: -cell.values("nll") for name, cell in zip(loops, cells[1:], strict=True)}
     decision = selection.judge_all(
-        -cells[0].values("nll"), scores, SEED, worth=thresholds.worth, level=level, documents=[0] * len(cells[0].chunks)
+        -cells[0].values("nll"),
+        scores,
+        SEED,
+        worth=thresholds.worth,
+        level=level,
+        places=[(0, c.index) for c in cells[0].chunks],
     )
     best = max(decision.loops, key=lambda loop: loop.gain.mean)
     answer = {selection.HELPS: YES, selection.NONE_HELPS: NO, selection.NOT_ENOUGH: OPEN}[decision.verdict]

@@ -266,7 +266,9 @@ def test_chunks_of_a_text_are_put_back_in_order() -> None:
     """Blocks are of neighbours: judged on all chunks, whatever order they were drawn in."""
     rng = np.random.default_rng(10)
     plain, gain = np.zeros(400), np.repeat(rng.normal(size=40), 10)
-    d = judge_all(plain, {"a": gain, "b": -gain}, seed=5, documents=np.zeros(400, int))
+    order = np.random.default_rng(11).permutation(400)
+    shuffled = {"a": gain[order], "b": -gain[order]}
+    d = judge_all(plain, shuffled, seed=5, places=[(0, int(i)) for i in order])
     assert d.loops[0].gain.mean == pytest.approx(abs(gain.mean()))
     own = judge(gain, 0.01, documents=np.zeros(400, int), level=0.025).gain
     assert next(c.gain for c in d.loops if c.name == "a") == own

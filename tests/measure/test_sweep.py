@@ -46,7 +46,7 @@ class FakeMeasure:
     """Scores that follow from loop and item, and a note of everything that was asked for."""
 
     name, item, unit, least = "fake", "chunk", "nats per token", 8
-    documents = None
+    places = None
 
     def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
         self.n = n
@@ -209,20 +209,32 @@ def tiny_llm(tiny_model: TinyModel) -> Any:
 
 def test_chunks_are_those_of_perplexity(tiny_llm: Any) -> None:
     text = Text("t", "The quick brown fox jumps over the lazy dog. " * 20)
-    measure = TextMeasure(tiny_llm, text, 64, limit=5)
-    loop = LoopSpec((2, 5), k=2)
+    measure = TextMeasure(tiny_llm, text, 64)
+    n, loop = measure.n, LoopSpec((2, 5), k=2)
     try:
         for spec in (None, loop):
             tiny_llm.set_loop(spec)
-            scores = measure.score(tiny_llm, range(5))
-            known = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, 5)
+            scores = measure.score(tiny_llm, range(n))
+            known = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, n)
             assert -np.mean(scores) == pytest.approx(known.model.nll, abs=1e-12)
             assert measure.score(tiny_llm, [3]) == [scores[3]]
+            first = next(i for i, (_, chunk) in enumerate(measure.places) if chunk == 0)
+            alone = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, 1)
+            assert -scores[first] == pytest.approx(alone.model.nll, abs=1e-12)
     finally:
         tiny_llm.set_loop(None)
-    assert measure.n == 5
-    assert TextMeasure(tiny_llm, text, 64).identity() == measure.identity()
+    assert TextMeasure(tiny_llm, text, 64, limit=5).identity() == measure.identity()
     assert TextMeasure(tiny_llm, Text("t", text.text + "!"), 64).identity() != measure.identity()
+
+
+def test_chunks_are_drawn_from_all_texts(tiny_llm: Any) -> None:
+    """So many of them, in an order that more of them go on with; not the first of the first."""
+    texts = [Text(name, f"{name} says that the quick brown fox jumps. " * 40) for name in ("a", "b")]
+    few, all_ = TextMeasure(tiny_llm, texts, 64, limit=10), TextMeasure(tiny_llm, texts, 64)
+    assert (few.n, few.name) == (10, "a,b")
+    assert list(few.places) == list(all_.places)[:10] != sorted(all_.places)[:10]
+    assert sorted(all_.places) == [(d, i) for d in (0, 1) for i in range(all_.n // 2)]
+    assert {document for document, _ in few.places} == {0, 1}
 
 
 def test_logits_that_are_no_numbers_rank_last(monkeypatch: pytest.MonkeyPatch, tiny_llm: Any) -> None:
