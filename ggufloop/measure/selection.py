@@ -190,8 +190,8 @@ def decide(
         items, documents = order[: len(seen[name])], None
         where = np.argsort(items)
         if places is not None:
-            where = np.array(sorted(where, key=lambda i: places[items[i]]))
-            documents = [places[items[i]][0] for i in where]
+            where = np.array(sorted(where.tolist(), key=lambda i: places[int(items[i])]))
+            documents = [places[int(items[i])][0] for i in where]
         return judge(seen[name][where], worth, documents=documents, level=level / len(asked),
                      equivalence=EQUIVALENCE / len(rounds))  # fmt: skip
 
