@@ -87,7 +87,7 @@ def _log_sum(table: Values) -> Values:
 
 
 @dataclass(frozen=True)
-class Guard:
+class ChanceGuard:
     """Whether a model answers a task at all, which a loop can be judged by.
 
     accuracy  with Wilson's interval; chance: of a guess
@@ -113,7 +113,7 @@ class Guard:
                 "this task cannot judge a loop.")  # fmt: skip
 
 
-def guard(right: ArrayLike, chosen: Sequence[int], choices: Sequence[int]) -> Guard:
+def guard(right: ArrayLike, chosen: Sequence[int], choices: Sequence[int]) -> ChanceGuard:
     """Accuracy against chance. chosen: the answer given to each question; choices: how many it offers.
 
     Raises UsageError for no question, other lengths, or an answer that is not offered.
@@ -127,7 +127,7 @@ def guard(right: ArrayLike, chosen: Sequence[int], choices: Sequence[int]) -> Gu
         raise UsageError(f"question {odd} offers {choices[odd]} answers, not number {chosen[odd]}.", "count from 0.")
     letters = np.bincount(chosen, minlength=max(choices)) / len(chosen)
     chance = float(np.mean(1 / np.asarray(choices)))
-    return Guard(wilson(int(scores.sum()), len(scores)), chance, tuple(letters.tolist()))
+    return ChanceGuard(wilson(int(scores.sum()), len(scores)), chance, tuple(letters.tolist()))
 
 
 def nudged(loop: LoopSpec) -> LoopSpec:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import PACKAGE
-from ggufloop.measure.endpoints import Guard, choice_log_probability, fit_temperature, guard
+from ggufloop.measure.endpoints import ChanceGuard, choice_log_probability, fit_temperature, guard
 from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
 from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
 from ggufloop.tasks.questions import MAKERS
@@ -114,7 +114,7 @@ class Comparison:
     needed: int | None
     verdict: Verdict
     choice: Verdict | None
-    guard: Guard | None
+    guard: ChanceGuard | None
 
     @property
     def flips_below(self) -> float:
@@ -298,7 +298,7 @@ def _choice(plain: Sequence[Item], looped: Sequence[Item]) -> Verdict | None:
     return judge(a - b, WORTHS[CHOICE])
 
 
-def _guard(plain: Sequence[Item]) -> Guard | None:
+def _guard(plain: Sequence[Item]) -> ChanceGuard | None:
     if not _scored(plain):
         return None
     chosen = [int(np.argmax(i.answers)) for i in plain]
