@@ -56,6 +56,11 @@ class LoopChange:
     p: float
     word: str
 
+    @property
+    def phrase(self) -> str:
+        """The word, with its x."""
+        return f"{SAME} {WORTH:g}" if self.word == SAME else self.word
+
 
 def change(study: Study, type_: str, loop: str) -> PairedEstimate:
     """NLL of the looped file minus the plain one, per chunk. Raises UsageError for fewer than 2 chunks."""

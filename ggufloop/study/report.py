@@ -65,7 +65,7 @@ def _shown(row: Row, tasks: list[str]) -> list[Cell]:
         100 * row.same_top,
         *answers,
         row.speed,
-        "" if verdict is None else verdict.word,
+        "" if verdict is None else verdict.phrase,
     ]
 
 
@@ -97,7 +97,7 @@ def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
         study.header.model, f.type, f.nbytes, f.bits_per_weight, f.snr, f.window_snr, row.loop, row.chunks, row.n,
         row.ppl, row.error, *_three(None if verdict is None else verdict.change),
         None if verdict is None else verdict.p, *_three(row.kld), *_three(row.amplification), row.same_top, *answers,
-        row.speed, None if verdict is None else verdict.word,
+        row.speed, None if verdict is None else verdict.phrase,
     ]  # fmt: skip
 
 
