@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.backend import capi, library, memory
+from ggufloop.backend.batches import IN_STEP, Batched
 from ggufloop.backend.devices import Placed, Placement
 from ggufloop.backend.llama_log import LlamaLog
 from ggufloop.backend.prompt_cache import LoopCache
@@ -69,11 +70,12 @@ class _Step:
     looped: bool
 
 
-class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
+class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
     model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. rpc_servers,
-    device: where it is computed (devices.Placement). Every other argument is llama_cpp.Llama's.
+    device: where it is computed (devices.Placement). n_seq: how many sequences its cache holds apart (backend.batches).
+    Every other argument is llama_cpp.Llama's.
 
     With kv first and last, and with halt, what a prompt computes depends on how it was cut, so the same prompt is read
     again as it was read before instead of from the middle.
@@ -88,7 +90,9 @@ class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # lla
     _batch: Any = _model
     tokenizer_: Any = _model
 
-    def __init__(self, model_path: str | Path, *args: Any, loop: LoopSpec | str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_path: str | Path, *args: Any, loop: LoopSpec | str | None = None, n_seq: int = 1, **kwargs: Any
+    ) -> None:
         self._loop: LoopSpec | None = None
         self._steps: list[_Step] = []  # what filled the cache
         self._prompt_next = False  # the next eval is the prompt of generate(), whatever its length
@@ -98,6 +102,7 @@ class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # lla
         self._epoch = 0  # changes when a running generator loses its footing
         check_model_file(Path(model_path))
         check_settings(kwargs, read_header(Path(model_path)).text("general.architecture") or "unknown")
+        self._n_seq = min(n_seq, IN_STEP) if read_header(Path(model_path)).keeps_state else n_seq
         self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
         self._load(model_path, *args, **kwargs)
         self.set_seed(kwargs.get("seed", -1))  # llama_cpp takes 0 for none
@@ -126,6 +131,18 @@ class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # lla
         """A model that is being loaded is given up when Ctrl-C is pressed."""
         interrupted = self._interrupted  # no reference to self: params would keep it alive
         params.progress_callback = llama_cpp.llama_progress_callback(lambda share, user_data: not interrupted())
+
+    @property
+    def context_params(self) -> Any:
+        """llama.cpp's parameters of the context."""
+        return self._context_params
+
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        """llama_cpp begins with llama.cpp's defaults and sets what it knows of."""
+        if self._n_seq > 1:
+            params.n_seq_max, params.kv_unified = self._n_seq, True
+        self._context_params = params
 
     def close(self) -> None:
         """Free the model; nothing to do if it never loaded. Whatever needs it raises GgufloopError from then on."""
@@ -266,6 +283,11 @@ class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # lla
     def _keeps_state(self) -> bool:
         """Whether some layer is recurrent: then the cache can only grow or be emptied."""
         return bool(self._is_recurrent or self._is_hybrid)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether llama.cpp cuts a batch where its shortest sequence ends, for recurrent states advance together."""
+        return self._keeps_state
 
     @property
     def can_rewind(self) -> bool:
@@ -546,4 +568,4 @@ class LoopedLlama(Placed, llama_cpp.Llama, Traced):  # type: ignore[misc]  # lla
         self._decoded = getattr(state, "decoded", 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **self._placement.state(), "loop": self._loop}
+        return {**super().__getstate__(), **self._placement.state(), "loop": self._loop, "n_seq": self._n_seq}

@@ -4,8 +4,9 @@
         ...write partial...                  # target appears only when the block ends without an error
 
 Files are written under a temporary name beside their target and moved with os.replace, so a reader never meets half
-of one. The temporary name is fixed, not random: whatever an interrupted run leaves behind is the next run's to
-clean or continue, and never piles up. That makes a lock around it necessary.
+of one. Ours have a fixed temporary name: whatever an interrupted run leaves behind is the next run's to clean or
+continue, and never piles up. That makes a lock around it necessary. What the user names has no lock, and the temporary
+name this process's number: `atomic_file`, and `write_text` for a whole text.
 
 sha256 of model files are computed once: the result is kept in the cache and believed while size and time stay the same,
 for hashing 18 GB takes half a minute, and what a download has checked is known.
@@ -19,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -47,13 +48,14 @@ def cache_dir() -> Path:
 
 
 def write_error(error: OSError, path: Path) -> GgufloopError:
-    """What the user should read when writing `path` failed."""
+    """What the user should read when writing `path`, in the cache or named by the user, failed."""
+    ours = path.is_relative_to(cache_dir())
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no quota errno
-        return GgufloopError(
-            f"the disk is full: cannot write {path}.", "free some space, or set GGUFLOOP_CACHE to another folder."
-        )
+        other = "set GGUFLOOP_CACHE to another folder" if ours else "name another file"
+        return GgufloopError(f"the disk is full: cannot write {path}.", f"free some space, or {other}.")
     return GgufloopError(
-        f"cannot write {path}: {error.strerror or error}.", "set GGUFLOOP_CACHE to a folder you can write to."
+        f"cannot write {path}: {error.strerror or error}.",
+        "set GGUFLOOP_CACHE to a folder you can write to." if ours else "name another file.",
     )
 
 
@@ -96,6 +98,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
         except BaseException:
             remove(partial)
             raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """`atomic_path` for a file that the user names: without a lock, and in a folder that is there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        partial.touch()
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            remove(partial)
+    except OSError as e:
+        raise write_error(e, path) from e
+    except ValueError as e:
+        if "\0" not in str(path):
+            raise
+        raise GgufloopError(f"cannot write {path}: {e}.", "name another file.") from e
+
+
+def check_writable(path: Path) -> None:
+    """Raise GgufloopError if a file that the user names could not be written; nothing is left there."""
+    with suppress(_Enough), atomic_file(path):
+        raise _Enough
+
+
+class _Enough(Exception):
+    """A file could be written, and is not to be."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; what no UTF-8 can hold of a file's name becomes '?'. Raises GgufloopError."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "replace"))
 
 
 @contextmanager

@@ -1,221 +1,37 @@
-"""What a loop is: `LoopSpec`, its solver as a tableau (A, B), its cost and its KV memory. No I/O, no llama_cpp.
+"""What a loop is: `LoopSpec`, whose fields are the table of a loop's settings; its cost and its KV memory. No I/O.
 
     spec = LoopSpec.parse("14:20 k=3 beta=0.5 kv=each decode=bypass")
     spec.tableau().A                     # what the compute graph is given
     spec.relative_cost(n_layer=30)       # layer evaluations, looped over plain
+    schema()                             # what a loop is as JSON
 
-A window g maps the state entering its first layer to the state leaving its last; f(x) = g(x) - x. Every solver
-here is linear in the values of f, so one strictly lower-triangular matrix A and one vector B say it completely:
-y_i = x0 + sum_j A_ij f(y_j), out = x0 + sum_j B_j f(y_j). The solvers below are written as the update rules of
-arXiv 2605.23872 on coefficient vectors, and running them yields the tableau. The graph never learns their names.
+A new setting is a field here and the C++ that does it: text, flags, schema, C struct and the page's controls follow.
+`setting.py` says what a row holds. What settings mean beside each other is in `_RULES`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field
 from operator import index
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ggufloop import solvers
 from ggufloop.errors import UsageError, nearest
+from ggufloop.setting import Argument, Setting, Word, is_whole, row, settings
+from ggufloop.solvers import Tableau
 
 MAX_EVALUATIONS = 64
 """Most evaluations of the window one plan may hold (`LLAMA_LOOP_MAX_EVALS` of the patch)."""
 
-MODES = ("block", "layer")
-KV_POLICIES = ("first", "last", "each", "frozen")
-ROUTINGS = ("free", "frozen")
-DECODES = ("full", "bypass", "first:n (n >= 1)", "entropy:t (t >= 0)")
+DEFAULT_K = 3
+"""What interfaces take where a loop is asked for without K. A LoopSpec and its text always say it."""
 
-_DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
-_SIGNED_DECIMAL = re.compile(rf"[+-]?{_DECIMAL.pattern}", re.ASCII | re.IGNORECASE)
-_SIGNED_WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _LAYERS = re.compile(r"\s*(\d{1,9})\s*([:-])\s*(\d{1,9})\s*", re.ASCII)
 _MOST_TEXT = 512
 _MOST_POSITIONS = 2**31 - 1  # llama_pos is an int32
-
-_FORMS = {
-    int: (_SIGNED_WHOLE, "whole number", 3),
-    float: (_SIGNED_DECIMAL, "number", 0.5),
-    str: (re.compile(r".*"), "word", ""),
-}
 _LIKE = "write it like '14:20 k=3 kv=each'."
-
-Vector = NDArray[np.float64]
-F = Callable[[Vector], Vector]
-
-
-def _euler(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
-    for _ in range(k):
-        x = x + h * f(x)
-    return x
-
-
-def _midpoint(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
-    for _ in range(k):
-        x = x + h * f(x + h / 2 * f(x))
-    return x
-
-
-def _heun(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
-    for _ in range(k):
-        f1 = f(x)
-        f2 = f(x + h * f1)
-        x = x + h / 2 * (f1 + f2)
-    return x
-
-
-def _rk4(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
-    for _ in range(k):
-        f1 = f(x)
-        f2 = f(x + h / 2 * f1)
-        f3 = f(x + h / 2 * f2)
-        f4 = f(x + h * f3)
-        x = x + h / 6 * (f1 + 2 * f2 + 2 * f3 + f4)
-    return x
-
-
-def _input_anchor(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
-    x0 = x
-    for _ in range(k):
-        x = h * (x + f(x)) + (1 - h) * x0
-    return x
-
-
-def _heavy_ball(f: F, x: Vector, k: int, h: float, mu: float) -> Vector:
-    x_prev = x
-    for _ in range(k):
-        x, x_prev = x + h * f(x) + mu * (x - x_prev), x
-    return x
-
-
-@dataclass(frozen=True)
-class _Solver:
-    """An update rule, how often one of its K steps evaluates g, and its damping where the user gives none."""
-
-    rule: Callable[[F, Vector, int, float, float], Vector]
-    evaluations_per_step: int = 1
-    undamped: bool = False
-
-
-_SOLVERS = {
-    "euler": _Solver(_euler),
-    "naive": _Solver(_euler, undamped=True),
-    "repeat": _Solver(_euler, undamped=True),
-    "midpoint": _Solver(_midpoint, 2),
-    "heun": _Solver(_heun, 2),
-    "rk4": _Solver(_rk4, 4),
-    "input-anchor": _Solver(_input_anchor),
-    "heavy-ball": _Solver(_heavy_ball),
-}
-SOLVERS = tuple(_SOLVERS)
-
-
-@dataclass(frozen=True)
-class Tableau:
-    """The pair (A, B) a compute graph runs; float64.
-
-    A: (n, n), strictly lower triangular: y_i = x0 + sum_j A[i, j] f(y_j).
-    B: (n,): out = x0 + sum_j B[j] f(y_j).
-    """
-
-    A: NDArray[np.float64]
-    B: NDArray[np.float64]
-
-    @property
-    def evaluations(self) -> int:
-        """How often the window is evaluated."""
-        return len(self.B)
-
-    def apply(self, g: Callable[[Any], Any], x0: Any) -> Any:
-        """Run the tableau on any g, literally; x0 and g(x) may be anything that adds and scales."""
-        residuals: list[Any] = []
-        for row in self.A:
-            y = x0
-            for a, r in zip(row, residuals, strict=False):
-                y = y + float(a) * r
-            residuals.append(g(y) - y)
-        out = x0
-        for b, r in zip(self.B, residuals, strict=True):
-            out = out + float(b) * r
-        return out
-
-
-def _trace(solver: _Solver, k: int, h: float, mu: float, beta: float) -> Tableau:
-    """Run an update rule on vectors of coefficients of f(y_1), f(y_2), ...; x0 is the zero vector."""
-    n = k * solver.evaluations_per_step
-    rows: list[Vector] = []
-    unit = np.eye(n)
-
-    def f(y: Vector) -> Vector:
-        rows.append(y)
-        row: Vector = unit[len(rows) - 1]
-        return row
-
-    y = solver.rule(f, np.zeros(n), k, h, mu)
-    out: Vector = (1 - beta) * y + beta * unit[0]  # the anchor of Algorithm 3: beta g(x0) + (1 - beta) y, both minus x0
-    return Tableau(np.array(rows), out)
-
-
-def _trim(t: Tableau) -> Tableau:
-    """Drop evaluations at the end whose result nothing uses (beta = 1 leaves one: the unmodified model)."""
-    n = t.evaluations
-    while n > 1 and t.B[n - 1] == 0.0:
-        n -= 1
-    return Tableau(t.A[:n, :n], t.B[:n])
-
-
-def _reduce(k: int, beta: float, passes: int) -> Tableau:
-    """K anchored Euler steps in two or three evaluations with the same elementary weights.
-
-    Matches sum B, sum B c, sum B c^2 and (three stages) sum B A c of the K-step scheme, the only quantities a
-    B-series depends on up to that order.
-    """
-    s = 1 - beta
-    gamma = s * (k - 1) / (2 * k)
-    delta = s * (k - 1) * (2 * k - 1) / (6 * k * k)
-    eps = s * (k - 1) * (k - 2) / (6 * k * k)
-    if passes == 2:
-        c2 = (2 * k - 1) / (3 * k)  # delta / gamma
-        b2 = gamma / c2
-        return Tableau(np.array([[0.0, 0.0], [c2, 0.0]]), np.array([1 - b2, b2]))
-    c2, c3 = 1 / 3, 2 / 3
-    b3 = (delta - gamma * c2) / (c3 * (c3 - c2))
-    b2 = (gamma - b3 * c3) / c2
-    a32 = eps / (b3 * c2)
-    return Tableau(
-        np.array([[0.0, 0.0, 0.0], [c2, 0.0, 0.0], [c3 - a32, a32, 0.0]]),
-        np.array([1 - b2 - b3, b2, b3]),
-    )
-
-
-def _is_whole(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, np.bool_))
-
-
-def _whole(value: Any, name: str, low: int, high: int, hint: str) -> int:
-    if not _is_whole(value) or not low <= value <= high:
-        raise UsageError(f"{name} {value!r} is not a whole number in the range {low} to {high}.", hint)
-    return index(value)
-
-
-def _real(value: object, name: str, low: float, high: float, hint: str) -> float:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not low <= float(value) <= high:  # type: ignore[arg-type]  # ok says it is a number
-        shown = f"{value:g}" if isinstance(value, float) else repr(value)
-        raise UsageError(f"{name} {shown} is not a number in the range {low:g} to {high:g}.", hint)
-    return float(value)  # type: ignore[arg-type]  # checked above
-
-
-def _known(value: str, name: str, known: Iterable[str]) -> str:
-    if value not in known:
-        raise UsageError(f"{name} {value!r} is not known.", nearest(str(value), known))
-    return value
 
 
 def parse_window(text: str) -> tuple[int, int]:
@@ -242,7 +58,7 @@ def parse_window(text: str) -> tuple[int, int]:
 def _check_window(window: object) -> tuple[int, int]:
     if isinstance(window, str):
         window = parse_window(window)
-    if not (isinstance(window, (tuple, list)) and len(window) == 2 and all(_is_whole(i) for i in window)):
+    if not (isinstance(window, (tuple, list)) and len(window) == 2 and all(is_whole(i) for i in window)):
         raise UsageError(f"window {window!r} is not a pair of layer numbers.", "write it like 14:20, layers 14 to 19.")
     a, b = (index(i) for i in window)
     if a < 1:
@@ -256,151 +72,135 @@ def _check_window(window: object) -> tuple[int, int]:
     return a, b
 
 
-def parse_decode(text: str) -> tuple[int | None, float | None]:
-    """How many generated tokens loop after a prompt, and the entropy above which one does all the same.
-
-    'full' -> (None, None), None meaning all of them; 'bypass' -> (0, None); 'first:n' -> (n, None);
-    'entropy:t' -> (0, t). Raises UsageError.
-    """
-    if text in ("full", "bypass"):
-        return None if text == "full" else 0, None
-    head, _, value = text.partition(":")
-    if head == "first" and _SIGNED_WHOLE.fullmatch(value) and value[0] not in "+-" and len(value) < 10 and int(value):
-        return int(value), None
-    if head == "entropy" and _DECIMAL.fullmatch(value) and math.isfinite(float(value)):
-        return 0, float(value)
-    raise UsageError(f"decode {text!r} is not known.", nearest(text, DECODES))
-
-
 @dataclass(frozen=True)
 class LoopSpec:
     """One loop, complete: which layers, how often, by which rule, what passes see and what the cache holds.
 
-    window   (a, b), half-open: layers a .. b-1, with 1 <= a < b <= n_layer - 1. '14:20' is accepted.
-    k        outer steps of the solver; with one evaluation per step, the number of passes.
-    mode     'block': the window is iterated as one map; 'layer': each of its layers is finished before the next.
-    solver   one of SOLVERS. 'repeat' is 'naive' with kv='each' (RYS, layer duplication).
-    damping  h (alpha for input-anchor and heavy-ball), 0 < h <= 2. None: 1/k, and 1 for naive and repeat.
-    beta     weight of g(x0) in the result, euler only, 0 to 1 (0.5 is the paper's robust default).
-    mu       momentum of heavy-ball, 0 <= mu < 1; None: 0.5 there, 0 elsewhere.
-    passes   2 or 3: run the K euler steps in so many evaluations (same B-series weights); None: no reduction.
-    kv       what later tokens see in the window: one of KV_POLICIES. None: 'first' ('each' for repeat).
-    decode   'full', 'bypass', 'first:n' or 'entropy:t': which generated tokens loop. The prompt always does. With
-             'entropy:t' a token is evaluated plain, and again looped if its next-token distribution has an entropy
-             above t nats.
-    routing  'free': every pass routes its state to experts anew; 'frozen': the experts and weights a layer's first
-             pass chose serve all its passes. None: 'free', and 'frozen' in layer mode. Nothing without experts.
-    attention  w >= 1: passes after the first attend to the last w positions only, their own included. None: to all.
-    sinks    with attention: the first positions, so many, stay visible as well.
-    halt     tau > 0: once a pass moves the states of a batch's tokens by less than tau of their norms on average,
-             mean ||y'_t - y_t|| / ||y_t||, no more passes run. Solver euler, unanchored and unreduced, or naive; not
-             with kv='each'. None: all run.
-
-    Raises UsageError naming the value and the rule.
+    The fields are the settings; None, where it is no value, is a setting left out. Raises UsageError naming the value
+    and the rule.
     """
 
-    window: tuple[int, int]
-    k: int
-    mode: str = "block"
-    solver: str = "euler"
-    damping: float | None = None
-    beta: float = 0.0
-    mu: float | None = None
-    passes: int | None = None
-    kv: str = None  # type: ignore[assignment]  # None only as an argument; __post_init__ resolves it
-    decode: str = "full"
-    routing: str = None  # type: ignore[assignment]  # as kv
-    attention: int | None = None
-    sinks: int = 0
-    halt: float | None = None
+    # (a, b), half-open: layers a .. b-1, with 1 <= a < b <= n_layer - 1. '14:20' is accepted.
+    window: tuple[int, int] = row(
+        tuple, MISSING, "Loop layers A to B-1 (half-open), or 'auto'", metavar="A:B", many=True,
+    )  # fmt: skip
+    # With one evaluation per step, the number of passes.
+    k: int = row(
+        int, MISSING, "Outer steps of the solver; 1 is the plain model", low=1, high=MAX_EVALUATIONS,
+        hint="3 is a good start; 1 is the unmodified model.", usually=str(DEFAULT_K), start=DEFAULT_K, label="K",
+        flag="--K", metavar="K", many=True, control=True,
+    )  # fmt: skip
+    mode: str = row(
+        str, "block", "How the window is looped", many=True, in_plan=True,
+        words={
+            "block": Word("the window is iterated as one map"),
+            "layer": Word("each layer of the window is finished before the next"),
+        },
+    )  # fmt: skip
+    # 'repeat' is 'naive' with kv='each' (RYS, layer duplication).
+    solver: str = row(
+        str, "euler", "The rule of the steps", many=True, control=True,
+        words={
+            name: Word(solver.meaning, evaluations=solver.evaluations_per_step)
+            for name, solver in solvers.SOLVERS.items()
+        },
+    )  # fmt: skip
+    # h (alpha for input-anchor and heavy-ball), above 0; 1 for naive and repeat.
+    damping: float | None = row(
+        float, None, "Weight of one evaluation in one step", high=2, hint="leave it out for 1/K.", usually="1/K",
+    )  # fmt: skip
+    # Weight of g(x0) in the result, euler only; 0.5 is the paper's robust default.
+    beta: float = row(
+        float, 0.0, "Anchor: weight of the plain result, 0 to 1", high=1, hint="0 is no anchor, 0.5 a robust one.",
+        metavar="X", many=True,
+    )  # fmt: skip
+    # Below 1; 0 for the other solvers.
+    mu: float | None = row(
+        float, None, "Momentum of heavy-ball", high=1, hint="leave it out for 0.5.", usually="0.5",
+    )  # fmt: skip
+    # The same B-series weights as the K steps have (`solvers.reduced`).
+    passes: int | None = row(
+        int, None, "Run the K euler steps in 2 or 3 evaluations", low=2, high=MAX_EVALUATIONS,
+        hint="use 3: it is the most exact.",
+    )  # fmt: skip
+    kv: str = row(
+        str, "first", "What the cache holds", unless=("solver", "repeat", "each"), metavar="POLICY", many=True,
+        in_plan=True, control=True,
+        words={
+            "first": Word("the cache keeps the first pass"),
+            "last": Word("the cache keeps the result, for one more pass"),
+            "each": Word("every pass has a cache of its own, which the server must be started for"),
+            "frozen": Word("later passes read the first one's keys and values"),
+        },
+    )  # fmt: skip
+    # The prompt always loops. With 'entropy:t' a token is evaluated plain, and again looped if its next-token
+    # distribution has an entropy above t nats.
+    decode: str = row(
+        str, "full", "Which generated tokens loop, with entropy:t those the plain model is unsure of", control=True,
+        metavar="POLICY",
+        words={
+            "full": Word("prompt and answer loop"),
+            "bypass": Word("the prompt loops, the answer is written plain"),
+            "first": Word("the prompt loops, and the answer's first tokens", Argument(int, "n", "Tokens", 1, 16)),
+            "entropy": Word("the prompt loops, and unsure tokens", Argument(float, "t", "Nats", 0, 1), served=False),
+        },
+    )  # fmt: skip
+    # Nothing without experts.
+    routing: str = row(
+        str, "free", "Experts of later passes", unless=("mode", "layer", "frozen"), in_plan=True,
+        words={
+            "free": Word("every pass routes its state to experts anew"),
+            "frozen": Word("the experts and weights a layer's first pass chose serve all its passes"),
+        },
+    )  # fmt: skip
+    # Their own position included.
+    attention: int | None = row(
+        int, None, "Passes after the first attend to the last W positions only", low=1, high=_MOST_POSITIONS,
+        hint="leave it out to see all.", flag="--loop-attention", metavar="W", in_plan=True,
+    )  # fmt: skip
+    sinks: int = row(
+        int, 0, "With --loop-attention: and to the first S positions", high=_MOST_POSITIONS,
+        hint="4 is usual, 0 keeps none.", flag="--loop-sinks", metavar="S", in_plan=True,
+    )  # fmt: skip
+    # tau > 0: what is compared is mean ||y'_t - y_t|| / ||y_t|| over a batch's tokens. Solver euler, unanchored and
+    # unreduced, or naive; not with kv='each'.
+    halt: float | None = row(
+        float, None, "Run no further pass for a batch once one moves its tokens by less than this share",
+        hint="leave it out to run all passes.", metavar="TAU", in_plan=True,
+    )  # fmt: skip
     _tableau: Tableau = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        def put(name: str, value: object) -> None:
+        for name, setting in settled(type(self)).items():
+            value = getattr(self, name)
+            if value is None:
+                value = setting.usual(self)
+            if name == "window":
+                value = _check_window(value)
+            elif value is not None or setting.required:
+                value = setting.check(value)
             object.__setattr__(self, name, value)
+            if name in _RULES:
+                _RULES[name](self)
+        object.__setattr__(self, "_tableau", self._make_tableau())
 
-        put("window", _check_window(self.window))
-        _known(self.mode, "mode", MODES)
-        solver = _SOLVERS[_known(self.solver, "solver", SOLVERS)]
-        put("k", _whole(self.k, "K", 1, MAX_EVALUATIONS, "3 is a good start; 1 is the unmodified model."))
-        evaluations = self.k * solver.evaluations_per_step
-        if evaluations > MAX_EVALUATIONS:
-            raise UsageError(
-                f"K {self.k} with solver {self.solver} needs {evaluations} evaluations, more than {MAX_EVALUATIONS}.",
-                f"use K {MAX_EVALUATIONS // solver.evaluations_per_step} at most.",
-            )
-        put("kv", _known(_kv(self.solver) if self.kv is None else self.kv, "kv", KV_POLICIES))
-        if self.solver == "repeat" and self.kv != "each":
-            raise UsageError(f"solver repeat cannot run with kv {self.kv}.", "it means naive with kv=each; use naive.")
-        if self.damping is not None:
-            put("damping", _real(self.damping, "damping", 0.0, 2.0, "leave it out for 1/K."))
-            if self.damping == 0.0:
-                raise UsageError("damping 0 would leave the state as it is.", "give a damping above 0, or no loop.")
-            if solver.undamped:
-                raise UsageError(
-                    f"solver {self.solver} has no damping.", "use euler, of which it is the case damping 1."
-                )
-            if evaluations == 1 and self.damping != 1.0:
-                raise UsageError(f"damping {self.damping:g} needs K 2 or more.", "K 1 is the unmodified model.")
-        put("beta", _real(self.beta, "beta", 0.0, 1.0, "0 is no anchor, 0.5 a robust one."))
-        if self.beta and self.solver != "euler":
-            raise UsageError(
-                f"beta {self.beta:g} needs solver euler, not {self.solver}.", "leave out --beta or --solver."
-            )
-        if self.mu is not None:
-            put("mu", _real(self.mu, "mu", 0.0, 1.0, "leave it out for 0.5."))
-            if self.solver != "heavy-ball" or self.mu == 1.0:
-                raise UsageError(f"mu {self.mu:g} needs solver heavy-ball and a value below 1.", "leave out --mu.")
-        if self.passes is not None:
-            put("passes", _whole(self.passes, "passes", 2, MAX_EVALUATIONS, "use 3: it is the most exact."))
-            if self.solver != "euler" or self.damping is not None:
-                raise UsageError(
-                    "passes needs solver euler and its own damping 1/K.", "leave out --solver and --damping."
-                )
-            if 3 < self.passes < self.k:
-                raise UsageError(
-                    f"passes {self.passes} is neither 2, 3 nor at least K {self.k}.", "use 3: it is the most exact."
-                )
-        parse_decode(_known_type(self.decode, "decode"))
-        put("routing", _known(_routing(self.mode) if self.routing is None else self.routing, "routing", ROUTINGS))
-        if self.attention is not None:
-            put("attention", _whole(self.attention, "attention", 1, _MOST_POSITIONS, "leave it out to see all."))
-        put("sinks", _whole(self.sinks, "sinks", 0, _MOST_POSITIONS, "4 is usual, 0 keeps none."))
-        if self.sinks and self.attention is None:
-            raise UsageError(f"sinks {self.sinks} needs attention.", "say how many last positions stay visible too.")
-        if self.halt is not None:
-            self._check_halt()
-        put("_tableau", self._make_tableau(solver))
-
-    def _check_halt(self) -> None:
-        object.__setattr__(self, "halt", _real(self.halt, "halt", 0.0, math.inf, "leave it out to run all passes."))
-        if self.halt == 0.0:
-            raise UsageError("halt 0 would never stop a loop.", "give a residual above 0, or leave it out.")
-        if self.solver not in ("euler", "naive") or self.beta or self.passes is not None:
-            raise UsageError(
-                f"halt {self.halt:g} needs solver euler without beta and passes, or naive.",
-                "leave out --solver, --beta and --passes.",
-            )
-        if self.kv == "each":  # a pass that did not run would leave its slot without K/V
-            raise UsageError(f"halt {self.halt:g} cannot run with kv each.", "use kv first, last or frozen.")
-
-    def _make_tableau(self, solver: _Solver) -> Tableau:
+    def _make_tableau(self) -> Tableau:
         if self.passes is not None and self.passes < self.k and self.beta < 1:
-            return _reduce(self.k, self.beta, self.passes)
+            return solvers.reduced(self.k, self.beta, self.passes)
         mu = (0.5 if self.mu is None else self.mu) if self.solver == "heavy-ball" else 0.0
-        return _trim(_trace(solver, self.k, self.h, mu, self.beta))
+        return solvers.tableau(solvers.SOLVERS[self.solver], self.k, self.h, mu, self.beta)
 
     @property
     def h(self) -> float:
         """The weight of one evaluation in one step: the damping given, else 1/k, and 1 for naive and repeat."""
-        if _SOLVERS[self.solver].undamped:
+        if solvers.SOLVERS[self.solver].undamped:
             return 1.0
         return 1 / self.k if self.damping is None else self.damping
 
     @property
     def horizon(self) -> float | None:
         """K h, the 'time' an integrating solver covers (1 by default); None for the others."""
-        return None if self.solver in ("input-anchor", "heavy-ball") else self.k * self.h
+        return None if self.solver in ("input-anchor", "heavy-ball", "average") else self.k * self.h
 
     @property
     def is_loop(self) -> bool:
@@ -510,53 +310,134 @@ class LoopSpec:
         words = text.split()
         if not words or "=" in words[0]:
             raise UsageError(f"loop {text!r} does not start with a window.", _LIKE)
-        kinds: dict[str, type] = {
-            "k": int, "mode": str, "solver": str, "damping": float, "beta": float,
-            "mu": float, "passes": int, "kv": str, "decode": str,
-            "routing": str, "attention": int, "sinks": int, "halt": float,
-        }  # fmt: skip
+        known = {name: setting for name, setting in settings(cls).items() if name != "window"}
         values: dict[str, Any] = {}
         for word in words[1:]:
             name, eq, value = word.partition("=")
             name = name.lower()
             if not eq:
-                raise UsageError(f"loop setting {word!r} is not of the form name=value.", nearest(name, kinds))
-            if name not in kinds:
-                raise UsageError(f"loop setting {name!r} is not known.", nearest(name, kinds))
+                raise UsageError(f"loop setting {word!r} is not of the form name=value.", nearest(name, known))
+            if name not in known:
+                raise UsageError(f"loop setting {name!r} is not known.", nearest(name, known))
             if name in values:
                 raise UsageError(f"loop setting {name} is given twice.", "give it once.")
-            form, rule, example = _FORMS[kinds[name]]
-            if not form.fullmatch(value):
-                raise UsageError(f"{name} {value!r} is not a {rule}.", f"write it like {name}={example}.")
-            values[name] = kinds[name](value)
+            values[name] = known[name].read(value)
         if "k" not in values:
             raise UsageError(f"loop {text!r} has no k.", "write it like '14:20 k=3'.")
         return cls(parse_window(words[0]), **values)
 
     def __str__(self) -> str:
         """The settings that differ from the defaults, in the form `parse` reads."""
-        words = [f"{self.window[0]}:{self.window[1]}", f"k={self.k}"]
-        derived = {"kv": _kv(self.solver), "routing": _routing(self.mode)}
-        for f in fields(self)[2:]:
-            if not f.init:
-                continue
-            value = getattr(self, f.name)
-            if value != derived.get(f.name, f.default):
-                words.append(f"{f.name}={value!r}" if isinstance(value, float) else f"{f.name}={value}")
+        words = ["{}:{}".format(*self.window)]
+        for name, setting in settings(type(self)).items():
+            value = getattr(self, name)
+            if name != "window" and value != setting.usual(self):
+                words.append(f"{name}={value!r}" if isinstance(value, float) else f"{name}={value}")
         return " ".join(words)
 
 
-def _kv(solver: str) -> str:
-    """What kv is where nothing is said."""
-    return "each" if solver == "repeat" else "first"
+def _rule_of_k(loop: LoopSpec) -> None:
+    per_step = solvers.SOLVERS[loop.solver].evaluations_per_step
+    if loop.k * per_step > MAX_EVALUATIONS:
+        raise UsageError(
+            f"K {loop.k} with solver {loop.solver} needs {loop.k * per_step} evaluations, more than {MAX_EVALUATIONS}.",
+            f"use K {MAX_EVALUATIONS // per_step} at most.",
+        )
 
 
-def _routing(mode: str) -> str:
-    """What routing is where nothing is said."""
-    return "frozen" if mode == "layer" else "free"
+def _rule_of_kv(loop: LoopSpec) -> None:
+    if loop.solver == "repeat" and loop.kv != "each":
+        raise UsageError(f"solver repeat cannot run with kv {loop.kv}.", "it means naive with kv=each; use naive.")
 
 
-def _known_type(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{name} {value!r} is not a word.", f"give {name} as text.")
-    return value
+def _rule_of_damping(loop: LoopSpec) -> None:
+    if loop.damping is None:
+        return
+    solver = solvers.SOLVERS[loop.solver]
+    if loop.damping == 0.0:
+        raise UsageError("damping 0 would leave the state as it is.", "give a damping above 0, or no loop.")
+    if solver.undamped:
+        raise UsageError(f"solver {loop.solver} has no damping.", "leave out --damping; euler has one.")
+    if loop.k * solver.evaluations_per_step == 1 and loop.damping != 1.0:
+        raise UsageError(f"damping {loop.damping:g} needs K 2 or more.", "K 1 is the unmodified model.")
+
+
+def _rule_of_beta(loop: LoopSpec) -> None:
+    if loop.beta and loop.solver != "euler":
+        raise UsageError(f"beta {loop.beta:g} needs solver euler, not {loop.solver}.", "leave out --beta or --solver.")
+
+
+def _rule_of_mu(loop: LoopSpec) -> None:
+    if loop.mu is not None and (loop.solver != "heavy-ball" or loop.mu == 1.0):
+        raise UsageError(f"mu {loop.mu:g} needs solver heavy-ball and a value below 1.", "leave out --mu.")
+
+
+def _rule_of_passes(loop: LoopSpec) -> None:
+    if loop.passes is None:
+        return
+    if loop.solver != "euler" or loop.damping is not None:
+        raise UsageError("passes needs solver euler and its own damping 1/K.", "leave out --solver and --damping.")
+    if 3 < loop.passes < loop.k:
+        raise UsageError(
+            f"passes {loop.passes} is neither 2, 3 nor at least K {loop.k}.", "use 3: it is the most exact."
+        )
+
+
+def _rule_of_sinks(loop: LoopSpec) -> None:
+    if loop.sinks and loop.attention is None:
+        raise UsageError(f"sinks {loop.sinks} needs attention.", "say how many last positions stay visible too.")
+
+
+def _rule_of_halt(loop: LoopSpec) -> None:
+    if loop.halt is None:
+        return
+    if loop.halt == 0.0:
+        raise UsageError("halt 0 would never stop a loop.", "give a residual above 0, or leave it out.")
+    if loop.solver not in ("euler", "naive") or loop.beta or loop.passes is not None:
+        raise UsageError(
+            f"halt {loop.halt:g} needs solver euler without beta and passes, or naive.",
+            "leave out --solver, --beta and --passes.",
+        )
+    if loop.kv == "each":  # a pass that did not run would leave its slot without K/V
+        raise UsageError(f"halt {loop.halt:g} cannot run with kv each.", "use kv first, last or frozen.")
+
+
+_RULES: dict[str, Callable[[LoopSpec], None]] = {
+    "k": _rule_of_k, "kv": _rule_of_kv, "damping": _rule_of_damping, "beta": _rule_of_beta, "mu": _rule_of_mu,
+    "passes": _rule_of_passes, "sinks": _rule_of_sinks, "halt": _rule_of_halt,
+}  # fmt: skip
+"""What a setting may be beside those settled before it; the patch's C++ refuses in the same order and words."""
+
+MODES, SOLVERS, KV_POLICIES, ROUTINGS, DECODES = (
+    tuple(settings(LoopSpec)[name].known()) for name in ("mode", "solver", "kv", "routing", "decode")
+)
+
+
+def settled(loop: type[LoopSpec] = LoopSpec) -> dict[str, Setting]:
+    """The table in the order in which settings are checked: mode and solver say what numbers may be."""
+    table = settings(loop)
+    return {name: table[name] for name in ("window", "mode", "solver", "k", "kv")} | table
+
+
+def schema(loop: type[LoopSpec] = LoopSpec) -> dict[str, Any]:
+    """A loop as JSON, in a request to the server, as a JSON schema; the page makes its controls of it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "loop",
+        "type": "object",
+        "properties": {name: setting.schema() for name, setting in settings(loop).items()},
+        "required": ["window", "k"],
+        "additionalProperties": False,
+    }
+
+
+def parse_decode(text: str) -> tuple[int | None, float | None]:
+    """How many generated tokens loop after a prompt, and the entropy above which one does all the same.
+
+    'full' -> (None, None), None meaning all of them; 'bypass' -> (0, None); 'first:n' -> (n, None);
+    'entropy:t' -> (0, t). Raises UsageError.
+    """
+    word, _, value = str(settings(LoopSpec)["decode"].check(text)).partition(":")
+    if word == "entropy":
+        return 0, float(value)
+    return (int(value) if word == "first" else None if word == "full" else 0), None

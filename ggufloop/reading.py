@@ -1,7 +1,7 @@
 """Files of records, checked as they are read: whatever their bytes are, what is wrong with them is one line.
 
     data = content(path, "name a study.")                # its bytes; a folder, a pipe, no permission: GgufloopError
-    table = toml(data)                                   # and json(data): ValueError with words for the user
+    table = toml(data)                                   # json(data), text(data): ValueError with words for the user
     header = build(Header, table)                        # a dataclass whose fields have the types it says
     found = read_lines(path, data, "study", check)       # JSON lines, each as `check` understands it
 
@@ -59,7 +59,7 @@ def content(path: Path, hint: str) -> bytes:
 def json(data: bytes | str) -> Any:
     """A JSON value. Raises ValueError saying what and where."""
     try:
-        value = json_.loads(_text(data), object_pairs_hook=_once, parse_constant=_no_number, parse_int=_whole)
+        value = json_.loads(text(data), object_pairs_hook=_once, parse_constant=_no_number, parse_int=_whole)
     except json_.JSONDecodeError as e:
         where = f"line {e.lineno}, column {e.colno}" if e.lineno > 1 else f"column {e.colno}"
         raise ValueError(f"{e.msg} at {where}") from None
@@ -70,11 +70,11 @@ def json(data: bytes | str) -> Any:
 
 def toml(data: bytes | str) -> dict[str, Any]:
     """A TOML table. Raises ValueError saying what and where."""
-    text = _text(data)
-    if any(part.count(".") > _MOST_DOTS for part in re.split(r"[\n,=]", _QUOTED.sub("", text))):
+    words = text(data)
+    if any(part.count(".") > _MOST_DOTS for part in re.split(r"[\n,=]", _QUOTED.sub("", words))):
         raise ValueError(_TOO_DEEP)  # a key a.a.a..., whose every prefix the parser keeps
     try:
-        table: dict[str, Any] = _usable(tomllib.loads(text))
+        table: dict[str, Any] = _usable(tomllib.loads(words))
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     return table
@@ -84,10 +84,12 @@ _TOO_LARGE = "it has a number of more than 64 bits"
 _TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
 
 
-def _text(data: bytes | str) -> str:
+def text(data: bytes | str, bom: bool = False) -> str:
+    """UTF-8 text without the mark that some editors begin it with, unless `bom`. Raises ValueError saying where."""
     if isinstance(data, str):
         return data
-    data = data.removeprefix(_BOM)  # what some editors write
+    if not bom:
+        data = data.removeprefix(_BOM)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -137,8 +139,8 @@ def _usable(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value as a message quotes it: in ASCII, on one line, of bounded length."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
+    quoted = ascii(value)
+    return quoted if len(quoted) <= 60 else f"{quoted[:56]}...{quoted[-1]}"
 
 
 # Types
@@ -184,7 +186,18 @@ def typed(value: Any, kind: Any, name: str) -> Any:
 _WORDS = {int: "a whole number", float: "a number", str: "text"}
 
 
-# JSON lines
+# Writing
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it: nan and infinity, which it has no word for, are null; dataclasses are tables."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: finite(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def line(record: Mapping[str, Any]) -> bytes:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggufloop.errors import UsageError, nearest
+from ggufloop.reading import finite
 
 FORMS = ("md", "csv", "json", "jsonl")
 
@@ -46,13 +46,7 @@ class Table:
 
     def records(self) -> list[dict[str, Cell]]:
         """One mapping per row, as JSON has it."""
-        return [
-            {
-                c.name: None if isinstance(v, float) and not math.isfinite(v) else v
-                for c, v in zip(self.columns, row, strict=True)
-            }
-            for row in self.rows
-        ]
+        return [finite({c.name: v for c, v in zip(self.columns, row, strict=True)}) for row in self.rows]
 
     def _md(self) -> str:
         cells = [[_shown(v, c.form) for c, v in zip(self.columns, row, strict=True)] for row in self.rows]

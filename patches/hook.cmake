@@ -6,7 +6,8 @@
 # source tree once, and at the end of the top directory adds llama-loop*.cpp (everything else) to the target `llama`. The
 # build files of llama.cpp stay untouched, so the patches have nothing to say about CMake.
 #
-# With GGUFLOOP_PATCH_ID=stock the library stays without loops: it gets the mends that make it compute at all, no more.
+# With GGUFLOOP_PATCH_ID=stock the library stays without loops: it gets the mends that make it compute, and its programs
+# say all they have to say, no more.
 
 if(CMAKE_VERSION VERSION_LESS 3.21)
     message(FATAL_ERROR "ggufloop: CMake ${CMAKE_VERSION} is too old, 3.21 is needed")
@@ -17,7 +18,7 @@ endif()
 
 set(GGUFLOOP_PATCHES ${CMAKE_CURRENT_LIST_DIR})
 
-set(GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-amx.patch)
+set(GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-amx.patch ${GGUFLOOP_PATCHES}/common-log.patch)
 if(NOT GGUFLOOP_PATCH_ID STREQUAL "stock")
     list(APPEND GGUFLOOP_APPLIED ${GGUFLOOP_PATCHES}/ggml-loop.patch ${GGUFLOOP_PATCHES}/llama-loop.patch)
     if(LLAMA_BUILD_COMMON) # llama.cpp's own programs, its server among them

@@ -1,8 +1,8 @@
 // Which architectures can loop a window, and which windows. llama-loop-check.cpp reads this as macros and
-// ggufloop/architectures.py as text, so that both refuse the same, with the same words.
+// ggufloop/models/architectures.py as text, so that both refuse the same, with the same words.
 //
-// An architecture is here once the architecture matrix (tests/matrix.py) has run tiny models of it: loop off equal to the
-// stock library, an undamped loop equal to the file with the window repeated, damped loops independent of how a text is cut
+// An architecture is here once the architecture matrix (tests/oracles/matrix.py) has run tiny models of it: loop off equal
+// to the stock library, an undamped loop equal to the file with the window repeated, damped loops independent of how a text is cut
 // into batches. A graph may look loopable and still be wrong without any error, so everything else is refused by name.
 //
 //   LOOP_ARCHS(names)                       these can loop

@@ -60,8 +60,8 @@ bool is_among(const char * names, const char * name) {
     return false;
 }
 
-// Each rule returns whether the window breaks it, and then the numbers of its sentence. ggufloop/architectures.py has the
-// same rules under the same names, from what the file says.
+// Each rule returns whether the window breaks it, and then the numbers of its sentence. models/architectures.py of
+// ggufloop has the same rules under the same names, from what the file says.
 struct window_t {
     const llama_hparams & hparams;
 

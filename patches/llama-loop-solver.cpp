@@ -73,16 +73,26 @@ vec heavy_ball(const f_t & f, vec x, int k, double h, double mu) {
     return x;
 }
 
+// arXiv 2602.14759: the mean of g(x), g(g(x)), ...
+vec average(const f_t & f, vec x, int k, double h, double) {
+    vec total = 0.0*x;
+    for (int i = 0; i < k; ++i) {
+        x     = x + h*f(x);
+        total = total + x;
+    }
+    return 1.0/k*total;
+}
+
 const llama_loop_solver SOLVERS[] = {
     { euler, 1, false }, { euler, 1, true }, { euler, 1, true }, { midpoint, 2, false }, { heun, 2, false }, { rk4, 4, false },
-    { input_anchor, 1, false }, { heavy_ball, 1, false },
+    { input_anchor, 1, false }, { heavy_ball, 1, false }, { average, 1, true },
 };
 
 } // namespace
 
 const std::vector<std::string> & llama_loop_solver_names() {
     static const std::vector<std::string> names = {
-        "euler", "naive", "repeat", "midpoint", "heun", "rk4", "input-anchor", "heavy-ball",
+        "euler", "naive", "repeat", "midpoint", "heun", "rk4", "input-anchor", "heavy-ball", "average",
     };
     return names;
 }
@@ -120,7 +130,7 @@ llama_loop_tableau llama_loop_run(const llama_loop_solver & solver, int k, doubl
     return t;
 }
 
-// K anchored Euler steps in two or three evaluations with the same elementary weights, see _reduce of ggufloop/loop.py
+// K anchored Euler steps in two or three evaluations with the same elementary weights: reduced() of ggufloop/solvers.py
 llama_loop_tableau llama_loop_reduce(int k, double beta, int passes) {
     const double s     = 1 - beta;
     const double gamma = s*(k - 1)/(2*k);

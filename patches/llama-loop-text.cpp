@@ -388,7 +388,7 @@ void parse(const std::string & text, int n_layer, llama_loop_spec & spec) {
             throw text_error { "damping 0 would leave the state as it is.", "give a damping above 0, or no loop." };
         }
         if (solver.undamped) {
-            throw text_error { "solver " + name + " has no damping.", "use euler, of which it is the case damping 1." };
+            throw text_error { "solver " + name + " has no damping.", "leave out --damping; euler has one." };
         }
         if (n == 1 && h != 1.0) {
             throw text_error { "damping " + g(h) + " needs K 2 or more.", "K 1 is the unmodified model." };

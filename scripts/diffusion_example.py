@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggufloop.cli import terminal
-from ggufloop.cli.options import loop_from_flags, loop_options, model_from_flags, model_options, window_suggestion
+from ggufloop.cli.loop_options import loop_from_flags, loop_options, window_suggestion
+from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.errors import GgufloopError
 from ggufloop.generate import complete
 from ggufloop.generate.diffusion import Decided, Head, Schedule, denoise

@@ -47,14 +47,16 @@ PROCESSES = {"ggufloop.backend.trier", "ggufloop.backend.verifier", "ggufloop.qu
 """Started, never imported: llama.cpp is in them, and may end them."""
 
 FLOORS = """
-errors records
-reading interrupts table
-files
+errors records listener
+reading interrupts progress
+files table
+setting solvers
 loop logits
 models
 backend
 engine
-generate tasks quant
+opening
+generate inspection tasks quant
 measure
 scaling
 study
@@ -126,6 +128,13 @@ def test_nothing_below_the_command_line_prints_or_knows_click() -> None:
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         told = {"print", "sys.stdout.write", "sys.stderr.write", "warnings.warn"} & set(calls)
         assert not told, f"{name_of(path)} calls {told}: return it, and let cli/ print it"
+
+
+def test_a_command_only_parses_calls_and_prints() -> None:
+    """What it does lies below, where Python reaches it too; what it takes longer to print lies beside it."""
+    for path in (PACKAGE / "cli" / "commands").glob("*.py"):
+        lines = path.read_text().count("\n")
+        assert lines <= 200, f"{name_of(path)} has {lines} lines: move what it does into a function of a package below"
 
 
 def test_activation_needs_nothing_heavy() -> None:

@@ -52,7 +52,7 @@ def specs(draw: st.DrawFn, most: int = MAX_EVALUATIONS) -> LoopSpec:
     settings["attention"] = draw(st.none() | st.integers(1, 2**31 - 1))
     if settings["attention"] is not None:
         settings["sinks"] = draw(st.integers(0, 2**31 - 1))
-    if solver not in ("naive", "repeat") and (k > 1 or solver in PER_STEP):
+    if solver not in ("naive", "repeat", "average") and (k > 1 or solver in PER_STEP):
         settings["damping"] = draw(st.none() | st.floats(1e-3, 2))
     if solver == "euler":
         settings["beta"] = draw(st.just(0) | st.floats(0, 1))
@@ -180,7 +180,7 @@ def test_settings_that_follow_from_others() -> None:
 
 
 _RANGE = "is not a whole number in the range"
-_SOLVERS = "euler, naive, repeat, midpoint, heun, rk4, input-anchor, heavy-ball."
+_SOLVERS = "euler, naive, repeat, midpoint, heun, rk4, input-anchor, heavy-ball, average."
 _WRITE = "write it like 14:20, layers 14 to 19."
 _DECODE = "full, bypass, first:n (n >= 1), entropy:t (t >= 0)."
 _K = "3 is a good start; 1 is the unmodified model."
@@ -225,7 +225,7 @@ BAD_SETTINGS = [
     ({"damping": 2.5}, "damping 2.5 is not a number in the range 0 to 2.", _DAMPING),
     ({"damping": 0}, "damping 0 would leave the state as it is.", "give a damping above 0, or no loop."),
     ({"damping": 0.5, "solver": "naive"}, "solver naive has no damping.",
-     "use euler, of which it is the case damping 1."),
+     "leave out --damping; euler has one."),
     ({"damping": 0.5, "k": 1}, "damping 0.5 needs K 2 or more.", "K 1 is the unmodified model."),
     ({"beta": math.nan}, "beta nan is not a number in the range 0 to 1.", _BETA),
     ({"beta": math.inf}, "beta inf is not a number in the range 0 to 1.", _BETA),

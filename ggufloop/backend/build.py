@@ -1,6 +1,6 @@
 """`ggufloop build`: from the pinned source archive to a verified library in the cache.
 
-    library = build(BuildRequest("auto"), report)        # a backend.Backend
+    library = build(BuildRequest("auto"), progress)      # a backend.Backend
 
 Steps: preflight, fetch, configure, compile, verify, install. All work happens in <cache>/tmp under one lock for the
 whole cache, so two builds never meet, and a library appears in <cache>/backends in one rename. What a killed build
@@ -25,12 +25,13 @@ from pathlib import Path
 
 from ggufloop.backend import download, library, toolchain
 from ggufloop.backend.library import Backend
-from ggufloop.backend.log import BuildLog, Report, Step
+from ggufloop.backend.log import BuildLog
 from ggufloop.backend.probe import probe
 from ggufloop.backend.toolchain import Narrowing
 from ggufloop.backend.verify import check, remember
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.files import cache_dir, lock, remove, writing
+from ggufloop.progress import Progress, Step
 
 SERVER = "llama-server"
 PROGRAMS = (
@@ -127,7 +128,7 @@ class Plan:
         return library.backends_dir() / f"{self.name}{'-stock' if self.stock else ''}-{self.key}"
 
 
-def build(request: BuildRequest, report: Report) -> Backend:
+def build(request: BuildRequest, progress: Progress) -> Backend:
     """The library `request` asks for, built if it is not in the cache, and the binding installed for it.
 
     A cached library with more programs than were asked for will do, if it computes right. Raises UsageError for an
@@ -144,22 +145,22 @@ def build(request: BuildRequest, report: Report) -> Backend:
     bound = library.binding_version() == library.BINDING_VERSION
     ready = _cached(wider) if bound and not request.force else None
     if ready:
-        report(Step(f"up to date: {ready} ({choice.name}: {choice.why})"))
+        progress(Step(f"up to date: {ready} ({choice.name}: {choice.why})"))
         return ready
-    report(Step(f"backend {choice.name}: {choice.why}"))
+    progress(Step(f"backend {choice.name}: {choice.why}"))
 
     def waiting() -> None:
-        report(Step("another build is running; waiting for it to finish"))
+        progress(Step("another build is running; waiting for it to finish"))
 
     try:
         with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", waiting):
             shutil.rmtree(cache_dir() / "tmp", ignore_errors=True)  # a killed build's compilers may still write there
-            download.binding(BuildLog(cache_dir() / "logs" / "binding.log"), report, request.replace_binding)
+            download.binding(BuildLog(cache_dir() / "logs" / "binding.log"), progress, request.replace_binding)
             ready = None if request.force else _cached(wider)  # the build waited for may have been this one
             if ready is None:
-                ready = _build(plan, BuildLog(cache_dir() / "logs" / f"{plan.directory.name}.log"), report)
+                ready = _build(plan, BuildLog(cache_dir() / "logs" / f"{plan.directory.name}.log"), progress)
             else:
-                report(Step(f"up to date: {ready}"))
+                progress(Step(f"up to date: {ready}"))
     except GgufloopError as e:
         raise e if isinstance(e, BackendError) else BackendError(e.message, e.hint) from e
     return ready
@@ -181,27 +182,27 @@ def _cached(plans: list[Plan]) -> Backend | None:
     return None
 
 
-def _build(plan: Plan, log: BuildLog, report: Report) -> Backend:
+def _build(plan: Plan, log: BuildLog, progress: Progress) -> Backend:
     work = cache_dir() / "tmp" / f"{plan.directory.name}-{os.getpid()}"
     source, tree = work / "llama.cpp", work / "build"
     try:
         _check_space(plan.name)
-        archive = download.sdist(log, report)
-        report(Step("unpacking llama.cpp"))
+        archive = download.sdist(log, progress)
+        progress(Step("unpacking llama.cpp"))
         unpack(archive, source)
-        ninja = shutil.which("ninja") or download.build_tool("ninja", log, report)
+        ninja = shutil.which("ninja") or download.build_tool("ninja", log, progress)
         gave_up = ""
         narrower = toolchain.narrowings()
         while True:
             narrowing = narrower.pop(0)
-            report(Step("configuring"))
-            _configure(plan, narrowing, source, tree, ninja, log, report)
-            report(Step(f"compiling (takes minutes; log: {log.path})"))
-            _compile(plan, tree, ninja, log, report)
+            progress(Step("configuring"))
+            _configure(plan, narrowing, source, tree, ninja, log, progress)
+            progress(Step(f"compiling (takes minutes; log: {log.path})"))
+            _compile(plan, tree, ninja, log, progress)
             if toolchain.lacks_driver(plan.name):
-                report(Step("not verified: the GPU's driver is not here; the first run where it is does that"))
+                progress(Step("not verified: the GPU's driver is not here; the first run where it is does that"))
                 break
-            report(Step("verifying"))
+            progress(Step("verifying"))
             found = check(tree / "bin")
             if not found.failures:
                 break
@@ -213,10 +214,10 @@ def _build(plan: Plan, log: BuildLog, report: Report) -> Backend:
                     f"another compiler or driver may do better (CC and CXX name a compiler); log: {log.path}",
                 )
             gave_up = f"{narrower[0].gives_up} ({found})"
-            report(Step(f"giving up {gave_up}"))
+            progress(Step(f"giving up {gave_up}"))
         built = _manifest(plan, tree / "bin", gave_up)
         _install(tree / "bin", plan.directory)
-        report(Step(f"built {plan.directory.name}"))
+        progress(Step(f"built {plan.directory.name}"))
         return Backend.load(plan.directory) or built
     finally:
         remove(work)
@@ -249,10 +250,10 @@ def unpack(archive: Path, target: Path, more: tuple[str, ...] = ()) -> None:
 
 
 def _configure(
-    plan: Plan, narrowing: Narrowing, source: Path, tree: Path, ninja: str, log: BuildLog, report: Report
+    plan: Plan, narrowing: Narrowing, source: Path, tree: Path, ninja: str, log: BuildLog, progress: Progress
 ) -> None:
     remove(tree / "CMakeCache.txt")  # llama.cpp's defaults depend on GGML_NATIVE, and stay what they were once
-    cmake = toolchain.cmake() or download.build_tool("cmake", log, report)
+    cmake = toolchain.cmake() or download.build_tool("cmake", log, progress)
     words: list[str | Path] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", tree]
     words += [*plan.flags, *(f"-D{name}={value}" for name, value in narrowing.defines)]
     hook = library.patches_dir() / "hook.cmake"
@@ -262,25 +263,25 @@ def _configure(
     env = {"GIT_CEILING_DIRECTORIES": str(source.parent)}
     if narrowing.compiler:
         env |= {name: f"{os.environ.get(name, '')} {narrowing.compiler}".strip() for name in ("CFLAGS", "CXXFLAGS")}
-    _run("configuring llama.cpp", words, log, report, env=env)
+    _run("configuring llama.cpp", words, log, progress, env=env)
 
 
-def _compile(plan: Plan, tree: Path, ninja: str, log: BuildLog, report: Report) -> None:
-    def progress(line: str) -> None:
+def _compile(plan: Plan, tree: Path, ninja: str, log: BuildLog, progress: Progress) -> None:
+    def count(line: str) -> None:
         counted = re.match(r"\[(\d+)/(\d+)\]", line)
         if counted:
-            report(Step("compiling", int(counted[1]), int(counted[2])))
+            progress(Step("compiling", int(counted[1]), int(counted[2]), "file"))
 
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL")
     words: list[str | Path] = [ninja, "-C", tree, *(["-j", jobs] if jobs else []), *plan.targets]
-    _run("compiling llama.cpp", words, log, report, on_line=progress)
+    _run("compiling llama.cpp", words, log, progress, on_line=count)
 
 
 def _run(
     step: str,
     words: list[str | Path],
     log: BuildLog,
-    report: Report,
+    progress: Progress,
     env: dict[str, str] | None = None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -289,7 +290,7 @@ def _run(
         return
     lines = log.tail(6, _ERROR_MARKS)
     for line in lines:
-        report(Step(f"  {line}"))
+        progress(Step(f"  {line}"))
     text = "\n".join(lines)
     if "No space left" in text:
         remedy = "the disk is full: free some space, or set GGUFLOOP_CACHE to a folder on another disk"

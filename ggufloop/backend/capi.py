@@ -3,7 +3,8 @@
     lib = capi.declare(llama_cpp.llama_cpp._lib)
     code = lib.llama_loop_set(ctx, capi.params(spec))      # below 0: refused, and llama_loop_error() says why
 
-A LoopSpec becomes a `llama_loop_params` here and nowhere else: names turn into the numbers of the C enums.
+A LoopSpec becomes a `llama_loop_params` here and nowhere else: the rows of its table that say so are its fields, in
+their order, and words become the numbers of the C enums.
 """
 
 from __future__ import annotations
@@ -15,12 +16,19 @@ from typing import Any
 import numpy as np
 
 from ggufloop.errors import BackendError, GgufloopError
-from ggufloop.loop import KV_POLICIES, MODES, ROUTINGS, LoopSpec
+from ggufloop.loop import LoopSpec
+from ggufloop.setting import settings
 
 ABI = 4
 
 OUT_OF_MEMORY, LOST = -6, -7
 """The refusals after which the context may be empty, and after the second it has no plan either."""
+
+
+def plan_fields(loop: type[LoopSpec]) -> list[tuple[str, Any]]:
+    """The fields of `struct llama_loop_params` that are settings."""
+    rows = settings(loop).values()
+    return [(row.name, c_double if row.kind is float else c_int32) for row in rows if row.in_plan]
 
 
 class Params(ctypes.Structure):
@@ -34,12 +42,7 @@ class Params(ctypes.Structure):
         ("n_eval", c_int32),
         ("A", POINTER(c_double)),
         ("B", POINTER(c_double)),
-        ("mode", c_int32),
-        ("kv", c_int32),
-        ("routing", c_int32),
-        ("attention", c_int32),
-        ("sinks", c_int32),
-        ("halt", c_double),
+        *plan_fields(LoopSpec),
     ]
 
 
@@ -48,18 +51,9 @@ def params(loop: LoopSpec) -> Params:
     tableau = loop.tableau()
     arrays = tuple(np.ascontiguousarray(m, dtype=np.float64) for m in (tableau.A, tableau.B))
     a, b = (m.ctypes.data_as(POINTER(c_double)) for m in arrays)
-    plan = Params(
-        *loop.window,
-        tableau.evaluations,
-        a,
-        b,
-        MODES.index(loop.mode),
-        KV_POLICIES.index(loop.kv),
-        ROUTINGS.index(loop.routing),
-        loop.attention or 0,
-        loop.sinks,
-        loop.halt or 0.0,
-    )
+    rows = settings(LoopSpec).values()
+    told = [row.in_struct(getattr(loop, row.name)) for row in rows if row.in_plan]
+    plan = Params(*loop.window, tableau.evaluations, a, b, *told)
     plan.arrays = arrays
     return plan
 

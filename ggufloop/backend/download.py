@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from ggufloop.backend import library
-from ggufloop.backend.log import BuildLog, Report, Step
+from ggufloop.backend.log import BuildLog
 from ggufloop.errors import BackendError
 from ggufloop.files import atomic_path, cache_dir, file_sha256, remove
+from ggufloop.progress import Progress, Step
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 _OFFLINE = (
@@ -25,22 +26,23 @@ _OFFLINE = (
 _ERROR_MARKS = ("ERROR", "error:", "Error:", "No space left")
 
 
-def sdist(log: BuildLog, report: Report) -> Path:
+def sdist(log: BuildLog, progress: Progress) -> Path:
     """The pinned source archive, downloaded if it is not in the cache. Raises BackendError; call it under the lock."""
     target = cache_dir() / "sdist" / library.SDIST
     if target.is_file():
         if file_sha256(target) == library.SDIST_SHA256:
             return target
-        report(Step(f"{target} is damaged and is downloaded again"))
+        progress(Step(f"{target} is damaged and is downloaded again"))
         remove(target)
     requirement = f"{library.BINDING}=={library.BINDING_VERSION}"
-    report(Step(f"downloading {requirement}, which carries llama.cpp (73 MiB)"))
+    progress(Step(f"downloading {requirement}, which carries llama.cpp (73 MiB)"))
     with atomic_path(target) as partial:
         folder = partial.with_name(".download")
         remove(folder)
         try:
             _pip(log, ["download", "--no-deps", "--no-binary", library.BINDING, requirement, "-d", folder],
-                 f"download {requirement}", report, offline=f"or put {library.SDIST} into {target.parent}")  # fmt: skip
+                 f"download {requirement}", progress,
+                 offline=f"or put {library.SDIST} into {target.parent}")  # fmt: skip
             fetched = folder / library.SDIST
             found = file_sha256(fetched) if fetched.is_file() else "none"
             if found != library.SDIST_SHA256:
@@ -55,7 +57,7 @@ def sdist(log: BuildLog, report: Report) -> Path:
     return target
 
 
-def binding(log: BuildLog, report: Report, replace: bool = False) -> None:
+def binding(log: BuildLog, progress: Progress, replace: bool = False) -> None:
     """Install llama_cpp, without a library, into this Python if it is not there in the version the library needs.
 
     replace: allow to put it in the place of another version. Raises BackendError.
@@ -64,9 +66,9 @@ def binding(log: BuildLog, report: Report, replace: bool = False) -> None:
     if found == library.BINDING_VERSION:
         return
     check_binding(replace)
-    report(Step(f"installing {library.BINDING} {library.BINDING_VERSION} (the binding, without a library)"))
+    progress(Step(f"installing {library.BINDING} {library.BINDING_VERSION} (the binding, without a library)"))
     # pip's wheel cache does not look at CMAKE_ARGS: a cached wheel with a library in it would be taken for this one
-    _pip(log, ["install", "--no-cache-dir", "--no-deps", sdist(log, report)], f"install {library.BINDING}", report,
+    _pip(log, ["install", "--no-cache-dir", "--no-deps", sdist(log, progress)], f"install {library.BINDING}", progress,
          env={"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"})  # fmt: skip
     importlib.invalidate_caches()  # this process has looked for it before
 
@@ -81,14 +83,14 @@ def check_binding(replace: bool) -> None:
         )
 
 
-def build_tool(name: str, log: BuildLog, report: Report) -> str:
+def build_tool(name: str, log: BuildLog, progress: Progress) -> str:
     """Path of cmake or ninja from its PyPI wheel, kept in the cache and away from the user's environment."""
     folder = cache_dir() / "programs" / name
     if not folder.is_dir():
-        report(Step(f"getting {name} from the package index, because this machine has no usable one"))
+        progress(Step(f"getting {name} from the package index, because this machine has no usable one"))
         with atomic_path(folder) as partial:
             _pip(log, ["install", "--no-deps", "--only-binary", ":all:", "--target", partial, name],
-                 f"install {name}", report)  # fmt: skip
+                 f"install {name}", progress)  # fmt: skip
     suffix = ".exe" if sys.platform == "win32" else ""
     places = (folder / name / "data" / "bin" / f"{name}{suffix}", folder / "bin" / f"{name}{suffix}")
     return str(next((place for place in places if place.is_file()), places[-1]))
@@ -98,7 +100,7 @@ def _pip(
     log: BuildLog,
     words: list[str | Path],
     what: str,
-    report: Report,
+    progress: Progress,
     env: dict[str, str] | None = None,
     offline: str = "",
 ) -> None:
@@ -106,7 +108,7 @@ def _pip(
         return
     lines = log.tail(4, _ERROR_MARKS)
     for line in lines:
-        report(Step(f"  {line}"))
+        progress(Step(f"  {line}"))
     text = log.path.read_text(encoding="utf-8", errors="replace")
     if "No space left" in text:
         raise BackendError(

@@ -113,12 +113,12 @@ def patch_id() -> str:
 
 def programs_id() -> str:
     """Short hash of what makes llama.cpp's programs loop."""
-    return _hash("llama-server-loop.patch", "server-*.h")
+    return _hash("common-log.patch", "llama-server-loop.patch", "server-*.h")
 
 
 def mends_id() -> str:
-    """Short hash of what the unpatched library is mended with, so that it computes at all."""
-    return _hash("ggml-amx.patch")
+    """Short hash of what the unpatched library is mended with: it computes, and its programs print all they print."""
+    return _hash("ggml-amx.patch", "common-log.patch")
 
 
 def _hash(*patterns: str) -> str:

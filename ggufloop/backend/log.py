@@ -1,9 +1,7 @@
-"""Running the programs of a build: output to a log, progress to whoever asked, nothing left running.
+"""Running the programs of a build: output to a log, and nothing left running.
 
-    log = BuildLog(path)
-    status = log.run([cmake, ...], on_line=...)       # the exit status; the output is in the log
-
-`Report` is how work below cli/ says what it is doing; the command line decides how that looks.
+log = BuildLog(path)
+status = log.run([cmake, ...], on_line=...)       # the exit status; the output is in the log
 """
 
 from __future__ import annotations
@@ -14,20 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something a long task is doing. done of total: how far, when that is known (total 0: not)."""
-
-    text: str
-    done: int = 0
-    total: int = 0
-
-
-Report = Callable[[Step], None]
 
 
 class BuildLog:

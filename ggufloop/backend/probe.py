@@ -10,13 +10,10 @@ resolves every function of the binding.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufloop.backend import process
 from ggufloop.errors import BackendError
 
 _CHILD = """
@@ -69,24 +66,15 @@ class Probe:
 
 def probe(directory: Path, timeout: float = 120) -> Probe:
     """Load the library in `directory` with the installed binding. Raises BackendError if that fails in any way."""
-    env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(directory)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD],
-            env=env,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        raise BackendError(f"the library in {directory} did not load within {timeout:.0f} s.", "") from None
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise BackendError(f"loading the library in {directory} ended with {name}.", "run: ggufloop build --force")
-    if done.returncode > 0:
-        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    ended = process.run(_CHILD, timeout=timeout, env={"LLAMA_CPP_LIB_PATH": str(directory)})
+    if ended.status is None:
+        raise BackendError(f"the library in {directory} did not load within {timeout:.0f} s.", "")
+    how = process.ending(ended.status)
+    if ended.crashed:
+        raise BackendError(f"loading the library in {directory} ended with {how}.", "run: ggufloop build --force")
+    if ended.status:
+        words = ended.errors.strip().splitlines() or [how]
         raise BackendError(f"the library in {directory} does not load: {words[-1]}", "run: ggufloop build --force")
-    data = json.loads(done.stdout.splitlines()[-1])
+    data = json.loads(ended.out.splitlines()[-1])
     devices = tuple(FoundDevice(*row) for row in data.pop("devices"))
     return Probe(devices=devices, **data)

@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ggufloop.backend import library as backend
+from ggufloop.backend import process
 from ggufloop.backend.library import Backend
 from ggufloop.backend.memory import free_bytes
 from ggufloop.errors import BackendError, GgufloopError
-from ggufloop.files import PACKAGE, cache_dir, writing
+from ggufloop.files import cache_dir, writing
 from ggufloop.models.gguf import Header, read_model
 
 LIMIT = 10.0
 """Seconds a trial may take."""
 _OWN = 2 << 30  # bytes a trial may allocate beside the weights, which some kernels copy
 
-_START = "import sys; sys.path[0] = sys.argv[1]; from ggufloop.backend.trier import main; main()"
+_START = process.main_of("ggufloop.backend.trier")
 _LAST_WORDS = re.compile(r"\S+:\d+: (GGML_ASSERT|.*(fatal|abort|not implemented|unsupported|failed)).*|.*what\(\):.*")
 
 
@@ -79,20 +76,16 @@ def _note(headers: Sequence[Header], library: Backend) -> Path:
 
 def _try(path: Path, most: int) -> str | None:
     """What ended the process that computed on a file, '' if nothing did in time; None if that was not the file."""
-    command = [sys.executable, "-c", _START, str(PACKAGE.parent), str(path), str(most)]
-    env = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_NUM_THREADS": "1", **os.environ, "GGML_NO_BACKTRACE": "1"}
-    try:
-        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
+    ended = process.run(_START, str(path), str(most), timeout=LIMIT)
+    if ended.status is None:
         return ""
-    words = done.stderr.decode(errors="replace").splitlines()
-    if done.returncode == 0:
-        answer = json.loads(done.stdout.decode().splitlines()[-1])
+    words = ended.errors.splitlines()
+    if ended.status == 0:
+        answer = json.loads(ended.out.splitlines()[-1])
         if answer.get("done"):
             return ""
         return None if answer["ours"] else f"llama_cpp fails with {answer['failed']}".rstrip(".")
-    if done.returncode == -getattr(signal, "SIGKILL", 0) or any("bad_alloc" in line for line in words):
+    if ended.killed or any("bad_alloc" in line for line in words):
         return None  # by the system, for want of memory
     last = next((line.strip() for line in reversed(words) if _LAST_WORDS.match(line)), "")
-    how = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit status {done.returncode}"
-    return f"it ends its process ({how})" + (f": {last[:300]}".rstrip(".") if last else "")
+    return f"it ends its process ({process.ending(ended.status)})" + (f": {last[:300]}".rstrip(".") if last else "")

@@ -10,18 +10,18 @@ file, which is mapped; 0 for no limit.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
+
+from ggufloop.backend.process import answers
 
 BATCH = 32
 
 
 def main() -> None:
     """Compute on the file that the arguments name."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what C writes to stdout is not an answer
+    send = answers()
     path, most = Path(sys.argv[2]), int(sys.argv[3])
     if most:
         with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limits
@@ -35,8 +35,7 @@ def main() -> None:
         answer = {"failed": f"{type(e).__name__}: {e}", "ours": type(e).__module__ == "ggufloop.errors"}
         if isinstance(e, MemoryError):
             answer["ours"] = True  # no word on the file
-    out.write(json.dumps(answer) + "\n")
-    out.flush()
+    send(answer)
     os._exit(0)  # at its end llama_cpp frees what may be half made
 
 

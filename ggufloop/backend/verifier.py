@@ -10,11 +10,10 @@ each device that takes layers is given all of them.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ import numpy as np
 from ggufloop.backend import capi
 from ggufloop.backend.ggml import Device, Ggml
 from ggufloop.backend.oracle import N_PROMPT, N_VOCAB, TYPES, WINDOW, Array, TinyModel, wrong
+from ggufloop.backend.process import Send, answers
 from ggufloop.loop import LoopSpec
-
-Send = Callable[[dict[str, Any]], None]
 
 # with `each` the next token sees the K/V of every pass, with `first` (the default) that of the first one
 LOOPS = {
@@ -135,12 +133,7 @@ def _check(
 
 def main() -> None:
     """Verify the library of LLAMA_CPP_LIB_PATH with the weight types that the arguments name, all if none does."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what C writes to stdout is not an answer
-
-    def send(event: dict[str, Any]) -> None:
-        out.write(json.dumps(event) + "\n")
-
+    send = answers()
     send({"begin": ["", 0, "CPU", "plain"]})
     from llama_cpp import llama_cpp as low
 

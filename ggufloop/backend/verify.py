@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufloop.backend import library as backend
+from ggufloop.backend import process
 from ggufloop.backend.library import Backend
 from ggufloop.errors import BackendError, GgufloopError
-from ggufloop.files import PACKAGE, writing
+from ggufloop.files import writing
 
-_START = "import sys; sys.path[0] = sys.argv[1]; from ggufloop.backend.verifier import main; main()"
+_START = process.main_of("ggufloop.backend.verifier")
 
 
 @dataclass(frozen=True)
@@ -71,28 +69,10 @@ def check(directory: Path, timeout: float = 300, types: Sequence[str] = ()) -> V
 
     types: the weight types, all of oracle.TYPES if none is given.
     """
-    env = {
-        # threads that wait without spinning: on a busy machine the others take many times as long
-        "OMP_WAIT_POLICY": "passive",
-        "OPENBLAS_NUM_THREADS": "1",
-        **os.environ,
-        "LLAMA_CPP_LIB_PATH": str(directory),
-        "GGML_NO_BACKTRACE": "1",
-    }
     begun = time.monotonic()
-    status: int | None = None
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _START, str(PACKAGE.parent), *types],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-        )
-        status, out, errors = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired as e:
-        out, errors = e.stdout or b"", b""
-    events = [json.loads(line) for line in out.decode().split("\n")[:-1]]  # a line that was cut off is left out
+    ended = process.run(_START, *types, timeout=timeout, env={"LLAMA_CPP_LIB_PATH": str(directory)})
+    status = ended.status
+    events = [json.loads(line) for line in ended.out.split("\n")[:-1]]  # a line that was cut off is left out
     cases: list[tuple[str, int, str, str]] = [tuple(event["begin"]) for event in events if "begin" in event]
     failures = [Failure(*event["wrong"]) for event in events if "wrong" in event]
     seconds = time.monotonic() - begun
@@ -100,28 +80,17 @@ def check(directory: Path, timeout: float = 300, types: Sequence[str] = ()) -> V
     if finished:
         return Verification(failures=tuple(failures), seconds=seconds, **{k: tuple(v) for k, v in finished.items()})
     error = next((event["error"] for event in events if "error" in event), None)
-    if error or status == -getattr(signal, "SIGKILL", 0):
+    if error or ended.killed:
         raise BackendError(
             f"the library in {directory} could not be verified: {error or 'the process was killed'}.",
             "free memory and disk space, and run again.",
         )
-    words = errors.decode(errors="replace").strip().splitlines()[-1:]
-    crashed = status is not None and (status < 0 or status >= 0xC0000000)  # the latter is Windows' way
-    how = f"no end after {timeout:.0f} s" if status is None else ": ".join([_ending(status), *words])
+    words = ended.errors.strip().splitlines()[-1:]
+    how = f"no end after {timeout:.0f} s" if status is None else ": ".join([process.ending(status), *words])
     last = cases[-1] if cases else ("", 0, "CPU", "plain")
-    if not last[0] and status is not None and not crashed:
+    if not last[0] and status is not None and not ended.crashed:
         raise BackendError(f"the library in {directory} does not load: {how}", "run: ggufloop build --force")
     return Verification((), (), (), (*failures, Failure(*last, how)), seconds)
-
-
-def _ending(status: int) -> str:
-    """What ended a process, in words."""
-    if status < 0:
-        try:
-            return f"signal {signal.Signals(-status).name}"
-        except ValueError:
-            return f"signal {-status}"
-    return f"exit status {status:#x}" if status >= 0xC0000000 else f"exit status {status}"
 
 
 def trust(library: Backend) -> None:

@@ -13,33 +13,48 @@ import traceback
 
 import click
 
+from ggufloop.cli.help import Group
 from ggufloop.cli.streams import OutputLost, guarded
-from ggufloop.errors import GgufloopError, nearest
+from ggufloop.errors import GgufloopError
 
-COMMANDS = {
-    "run": "Answer one prompt, or chat, with a model's window looped.",
-    "chat": "Chat with a model.",
-    "serve": "Serve a model with llama-server, a loop per request, and a page.",
-    "exec": "Run one of llama.cpp's own programs with a loop.",
-    "trace": "How a loop converges on a text, pass by pass and layer by layer.",
-    "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
-    "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
-    "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
-    "quantize": "Quantise a model with llama.cpp's own quantiser.",
-    "snr": "How far quantised weights are from their originals, layer by layer.",
-    "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
-    "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
-    "bench": "Measure speed: llama-bench's table, with loops.",
-    "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
-    "inspect": "What a model file holds, and whether and where it can loop.",
-    "pull": "Download a model.",
-    "list": "The models known by name, and which are downloaded.",
-    "rpc-server": "Lend this machine to another that runs a model.",
-    "build": "Build the patched llama.cpp.",
-    "doctor": "Check the installation and say what is wrong.",
-    "version": "Print versions.",
-    "completion": "Print the shell completion script.",
+GROUPS = {
+    "Run": {
+        "run": "Answer one prompt, or chat, with a model's window looped.",
+        "chat": "Chat with a model.",
+        "serve": "Serve a model with llama-server, a loop per request, and a page.",
+        "exec": "Run one of llama.cpp's own programs with a loop.",
+        "rpc-server": "Lend this machine to another that runs a model.",
+    },
+    "Measure": {
+        "trace": "How a loop converges on a text, pass by pass and layer by layer.",
+        "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
+        "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",
+        "longctx": "What loops do to long contexts: RULER's tasks by length.",
+        "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
+        "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
+        "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
+        "bench": "Measure speed: llama-bench's table, with loops.",
+        "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
+        "results": "The sweeps and studies in a folder, listed or as one table.",
+    },
+    "Quantise": {
+        "quantize": "Quantise a model with llama.cpp's own quantiser.",
+        "snr": "How far quantised weights are from their originals, layer by layer.",
+    },
+    "Models": {
+        "list": "The models known by name, and which are downloaded.",
+        "pull": "Download a model.",
+        "inspect": "What a model file holds, and whether and where it can loop.",
+    },
+    "Install": {
+        "build": "Build the patched llama.cpp.",
+        "doctor": "Check the installation and say what is wrong.",
+        "version": "Print versions.",
+        "completion": "Print the shell completion script.",
+    },
 }
+"""Commands by what they are for: help must not import every command."""
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 ALIASES = {"ppl": "perplexity"}
 
@@ -67,7 +82,9 @@ def _verbose(command: click.Command) -> click.Command:
     return command
 
 
-class _Group(click.Group):
+class _Commands(Group):
+    aliases = ALIASES
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -80,19 +97,13 @@ class _Group(click.Group):
         assert isinstance(command, click.Command)
         return _verbose(command)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in (*COMMANDS, *ALIASES) and not args[0].startswith("-"):
-            raise click.UsageError(f"No such command {args[0]!r}; {nearest(args[0], COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):  # from the table above: help must not import every command
-            formatter.write_dl(list(COMMANDS.items()))
+        for name, commands in GROUPS.items():
+            with formatter.section(name):
+                formatter.write_dl([(command.ljust(10), text) for command, text in commands.items()])
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def cli() -> None:
     """Run a window of a GGUF model's layers again, and measure whether it helps."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import platformdirs
 
+from ggufloop import reading
 from ggufloop.cli.terminal import note
 from ggufloop.errors import GgufloopError
 
@@ -30,11 +31,10 @@ class Unreadable(GgufloopError):
 
 def _decode(data: bytes, what: str) -> str:
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
+        return reading.text(data)
+    except ValueError as e:
         raise GgufloopError(
-            f"{what} is not UTF-8 text: byte 0x{data[e.start]:02x} at position {e.start}.",
-            "convert it, for example with iconv -t UTF-8.",
+            f"{what}{str(e).removeprefix('it')}.", "convert it, for example with iconv -t UTF-8."
         ) from e
 
 

@@ -1,62 +1,105 @@
-"""Shows a download on stderr: a bar on a terminal, else one line per file and one at every quarter."""
+"""Shows the steps of long work on stderr: a bar on a terminal, else some lines into a log, with the time that is left.
+
+    with shown() as progress:
+        quantize(..., progress=named(progress, "Q4_K_M"))
+
+Into a log goes a line per tenth of a task, and none within LOG_SECONDS of the last: a log of a day has some dozens,
+one of a second's work none. A download says that it begins.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from ggufloop.models.wheels import Progress
+from ggufloop.progress import Progress, Step, duration
+
+LOG_SECONDS = 3.0
+
+_BYTES = "B"
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| "
+_COUNT = "{n_fmt}/{total_fmt} {unit}s, "
 
 
-class _Bars:
+class _Shown:
+    """One task at a time: the next begins with another total or unit, or where `done` falls."""
+
     def __init__(self) -> None:
-        self.bar: Any = None
-        self.what = ""
+        self._step: Step | None = None
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if total == 0:
+    def __call__(self, step: Step) -> None:
+        last = self._step
+        if not step.total:
             self.close()
-            click.echo(what, err=True)
-            return
-        if what != self.what or self.bar is None:
+            if last != step:
+                click.echo(step.text, err=True)
+        elif last is None or (last.total, last.unit) != (step.total, step.unit) or step.done < last.done:
             self.close()
-            from tqdm import tqdm
+            self.begin(step)
+        else:
+            self.go_on(step)
+        self._step = step
 
-            self.what = what
-            self.bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr)
-        self.bar.n = done
-        self.bar.refresh()
+    def begin(self, step: Step) -> None:
+        raise NotImplementedError
+
+    def go_on(self, step: Step) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        """Leave the terminal as it was found."""
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self.what, self.quarter = "", 0
+class _Bar(_Shown):
+    _bar: Any = None
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        quarter = 4 * done // total if total else 0
-        if what == self.what and quarter <= self.quarter:
-            return
-        self.what, self.quarter = what, quarter
-        share = f" {25 * quarter}% of {total / 2**20:.0f} MiB" if quarter else ""
-        click.echo(what + share, err=True)
+    def begin(self, step: Step) -> None:
+        from tqdm import tqdm
+
+        in_bytes = step.unit == _BYTES
+        left = "{n_fmt}/{total_fmt}B, " if in_bytes else _COUNT if step.unit else ""
+        self._bar = tqdm(
+            desc=step.text, initial=step.done, total=step.total, unit=step.unit,
+            bar_format=f"{_BAR}{left}{{remaining}} left",
+            unit_scale=in_bytes, unit_divisor=1024, leave=in_bytes, dynamic_ncols=True, file=sys.stderr,
+        )  # fmt: skip
+
+    def go_on(self, step: Step) -> None:
+        self._bar.set_description_str(step.text, refresh=False)
+        self._bar.update(step.done - self._bar.n)
 
     def close(self) -> None:
-        """Nothing is open."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+
+class _Log(_Shown):
+    def begin(self, step: Step) -> None:
+        self._start = self._said = time.monotonic()
+        self._from, self._tenth = step.done, int(10 * step.done / step.total)
+        if step.unit == _BYTES:
+            click.echo(f"{step.text}, {step.total / 2**20:.0f} MiB", err=True)
+
+    def go_on(self, step: Step) -> None:
+        now, tenth = time.monotonic(), int(10 * step.done / step.total)
+        if tenth > self._tenth and now - self._said >= LOG_SECONDS:
+            self._tenth, self._said = tenth, now
+            left = (now - self._start) / (step.done - self._from) * (step.total - step.done)
+            share = f"{100 * step.done / step.total:.0f} %"
+            count = f" of {step.total:.0f} {step.unit}s" if step.unit not in ("", _BYTES) else ""
+            click.echo(f"{step.text}: {share}{count}, about {duration(left)} left", err=True)
 
 
 @contextmanager
-def download_progress() -> Iterator[Progress]:
-    """A Progress for `registry.resolve`; it leaves the terminal as it found it."""
-    shown = _Bars() if sys.stderr.isatty() else _Lines()
+def shown() -> Iterator[Progress]:
+    """A Progress that shows what it is told; nothing of it is left on a terminal but downloads."""
+    shown = _Bar() if sys.stderr.isatty() else _Log()
     try:
         yield shown
     finally:

@@ -20,6 +20,7 @@ import click
 
 from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import Answer, Emit, Interrupted, Stopped, Totals
+from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)))
@@ -54,6 +55,10 @@ def progress(text: str) -> Iterator[None]:
         yield
     finally:
         click.echo("\r" + " " * len(text) + "\r", nl=False, err=True)
+
+
+LISTENER = Listener(note, progress)
+"""What long pieces of work tell, on stderr."""
 
 
 def describe(loop: LoopSpec | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufloop.cli.progress import download_progress
+from ggufloop.cli.progress import shown
 from ggufloop.errors import UsageError
 from ggufloop.measure import corpus
 
@@ -34,5 +34,5 @@ def text_from_flags(text: str | None, dataset: str | None, offline: bool) -> cor
     if text is not None:
         return corpus.local(text)
     assert dataset is not None
-    with download_progress() as progress:
+    with shown() as progress:
         return corpus.hub_text(dataset, offline, progress)

@@ -10,12 +10,12 @@ imported inside the functions: it takes a while, and is not there in a base inst
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.files import atomic_file, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,29 +79,10 @@ def check_target(path: Path) -> None:
     if suffix not in FORMATS:
         what = f"ends in {path.suffix!r}, which is no format" if suffix else "has no suffix that says the format"
         raise UsageError(f"plot {path} {what} matplotlib can write.", nearest(suffix, FORMATS))
-    with _writing(path) as partial:
-        partial.touch()
-        partial.unlink()
+    check_writable(path)
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all, in the format its suffix says. Raises GgufloopError."""
-    with _writing(path) as partial, style():
+    with atomic_file(path) as partial, style():
         figure.savefig(partial, format=path.suffix.lower().removeprefix("."), dpi=160)
-        os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, gone at the end; what goes wrong is a GgufloopError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        yield partial
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        reason = getattr(e, "strerror", None) or e
-        raise GgufloopError(f"cannot write {path}: {reason}.", "name another file.") from e
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            partial.unlink()

@@ -11,7 +11,6 @@ a template sees is one it was written for.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from typing import Any
 
 from ggufloop.backend.settings import RANDOM_SEED
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import write_text
 from ggufloop.generate.complete import Answer, Emit, Stopped, TextGenerator, Totals, complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
@@ -154,21 +154,9 @@ class Conversation:
             "loop": None if self.model.loop is None else str(self.model.loop),
             "messages": self.messages(),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            if path.exists():
-                _read_saved(path)
-            text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
-            partial.write_text(
-                text.encode("utf-8", "replace").decode(), encoding="utf-8"
-            )  # file names may be any bytes
-            os.replace(partial, path)
-        except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-            with contextlib.suppress(OSError, ValueError):
-                partial.unlink()
-            raise GgufloopError(
-                f"cannot write {path}: {getattr(e, 'strerror', None) or e}.", "name another file."
-            ) from e
+        if os.path.exists(path):  # False for a name no file can have
+            _read_saved(path)
+        write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
     def load(self, path: Path) -> str:
         """Take turns, system prompt and loop from a file `save` wrote; -> the name of the model it was saved with.

@@ -16,11 +16,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufloop import reading
 from ggufloop.backend import library
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import cache_dir
 from ggufloop.models import hub
-from ggufloop.models.wheels import Progress, quiet
+from ggufloop.progress import Progress, silent
 
 PYDOC, DOCS = "pydoc", "sdist-docs"
 NAMED = (PYDOC, DOCS)
@@ -59,7 +60,7 @@ def local(name: str) -> Text:
     return Text(name, _decode(data, name))
 
 
-def hub_text(name: str, offline: bool = False, progress: Progress = quiet) -> Text:
+def hub_text(name: str, offline: bool = False, progress: Progress = silent) -> Text:
     """A text file of a Hugging Face data set, 'wikitext' for WikiText-2's test split.
 
     Raises UsageError for a name of another form, GgufloopError if it cannot be had or is no UTF-8 text.
@@ -105,11 +106,10 @@ def markdown() -> list[str]:
 
 def _decode(data: bytes, what: str) -> str:
     try:
-        text = data.decode("utf-8").removesuffix("\n")  # llama.cpp's -f takes one off as well
-    except UnicodeDecodeError as e:
+        text = reading.text(data, bom=True).removesuffix("\n")  # llama.cpp's -f takes one off as well
+    except ValueError as e:
         raise GgufloopError(
-            f"{what} is not UTF-8 text: byte 0x{data[e.start]:02x} at position {e.start}.",
-            "convert it, for example with iconv -t UTF-8.",
+            f"{what}{str(e).removeprefix('it')}.", "convert it, for example with iconv -t UTF-8."
         ) from e
     if not text.strip():
         raise GgufloopError(f"{what} is empty.", "give a text of some thousand words.")

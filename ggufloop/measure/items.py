@@ -18,7 +18,7 @@ import numpy as np
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure.corpus import Text
-from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, tokenize
+from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import score
 from ggufloop.measure.verdict import ACCURACY, NATS
 
@@ -90,7 +90,7 @@ class TextMeasure:
         for i in items:
             document, chunk = self._order[i]
             ids = chunk_at(llm, self._tokens[document], self.n_ctx, chunk)
-            mean = float(score(llm, ids, self.n_ctx // 2).logprob.mean())
+            mean = float(score(llm, ids, halves(self.n_ctx)[0]).logprob.mean())
             found.append(mean if math.isfinite(mean) else UNUSABLE)
         return found
 

@@ -3,6 +3,7 @@
     with Journal.open(path, {"model_sha256": ..., "text": ...}) as journal:
         for record in journal.records: ...           # of an earlier run with the same header
         journal.add({"loop": "12:16 k=2", ...})      # on disk when this returns
+    append(path, {...})                              # the same to a journal that is not open, such as a study's
 
 The first line says what the run is of. A file with another first line is refused with what differs, so numbers of two
 models never meet in one table. A line is written at once and synced. What a crash or a bad disk left at the end of the
@@ -22,10 +23,17 @@ import filelock
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
+from ggufloop.files import write_error
 
 Record = Mapping[str, Any]
-Check = Callable[[dict[str, Any]], None]
-"""Raises ValueError for a record that the run cannot have written."""
+Check = Callable[[dict[str, Any]], object]
+"""Raises ValueError for a record that the run cannot have written, of a header GgufloopError too."""
+Compare = Callable[[Path, dict[str, Any], dict[str, Any]], None]
+"""Raises GgufloopError if the header there is of another run than the one here, naming what differs."""
+
+
+def _anything(record: dict[str, Any]) -> None:
+    pass
 
 
 class Journal:
@@ -42,28 +50,38 @@ class Journal:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path, header: Record, check: Check = lambda record: None) -> Journal:
-        """Continue the journal at `path`, or begin it.
+    def open(
+        cls,
+        path: Path,
+        header: Record,
+        check: Check = _anything,
+        *,
+        what: str = "journal of a run",
+        check_header: Check = _anything,
+        compare: Compare | None = None,
+    ) -> Journal:
+        """Continue the journal at `path`, or begin it. what: it is called, in an error.
 
         Raises GgufloopError if it is of another run, is none, is damaged before its end, is being written by another
         process or cannot be written.
         """
         lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise GgufloopError(f"{path} is being written by another run.", "wait for it, or name another.") from None
         except OSError as e:
-            raise _cannot_write(path, e) from e
+            raise write_error(e, path) from e
         try:
-            found = _read(path, check)
+            found = _read(path, what, check, check_header)
             lines = [record for _, record in found.records]
             if lines:
-                _compare(path, lines[0], json.loads(reading.line(header)))
+                (compare or _compare)(path, lines[0], json.loads(reading.line(header)))
             file = path.open("r+b" if path.exists() else "w+b")
         except OSError as e:
             lock.release()
-            raise _cannot_write(path, e) from e
+            raise write_error(e, path) from e
         except BaseException:
             lock.release()
             raise
@@ -77,17 +95,15 @@ class Journal:
     @staticmethod
     def header(path: Path) -> dict[str, Any] | None:
         """The first line of the journal at `path`, None if there is none. Raises GgufloopError as `open` does."""
-        lines = _read(path, lambda record: None).records
+        lines = _read(path).records
         return lines[0][1] if lines else None
 
     def add(self, record: Record) -> None:
         """Append a record. Raises GgufloopError if it cannot be written."""
         try:
-            self._file.write(reading.line(record))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            _write(self._file, record)
         except OSError as e:
-            raise _cannot_write(self.path, e) from e
+            raise write_error(e, self.path) from e
 
     def __enter__(self) -> Journal:
         return self
@@ -97,7 +113,24 @@ class Journal:
         self._lock.release()
 
 
-def _read(path: Path, check: Check) -> reading.Lines[dict[str, Any]]:
+def append(path: Path, record: Record) -> None:
+    """Append a record to a journal that `open` has begun or mended. Raises GgufloopError if it cannot be written."""
+    try:
+        with path.open("ab") as file:
+            _write(file, record)
+    except OSError as e:
+        raise write_error(e, path) from e
+
+
+def _write(file: IO[bytes], record: Record) -> None:
+    file.write(reading.line(record))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read(
+    path: Path, what: str = "journal of a run", check: Check = _anything, check_header: Check = _anything
+) -> reading.Lines[dict[str, Any]]:
     """The records of a file that can be read; none of a file that is not there. A header cut short is none yet."""
     try:
         data = reading.content(path, "name another file.")
@@ -105,11 +138,10 @@ def _read(path: Path, check: Check) -> reading.Lines[dict[str, Any]]:
         data = b""
 
     def checked(record: dict[str, Any], first: bool) -> dict[str, Any]:
-        if not first:
-            check(record)
+        (check_header if first else check)(record)
         return record
 
-    return reading.read_lines(path, data, "journal of a run", checked)
+    return reading.read_lines(path, data, what, checked)
 
 
 def _compare(path: Path, there: Record, here: Record) -> None:
@@ -120,10 +152,6 @@ def _compare(path: Path, there: Record, here: Record) -> None:
             f"{key} is {_short(there.get(key))} there and {_short(here.get(key))} here" for key in keys[:3]
         )
         raise GgufloopError(f"{path} is of another run: {what}.", "name another file, or repeat that run's settings.")
-
-
-def _cannot_write(path: Path, e: OSError) -> GgufloopError:
-    return GgufloopError(f"cannot write {path}: {e.strerror or e}.", "name another file, or free some space.")
 
 
 def _short(value: Any) -> str:

@@ -2,24 +2,28 @@
 
     results = lm_eval.simple_evaluate(LoopedLM(llm), tasks=["arc_challenge"])
 
-Requests that share a prompt, as the answers of a multiple-choice question do, are scored together by
-`multiple_choice.py`, which says what that means for a loop. A whole text is one step per window of the context. Nothing
-is cut off: a prompt that the context cannot hold is an error before anything is scored. Needs the extra `eval`.
+The answers of multiple-choice questions are scored by `multiple_choice.py`, many questions at once, which says what
+that means for a loop; the model must have been opened with its n_seq=SEQUENCES. A whole text is one step per window of
+the context. Nothing is cut off: a prompt that the context cannot hold is an error before anything is scored. Needs the
+extra `eval`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.generate.complete import complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
-from ggufloop.measure.multiple_choice import score_choices, score_step
+from ggufloop.logits import Logits, log_probabilities
+from ggufloop.measure.multiple_choice import ChoiceQuestion, score_questions
 from ggufloop.models.template import ChatTemplate, Message
+from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -27,18 +31,11 @@ if TYPE_CHECKING:
 DEFAULT_TOKENS = 256
 """Most tokens of an answer where the task does not say, as lm-eval's own models have it."""
 
-Progress = Callable[[int, int], None]
-"""Called with requests done and requests in all."""
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress."""
-
 
 class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     """lm-eval's view of a loaded model under the loop in force."""
 
-    def __init__(self, llm: LoopedLlama, progress: Progress = _silent) -> None:
+    def __init__(self, llm: LoopedLlama, progress: Progress = silent) -> None:
         super().__init__()
         self.llm = llm
         self._progress = progress
@@ -79,13 +76,15 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
             groups.setdefault(tuple(prompt), []).append(i)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         done = 0
-        for shared, members in groups.items():
-            scored = score_choices(self.llm, shared, [requests[i][2] for i in members])
+        asked = list(groups.values())
+        questions = [ChoiceQuestion(prompt, [requests[i][2] for i in members]) for prompt, members in groups.items()]
+        for place, scored in score_questions(self.llm, questions):
+            members = asked[place]
             for i, answer in zip(members, scored, strict=True):
                 answers[i] = answer.logprob, answer.greedy
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
             done += len(members)
-            self._progress(done, len(requests))
+            self._progress(Step("", done, len(requests), "request"))
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -95,12 +94,24 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
             tokens = self.tok_encode(text, add_special_tokens=False)
             total = 0.0
             for context, targets in get_rolling_token_windows(tokens, self.prefix_token_id, self.llm.n_ctx(), 1):
-                self.llm.reset()
-                total += float(score_step(self.llm, context, targets).logprob.sum())
+                total += self._window(context, targets)
             totals.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-            self._progress(len(totals), len(requests))
+            self._progress(Step("", len(totals), len(requests), "request"))
         return totals
+
+    def _window(self, context: Sequence[int], targets: Sequence[int]) -> float:
+        """Log-probability of targets, which the last tokens of the context predict; all of it one step."""
+        ids, first = np.asarray(targets, dtype=np.intp), len(context) - len(targets)
+        total = 0.0
+
+        def take(i: int, rows: Logits) -> None:
+            nonlocal total
+            total += float(log_probabilities(rows, ids[i - first : i - first + len(rows)]).logprob.sum())
+
+        self.llm.reset()
+        self.llm.each_logits(context, first, take, prompt=True)
+        return total
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers, greedy unless the task samples, up to the first of its stop strings."""
@@ -112,7 +123,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
             sampling, stop = _generation(request.args[1])
             answers.append(complete(self.llm, prompt, sampling, stop=stop).text)
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-            self._progress(len(answers), len(requests))
+            self._progress(Step("", len(answers), len(requests), "request"))
         return answers
 
     def _check_fits(self, n: int) -> None:

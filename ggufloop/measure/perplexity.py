@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -32,6 +32,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure import stats
 from ggufloop.measure.divergence import ChunkValues, KLStatistics, Packed, Record
 from ggufloop.measure.score import Engine, each_target
+from ggufloop.progress import Progress, Step, silent
 
 MAGIC = b"_logits_"
 _HEAD = len(MAGIC) + 12
@@ -40,8 +41,6 @@ LEAST_CONTEXT = 4  # tokens of a chunk: one to be scored, and the one before it
 
 Targets = NDArray[np.intp]
 Nll = NDArray[np.float64]
-Report = Callable[[int, int, float], None]
-"""Told after each chunk: chunks done, chunks in all, perplexity so far."""
 
 
 class TextModel(Engine, Protocol):
@@ -185,7 +184,7 @@ class _Save:
 
     def __init__(self, file: BinaryIO, tokens: Sequence[int], n_ctx: int, n_vocab: int, n_chunk: int) -> None:
         self._file = file
-        self._packed = Packed.empty(n_ctx - 1 - n_ctx // 2, n_vocab)
+        self._packed = Packed.empty(halves(n_ctx)[1], n_vocab)
         file.write(MAGIC + struct.pack("<Iii", n_ctx, n_vocab, n_chunk))
         file.write(np.asarray(tokens[: n_ctx * n_chunk], dtype="<i4").tobytes())
 
@@ -205,7 +204,7 @@ class _Save:
 
 def stored_bytes(n_ctx: int, n_vocab: int, n_chunk: int) -> int:
     """Size of the file that `perplexity(..., save=...)` writes of so many chunks."""
-    return _HEAD + n_chunk * (4 * n_ctx + 2 * (n_ctx - 1 - n_ctx // 2) * _width(n_vocab))
+    return _HEAD + n_chunk * (4 * n_ctx + 2 * halves(n_ctx)[1] * _width(n_vocab))
 
 
 def _width(n_vocab: int) -> int:
@@ -279,6 +278,11 @@ def count_chunks(tokens: Sequence[int], n_ctx: int) -> int:
     return len(tokens) // n_ctx
 
 
+def halves(n_ctx: int) -> tuple[int, int]:
+    """The token of a chunk whose logits are the first that count, and how many tokens are scored: those behind it."""
+    return n_ctx // 2, n_ctx - 1 - n_ctx // 2
+
+
 def chunk_at(llm: TextModel, tokens: Sequence[int], n_ctx: int, i: int) -> list[int]:
     """Chunk i as it is evaluated: BOS in place of its first token where the model's tokenizer adds one."""
     chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
@@ -293,7 +297,7 @@ def perplexity(
     n_ctx: int,
     chunks: int | None = None,
     base: Base | None = None,
-    report: Report = lambda done, total, ppl: None,
+    progress: Progress = silent,
     save: BinaryIO | None = None,
 ) -> TextScore:
     """Score the text under the loop in force, and against `base` if there is one.
@@ -306,7 +310,7 @@ def perplexity(
     n_chunk = min(count_chunks(tokens, n_ctx), chunks or len(tokens))
     if base is not None:
         base.check(llm)
-    first, scored = n_ctx // 2, n_ctx - 1 - n_ctx // 2
+    first, scored = halves(n_ctx)
     nll, base_nll, n_bytes = np.empty((n_chunk, scored)), np.empty((n_chunk, scored)), 0
     record = Record.empty(n_chunk * scored if base else 0)
     packed = Packed.empty(scored if base else 0, llm.n_vocab())
@@ -319,7 +323,7 @@ def perplexity(
         _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed, saved)
         if saved is not None:
             saved.write()
-        report(i + 1, n_chunk, math.exp(nll[: i + 1].mean()))
+        progress(Step(f"PPL {math.exp(nll[: i + 1].mean()):.4f}", i + 1, n_chunk, "chunk"))
     against = None
     if base is not None:
         change = nll - base_nll

@@ -14,7 +14,7 @@ pays for (`verdict.adjusted_level`). The same command again is the same look.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from ggufloop.measure.items import Measure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
 from ggufloop.measure.verdict import LEVEL, adjusted_level
+from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -40,18 +41,6 @@ MOST = 1e9
 """No score and no time, in seconds, is above it; their squares can still be added up."""
 
 PLAIN = "plain"
-
-
-@dataclass(frozen=True)
-class SweepProgress:
-    """Where a sweep is. done, total: in plain runs over all items; seconds_left: None before anything was timed."""
-
-    measure: str
-    stage: str
-    loop: str
-    done: float
-    total: float
-    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -91,9 +80,6 @@ class Outcome:
             return said
         mark = "" if self.look <= self.planned else ": not planned, so this is no confirmation"
         return f"{said} Look {self.look} of {self.planned} at these data, at level {self.decision.level:.2g}{mark}."
-
-
-Report = Callable[[SweepProgress], None]
 
 
 @dataclass(frozen=True)
@@ -153,13 +139,13 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
 class CachedScores:
     """Scores of one measure under any loop, computed in slices where the journal has none."""
 
-    def __init__(self, llm: LoopedLlama, measure: Measure, journal: Journal, report: Report, total: float) -> None:
-        """total: the plain runs that will be asked for, for the report."""
+    def __init__(self, llm: LoopedLlama, measure: Measure, journal: Journal, progress: Progress, total: float) -> None:
+        """total: the plain runs that will be asked for, for the progress."""
         self._llm, self._measure, self._journal = llm, measure, journal
-        self._report, self._total = report, total
+        self._progress, self._total = progress, total
         self._known: dict[str, dict[int, float]] = {}
         self.seconds: dict[str, float] = {}
-        self._work = self._timed = self._time = 0.0  # work: wanted so far; timed: computed here, in `_time` seconds
+        self._work = 0.0  # wanted so far
         for record in journal.records:
             if record.get("measure") == measure.name:
                 name = record["loop"]
@@ -178,7 +164,7 @@ class CachedScores:
             self._llm.set_loop(loop)
         size = 1
         while missing:
-            self._report(SweepProgress(self._measure.name, stage, name, self._work, self._total, self._left()))
+            self._progress(Step(f"{self._measure.name}: {stage} {name}", min(self._work, self._total), self._total))
             part, missing = missing[:size], missing[size:]
             start = time.perf_counter()
             values = self._measure.score(self._llm, part)
@@ -188,13 +174,8 @@ class CachedScores:
             known.update(zip(part, values, strict=True))
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             self._work += cost * len(part)
-            self._timed += cost * len(part)
-            self._time += seconds
             size = max(4, int(len(part) * SLICE_SECONDS / max(seconds, 1e-3)))
         return np.array([known[i] for i in items])
-
-    def _left(self) -> float | None:
-        return (self._total - self._work) * self._time / self._timed if self._timed else None
 
     def items_scored(self) -> dict[str, int]:
         """How many items each loop was scored on, plain among them."""
@@ -213,7 +194,7 @@ def sweep(
     worth: float = WORTH,
     level: float = LEVEL,
     looks: int = 1,
-    report: Report = lambda progress: None,
+    progress: Progress = silent,
 ) -> Outcome:
     """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
 
@@ -229,7 +210,7 @@ def sweep(
     look = 1 + (seen.index(this) if this in seen else len(seen))
     costs = {name: loop.relative_cost(n_layer) for name, loop in by_name.items()}
     planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
-    scores = CachedScores(llm, measure, journal, report, 1 + planned)
+    scores = CachedScores(llm, measure, journal, progress, 1 + planned)
     before = llm.loop
     try:
         plain = scores.of(None, range(n), PLAIN)

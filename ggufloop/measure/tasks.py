@@ -15,7 +15,7 @@ import difflib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from ggufloop.files import PACKAGE
 from ggufloop.measure.endpoints import ChanceGuard, choice_log_probability, fit_temperature, guard
 from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
 from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
+from ggufloop.progress import Progress, silent
 from ggufloop.tasks.questions import MAKERS
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def evaluate(
     tasks: Tasks,
     limit: int | None = None,
     chat: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     docs: Mapping[str, Sequence[int]] | None = None,
 ) -> Run:
     """Run tasks under the loop in force, the first `limit` questions of each; chat: in the model's chat template.

@@ -35,6 +35,7 @@ KEPT_ARRAY = 4096
 
 _AGAIN = "it was damaged on the way or on disk: download or copy it again."
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_STATE = re.compile(r"^blk\.\d+\.(ssm|time_mix|shortconv)[._]")
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _U64 = struct.Struct("<Q").unpack_from
@@ -119,6 +120,11 @@ class Header:
             what = f"is {self.metadata[key]!r}, not in 1 to {limit}" if key in self.metadata else "is missing"
             raise unusable(self.path, f"its {key} {what}")
         return value
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether some layer is recurrent: what it keeps of a sequence is a state, which costs memory for each."""
+        return any(_STATE.search(tensor.name) for tensor in self.tensors)
 
 
 def unusable(path: Path, why: str) -> GgufloopError:

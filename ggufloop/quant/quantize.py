@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufloop.backend import library
+from ggufloop.backend import library, process
+from ggufloop.backend.process import Worker
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import atomic_path, file_sha256, files_sha256, partial_path
+from ggufloop.files import atomic_path, check_writable, file_sha256, files_sha256, partial_path, writing
 from ggufloop.models.gguf import Header, Tensor, read_header, read_model, split_paths
+from ggufloop.progress import Progress, Step, silent
 from ggufloop.quant import imatrix
 
 INT4, INT8 = "Q4_0", "Q8_0"
@@ -62,7 +64,6 @@ _TOTAL = re.compile(r"quant size\s+=\s+([\d.]+) MiB")
 _FAILED = re.compile(r"failed to quantize: (.*)")
 
 Overrides = Sequence[tuple[str, str]]
-Progress = Callable[[int, int, str], None]
 Log = Callable[[str], None]
 
 
@@ -199,12 +200,8 @@ def _check(headers: Sequence[Header], target: Path, type: str, overrides: Overri
 
 def _check_folder(target: Path) -> None:
     """Raise GgufloopError if nothing can be written beside `target`; its folder is made."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial_path(target).touch()
-        partial_path(target).unlink()
-    except OSError as e:
-        raise GgufloopError(f"cannot write {target}: {e.strerror or e}.", "name another folder with --out.") from e
+    with writing(target):
+        check_writable(target)
 
 
 def _check_imatrix(matrix: imatrix.Imatrix, path: Path, headers: Sequence[Header]) -> None:
@@ -229,7 +226,7 @@ def _check_imatrix(matrix: imatrix.Imatrix, path: Path, headers: Sequence[Header
 class _Reader:
     """What the log of one run says."""
 
-    def __init__(self, progress: Progress | None, log: Log | None) -> None:
+    def __init__(self, progress: Progress, log: Log | None) -> None:
         self.wanted: dict[str, str] = {}
         self.mib = 0.0
         self.failed = ""
@@ -245,8 +242,8 @@ class _Reader:
             self.mib = float(found[1])
         if (found := _FAILED.search(text)) is not None:
             self.failed = found[1].strip()
-        if self._progress is not None and (found := _AT.match(text)) is not None:
-            self._progress(int(found[1]), int(found[2]), found[3])
+        if (found := _AT.match(text)) is not None:
+            self._progress(Step(found[3], int(found[1]), int(found[2]), "tensor"))
 
 
 def _check_room(target: Path, need: int) -> None:
@@ -267,21 +264,18 @@ def quantize(
     overrides: Overrides = (),
     imatrix: Path | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     log: Log | None = None,
     force: bool = False,
 ) -> Quantized:
     """Quantise `source` into `target`, which appears when it is whole; one made so before is returned as it is.
 
     type: a file type (FILE_TYPES, ALIASES). overrides: (pattern, tensor type), the first that is found in a tensor's
-    name counts. imatrix: a file of importances (`imatrix.compute` makes one). threads: None for all. progress: called
-    with number, count and name of each tensor as it begins; log: with llama.cpp's words. force: replace a file at
-    `target` that was made otherwise.
+    name counts. imatrix: a file of importances (`imatrix.compute` makes one). threads: None for all. log: called with
+    llama.cpp's words. force: replace a file at `target` that was made otherwise.
 
     Raises UsageError, GgufloopError, BackendError.
     """
-    from ggufloop.quant.process import Worker
-
     type = file_type(type)
     overrides = tuple((pattern, tensor_type(kind)) for pattern, kind in overrides)
     headers = read_model(source)
@@ -304,8 +298,8 @@ def quantize(
         "metadata": {KEY + key: value for key, value in provenance.items()},
         "dry_run": True,
     }
-    with Worker() as worker:
-        plan = _Reader(None, log)
+    with Worker(process.main_of("ggufloop.quant.child")) as worker:
+        plan = _Reader(silent, log)
         _finish(worker.run(job, plan), plan, source, type)
         if not there:
             header_bytes = sum(h.data_end - sum(t.nbytes for t in h.tensors) for h in headers)

@@ -16,7 +16,7 @@ what was lost before: of a file made from a quantised one only the last loss is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.models.gguf import Array, Header, read_model
 from ggufloop.models.weights import StoredTensor, decode, finite, half, locate, slabs, weights
+from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
     pass
@@ -46,8 +47,6 @@ EXACT = ("F32", "F16", "BF16")
 _INTEGERS = ("I8", "I16", "I32", "I64")  # tables, not weights
 STEPS, FORMAT, REFERENCE, UNQUANTISED = "steps", "format", "reference", "unquantised"
 """How a noise is known."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -230,11 +229,11 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(n) for n in shape)
 
 
-def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress | None = None) -> list[TensorSnr]:
+def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress = silent) -> list[TensorSnr]:
     """Signal and noise of every tensor of the model at `path`, in the file's order; a million weights held at once.
 
-    reference: a file of the same model with more bits; None: an estimate (the module's docstring). progress: called
-    with number, count and name of each tensor. Raises GgufloopError.
+    reference: a file of the same model with more bits; None: an estimate (the module's docstring). Raises
+    GgufloopError.
     """
     headers = read_model(path)
     tensors = {name: stored for name, stored in locate(headers).items() if stored.tensor.type not in _INTEGERS}
@@ -247,8 +246,7 @@ def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress 
         others = locate(other)
     out = []
     for i, (name, stored) in enumerate(tensors.items(), 1):
-        if progress is not None:
-            progress(i, len(tensors), name)
+        progress(Step(name, i, len(tensors), "tensor"))
         if reference is None:
             signal, noise, method = _estimate(stored)
         else:

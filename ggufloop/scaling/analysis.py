@@ -17,6 +17,7 @@ import numpy as np
 
 from ggufloop.errors import UsageError
 from ggufloop.measure.stats import Estimate, mean_interval, t_quantile
+from ggufloop.progress import Progress, Step, silent
 from ggufloop.scaling import fit as shannon_fit
 from ggufloop.scaling.data import Points, together
 from ggufloop.scaling.fit import Extrapolation, Fit, bootstrap, check, extrapolate, fit_law
@@ -32,12 +33,6 @@ RESAMPLES = 200
 _LEVEL = 0.95
 _FLAT = 1e-9  # of the largest eigenvalue: what is below is rounding, and nothing holds the constants in it
 _SHARE = 0.9  # of the resamples must have an optimum before one is named
-
-Progress = Callable[[str], None]
-
-
-def _silent(text: str) -> None:
-    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def analyse(
     laws: Sequence[Law],
     settings: Settings = Settings(),
     main: str | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Level:
     """Fit every law to one level. main: the law to look at closely, else shannon, else the one of least AICc.
 
@@ -114,12 +109,12 @@ def analyse(
     refused: dict[str, str] = {}
     tests: dict[str, Extrapolation] = {}
     seen: dict[object, str] = {}
-    for law in laws:
+    for i, law in enumerate(laws):
         one = at_one_level(law)
         if why := check(one, points):
             refused[law.name] = why
             continue
-        progress(f"{points.level}: {law.name} ...")
+        progress(Step(f"fitting {points.level}, {law.name}", i, len(laws) + 1, "law"))
         same = seen.setdefault(getattr(one, "terms", one.name), law.name)
         if same != law.name:  # qid and precision at one level
             fits[law.name] = replace(fits[same], law=one)
@@ -135,7 +130,7 @@ def analyse(
         raise UsageError(f"{why}.", "measure more sizes and budgets, or fit a law of fewer parameters with --law.")
     if main is None:
         main = "shannon" if "shannon" in fits else min(fits, key=lambda name: fits[name].aicc)
-    progress(f"{points.level}: bands ...")
+    progress(Step(f"fitting {points.level}, bands", len(laws), len(laws) + 1, "law"))
     return Level(points, fits, refused, tests, main, bootstrap(fits[main], settings.resamples, settings.seed))
 
 

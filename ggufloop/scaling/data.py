@@ -138,12 +138,9 @@ def text_of(source: str, hint: str) -> str:
             data = f.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise GgufloopError(f"cannot read {source}: it is over {LARGEST >> 20} MiB.", hint)
-        return data.decode("utf-8-sig")
+        return reading.text(data)
     except (OSError, ValueError) as e:
-        if isinstance(e, GgufloopError):
-            raise
-        why = getattr(e, "strerror", None) or "it is not UTF-8 text"
-        raise GgufloopError(f"cannot read {source}: {why}.", hint) from e
+        raise GgufloopError(f"cannot read {source}: {getattr(e, 'strerror', None) or e}.", hint) from e
 
 
 def table(text: str, source: str, head: str) -> tuple[str, list[dict[str, str]]]:

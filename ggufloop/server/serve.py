@@ -4,8 +4,9 @@
         serve([program, "-m", path, "--path", site.folder, ...], ("127.0.0.1", 8080), site, env={}, on_ready=print)
 
 The server answers from `site.folder`, which holds the page's files and what the results folder has, with a list of it
-that is written anew every few seconds. Reports are offered as text, for the page to show without their scripts:
-whatever the server sent as a page could use the server.
+that is written anew every few seconds. The settings of a loop are there as JSON in a module, settings.js, of which the
+page makes its controls: a page's own file is asked for without a key. Reports are offered as text, for the page to
+show without their scripts: whatever the server sent as a page could use the server.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from ggufloop.backend.process import ending
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import write_text
+from ggufloop.loop import schema
 from ggufloop.server.results import listing
 
 PAGE = Path(__file__).parent / "page"
@@ -99,6 +103,7 @@ class Site:
     def __enter__(self) -> Site:
         for file in PAGE.iterdir():
             shutil.copy(file, self.folder)
+        (self.folder / "settings.js").write_text(f"export default {json.dumps(schema())};\n", encoding="utf-8")
         self.refresh()
         return self
 
@@ -114,10 +119,8 @@ class Site:
         for name in self._offered - names:
             self._withdraw(name)
         self._offered = names
-        partial = self.folder / ".results.json"
-        with contextlib.suppress(OSError):  # a full disk: the list stays as it was
-            partial.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(partial, self.folder / "results.json")
+        with contextlib.suppress(GgufloopError):  # a full disk: the list stays as it was
+            write_text(self.folder / "results.json", json.dumps(found))
 
     def _offer(self, results: Path, result: dict[str, Any]) -> bool:
         """Put a file of the list in place; False if it cannot be had."""
@@ -245,5 +248,6 @@ def _ended(code: int, said: list[str], ready: bool) -> GgufloopError:
         return UsageError(why.removeprefix("llama_loop: "))
     if not ready and why.startswith("error"):
         return UsageError(f"llama-server: {why}", "its flags: ggufloop exec llama-server --help")
-    how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-    return GgufloopError(f"llama-server ended ({how})" + (f": {why}" if why else "."), "run with -v to see its log.")
+    return GgufloopError(
+        f"llama-server ended ({ending(code)})" + (f": {why}" if why else "."), "run with -v to see its log."
+    )

@@ -8,8 +8,8 @@
 
 The file is JSON lines: what the study is of, then each model file of the ladder, then one line per (type, loop, chunk)
 and per (type, loop, task), in the order they were measured. Lines are only ever appended, so a run that was stopped
-leaves whole measurements behind, and more types, loops, chunks or tasks extend the same file. A damaged end is left
-out, and `Study.dropped` says so; damage with measurements behind it is an error that names the line (`reading.py`).
+leaves whole measurements behind, and more types, loops, chunks or tasks extend the same file, a `Journal`. A damaged
+end is left out, and `Study.dropped` says so; damage with measurements behind it is an error that names the line.
 
 Names of loops are str(LoopSpec), and PLAIN without one. Every KL is llama-perplexity's direction: sum over the
 vocabulary of p_ref (ln p_ref - ln p_model), with the reference under the *same* loop as the model.
@@ -21,6 +21,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import write_error
+from ggufloop.measure.journal import Journal, append
 from ggufloop.measure.stats import Values
 
 SCHEMA_VERSION = 1
@@ -244,25 +245,53 @@ class Study:
 
 def read(path: Path) -> Study:
     """The study in a file. Raises GgufloopError for one that cannot be read, is damaged, or of another schema."""
-    study = _read(path)[0]
-    if study is None:
+    hint = "name a study that ggufloop compare wrote."
+    try:
+        data = reading.content(path, hint)
+    except FileNotFoundError as e:
+        raise GgufloopError(f"cannot read {path}: {e.strerror}.", hint) from e
+    found = reading.read_lines(path, data, "study", _record)
+    header: StudyHeader | None = None
+    files: dict[str, File] = {}
+    chunks: dict[tuple[str, str], dict[int, Chunk]] = {}
+    tasks: dict[tuple[str, str], dict[str, TaskResult]] = {}
+    for number, line in found.records:
+        if isinstance(line, StudyHeader):
+            header = line
+        elif isinstance(line, File):
+            files[line.type] = line
+        elif line[0][0] not in files:
+            raise GgufloopError(
+                f"line {number} of {path} is of {line[0][0]}, and no line before it says which file that is.",
+                f"take all lines of {line[0][0]} out; it is measured again.",
+            )
+        elif len(line) == 2:
+            chunks.setdefault(line[0], {})[line[1].index] = line[1]
+        else:
+            tasks.setdefault(line[0], {})[line[1]] = line[2]
+    if header is None:
         raise GgufloopError(f"{path} holds no study.", "ggufloop compare writes one.")
-    return study
+    cells = {
+        key: Cell(*key, tuple(c for _, c in sorted(chunks.get(key, {}).items())), tasks.get(key, {}))
+        for key in {**chunks, **tasks}
+    }
+    return Study(header, tuple(files.values()), cells, found.dropped)
 
 
 def create(path: Path, header: StudyHeader) -> Study:
     """Begin a study in a new file, or go on with the one there. Raises GgufloopError if that is not of the same model,
     text, settings and version."""
-    study, end = _read(path) if path.exists() else (None, 0)
-    if study is not None:
-        written = _header(reading.json(reading.line(dataclasses.asdict(header))))
-        _refuse(_differences(study.header, written, tuple(f.name for f in dataclasses.fields(StudyHeader))),
-                f"{path} holds another study", "choose another --out, or repeat it as it was.")  # fmt: skip
-    _cut(path, end)
-    if study is None:
-        _append(path, {"kind": "study", "schema_version": SCHEMA_VERSION, **dataclasses.asdict(header)})
-        return Study(header, (), {})
-    return study
+    record = {"kind": "study", "schema_version": SCHEMA_VERSION, **dataclasses.asdict(header)}
+    checks = {"check": partial(_record, first=False), "check_header": partial(_record, first=True)}
+    with Journal.open(path, record, what="study", compare=_compare, **checks) as journal:
+        return dataclasses.replace(read(path), dropped=journal.dropped)
+
+
+def _compare(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise GgufloopError unless two first lines are of the same study."""
+    names = tuple(f.name for f in dataclasses.fields(StudyHeader))
+    found = _differences(_record(there, first=True), _record(here, first=True), names)
+    _refuse(found, f"{path} holds another study", "choose another --out, or repeat it as it was.")
 
 
 def add_file(path: Path, study: Study, file: File) -> Study:
@@ -278,7 +307,7 @@ def add_file(path: Path, study: Study, file: File) -> Study:
     record = dataclasses.asdict(file)
     for name in ("snr", "window_snr"):
         record[name] = None if math.isinf(record[name]) else record[name]  # JSON has no word for it
-    _append(path, {"kind": "file", **record})
+    append(path, {"kind": "file", **record})
     return dataclasses.replace(study, files=(*study.files, file))
 
 
@@ -291,12 +320,12 @@ def add_chunk(path: Path, type_: str, loop: str, chunk: Chunk) -> None:
             f"{type_} under {loop} has no {how} {bad} on chunk {chunk.index}.",
             "this model or loop computes no usable logits; leave it out.",
         )
-    _append(path, {"kind": "chunk", "type": type_, "loop": loop, **dataclasses.asdict(chunk)})
+    append(path, {"kind": "chunk", "type": type_, "loop": loop, **dataclasses.asdict(chunk)})
 
 
 def add_task(path: Path, type_: str, loop: str, task: str, result: TaskResult) -> None:
     """Record a task of a cell."""
-    _append(path, {"kind": "task", "type": type_, "loop": loop, "task": task, **dataclasses.asdict(result)})
+    append(path, {"kind": "task", "type": type_, "loop": loop, "task": task, **dataclasses.asdict(result)})
 
 
 def check_comparable(a: Study, b: Study) -> None:
@@ -333,66 +362,9 @@ def _refuse(differences: list[str], what: str, hint: str) -> None:
         raise GgufloopError(f"{what}: {'; '.join(differences)}.", hint)
 
 
-def _cut(path: Path, end: int) -> None:
-    """Take a damaged end off, so that the next line does not continue it."""
-    if path.exists() and path.stat().st_size > end:
-        try:
-            with path.open("r+b") as f:
-                f.truncate(end)
-        except OSError as e:
-            raise write_error(e, path) from e
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as f:
-            f.write(reading.line(record))
-    except OSError as e:
-        raise write_error(e, path) from e
-
-
-_Read = StudyHeader | File | tuple[tuple[str, str], Chunk] | tuple[tuple[str, str], str, TaskResult]
-"""A line as it is understood: a chunk and a task's result come with their type and loop."""
-
-
-def _read(path: Path) -> tuple[Study | None, int]:
-    """The study in a file, None if it has no whole line, and how many bytes of the file it is."""
-    hint = "name a study that ggufloop compare wrote."
-    try:
-        data = reading.content(path, hint)
-    except FileNotFoundError as e:
-        raise GgufloopError(f"cannot read {path}: {e.strerror}.", hint) from e
-    found = reading.read_lines(path, data, "study", _record)
-    header: StudyHeader | None = None
-    files: dict[str, File] = {}
-    chunks: dict[tuple[str, str], dict[int, Chunk]] = {}
-    tasks: dict[tuple[str, str], dict[str, TaskResult]] = {}
-    for number, line in found.records:
-        if isinstance(line, StudyHeader):
-            header = line
-        elif isinstance(line, File):
-            files[line.type] = line
-        elif line[0][0] not in files:
-            raise GgufloopError(
-                f"line {number} of {path} is of {line[0][0]}, and no line before it says which file that is.",
-                f"take all lines of {line[0][0]} out; it is measured again.",
-            )
-        elif len(line) == 2:
-            chunks.setdefault(line[0], {})[line[1].index] = line[1]
-        else:
-            tasks.setdefault(line[0], {})[line[1]] = line[2]
-    if header is None:
-        return None, 0
-    cells = {
-        key: Cell(*key, tuple(c for _, c in sorted(chunks.get(key, {}).items())), tasks.get(key, {}))
-        for key in {**chunks, **tasks}
-    }
-    return Study(header, tuple(files.values()), cells, found.dropped), found.end
-
-
 def _record(record: dict[str, Any], first: bool) -> Any:
     """One line. Raises ValueError for what compare does not write, GgufloopError for a first line of another schema."""
+    record = dict(record)
     kind = record.pop("kind", None)
     if first:
         version = record.pop("schema_version", None)

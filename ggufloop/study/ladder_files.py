@@ -10,13 +10,14 @@ further loss, and nobody's full precision. What its first quantisation lost is i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufloop.errors import UsageError
 from ggufloop.files import file_sha256
 from ggufloop.models.info import ModelInfo, describe
+from ggufloop.progress import Progress, silent
 from ggufloop.quant.quantize import UNQUANTISED, Quantized, default_name, file_type, quantize
 from ggufloop.quant.snr import decibel, tensor_snr, window_snr
 from ggufloop.study.file import File
@@ -24,8 +25,6 @@ from ggufloop.study.file import File
 SOURCE = "source"
 """The model itself, as it is. Where the reference is made of it, their weights are the same and the KLD between them is
 what quantised kernels, which round activations, do to it."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def is_unquantized(info: ModelInfo) -> bool:
 
 
 def reference(
-    source: Path, folder: Path, type_: str, threads: int | None = None, progress: Progress | None = None
+    source: Path, folder: Path, type_: str, threads: int | None = None, progress: Progress = silent
 ) -> LadderFile:
     """What everything is compared with: the source, or the source dequantised to F32, F16 or BF16 in `folder`.
 
@@ -82,7 +81,7 @@ def make(
     window: tuple[int, int],
     known: Iterable[File] = (),
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LadderFile:
     """The file that an entry of --types means: quantised from the reference into `folder`, or one measured as it is.
 

@@ -10,8 +10,7 @@ for all of them. The protocol and the KL are llama-perplexity's (perplexity.py, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.errors import GgufloopError
 from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.divergence import Packed, Record
-from ggufloop.measure.perplexity import LEAST_CONTEXT, TextModel, tokenize
+from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import each_target
+from ggufloop.progress import Progress, Step, named, silent
 from ggufloop.study import file as studies
 from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from ggufloop.measure.tasks import Tasks
 
 Targets = NDArray[np.intp]
-Report = Callable[[str, str, int], None]
-"""Told after each measurement: type, loop and chunk."""
 
 
 def loop_name(loop: LoopSpec | None) -> str:
@@ -61,12 +59,11 @@ def shared_tokens(models: Mapping[str, TextModel], text: str) -> list[int]:
 
 def check_text(tokens: Sequence[int], n_ctx: int, chunks: int) -> None:
     """Raise GgufloopError unless the text has so many chunks of n_ctx tokens, UsageError for chunks too small."""
-    if n_ctx < LEAST_CONTEXT:
-        raise UsageError(f"chunks of {n_ctx} tokens have none to score.", f"give -c {LEAST_CONTEXT} or more.")
-    if len(tokens) < n_ctx * chunks:
+    found = count_chunks(tokens, n_ctx)
+    if found < chunks:
         raise GgufloopError(
-            f"the text has {len(tokens)} tokens, {len(tokens) // n_ctx} chunks of {n_ctx}.",
-            f"give a longer text, a smaller -c, or --chunks {max(1, len(tokens) // n_ctx)} at most.",
+            f"the text has {len(tokens)} tokens, {found} chunks of {n_ctx}.",
+            f"give a longer text, a smaller -c, or --chunks {found} at most.",
         )
 
 
@@ -78,24 +75,22 @@ def measure(
     tokens: Sequence[int],
     chunks: Sequence[int],
     n_ctx: int,
-    report: Report = lambda type_, loop, chunk: None,
+    progress: Progress = silent,
 ) -> Study:
     """Measure what the study lacks of these models, loops and chunks, and append it to its file.
 
     models: by type, the reference first, their contexts at least n_ctx tokens; loops: None is the plain model.
-    Interrupted anywhere, the file holds what was reported. Raises GgufloopError for a text too short or logits that are
-    not finite.
+    Interrupted anywhere, the file holds what `progress` was told of. Raises GgufloopError for a text too short or
+    logits that are not finite.
     """
     check_text(tokens, n_ctx, max(chunks, default=0) + 1)
     (ref_name, reference), *others = models.items()
-    ref_first, scored = n_ctx // 2, n_ctx - 1 - n_ctx // 2
+    first, scored = halves(n_ctx)
     packed = Packed.empty(scored, reference.n_vocab())
-    bos = reference.token_bos() if reference.adds_tokens()[0] else None
+    done, total = 0, missing(study, models, loops, chunks)
     for i in chunks:
-        chunk = list(tokens[i * n_ctx : (i + 1) * n_ctx])
-        n_bytes = len(reference.detokenize(chunk[ref_first + 1 :]))
-        if bos is not None:
-            chunk[0] = bos
+        chunk = chunk_at(reference, tokens, n_ctx, i)
+        n_bytes = len(reference.detokenize(chunk[first + 1 :]))
         for loop in loops:
             name = loop_name(loop)
             lacking = [t for t in models if study.lacks(t, name, [i])]
@@ -103,11 +98,12 @@ def measure(
                 continue
             for type_, llm in [(ref_name, reference), *((t, m) for t, m in others if t in lacking)]:
                 llm.set_loop(loop if name != PLAIN else None)
-                nll, kl, same, seconds = _evaluate(llm, chunk, ref_first, packed, is_reference=type_ == ref_name)
+                nll, kl, same, seconds = _evaluate(llm, chunk, first, packed, is_reference=type_ == ref_name)
                 if type_ in lacking:
                     found = Chunk(i, scored, n_bytes, float(nll.mean()), float((nll * nll).mean()), kl, same, seconds)
                     studies.add_chunk(path, type_, name, found)
-                    report(type_, name, i)
+                    done += 1
+                    progress(Step(f"{type_}, {name}, chunk {i + 1}", done, total, "evaluation"))
     return studies.read(path)
 
 
@@ -149,7 +145,7 @@ def ask(
     loops: Sequence[LoopSpec | None],
     tasks: Tasks,
     limit: int | None,
-    report: Callable[[str, str, int, int], None] = lambda type_, loop, done, total: None,
+    progress: Progress = silent,
 ) -> Study:
     """Ask a file, under each loop, what the study lacks of these tasks, and append it. Raises as `eval.evaluate`."""
     from ggufloop.measure.tasks import evaluate
@@ -159,7 +155,7 @@ def ask(
         if not any(study.lacks_task(type_, name, task, limit) for task in tasks.members):
             continue
         llm.set_loop(loop if name != PLAIN else None)
-        run = evaluate(llm, tasks, limit, progress=partial(report, type_, name))
+        run = evaluate(llm, tasks, limit, progress=named(progress, f"{type_}, {name}"))
         for task, items in run.items.items():
             docs = tuple((item.task, item.doc) for item in items)
             result = TaskResult(docs, tuple(i.right for i in items), tuple(i.gold for i in items), limit)

@@ -21,7 +21,7 @@ CHANGED_LINES = 250
 """Most lines the patch may add and remove: what loops is in llama-loop.cpp, the patch holds call sites only."""
 
 
-PATCHES = ("ggml-amx.patch", "ggml-loop.patch", "llama-loop.patch")
+PATCHES = ("ggml-amx.patch", "common-log.patch", "ggml-loop.patch", "llama-loop.patch")
 SERVER_PATCH = "llama-server-loop.patch"
 """Of llama.cpp's own programs: a library alone does without."""
 
@@ -75,6 +75,7 @@ def test_the_patch_is_small_and_stays_in_its_places() -> None:
 def test_the_mends_of_ggml_are_few() -> None:
     for name, files, most in (
         ("ggml-amx.patch", {"ggml/src/ggml-cpu/amx/mmq.cpp"}, 10),
+        ("common-log.patch", {"common/log.cpp"}, 10),
         ("ggml-loop.patch", {"ggml/src/ggml-backend.cpp", "ggml/src/ggml-backend-meta.cpp"}, 40),
     ):
         patch = (backend.patches_dir() / name).read_text()

@@ -57,6 +57,7 @@ def test_llama_perplexity_has_the_number_of_ggufloop_perplexity(loop: str, text:
     model = tiny_model("llama")
     words = ["-c", 128, "-b", 128, "--chunks", 5, "-t", 1]
     theirs = executed(loop, "llama-perplexity", "-m", model, "-f", text, *words)
+    assert theirs.returncode == 0, theirs.stderr[-500:]
     found = re.search(r"Final estimate: PPL = (\S+) \+/- (\S+)", theirs.stdout + theirs.stderr)
     assert found, theirs.stderr[-500:]
     ours = ggufloop("perplexity", model, "--text", text, *words, *loop.split(), "-o", "json")

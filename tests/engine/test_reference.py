@@ -37,6 +37,7 @@ PLANS = (
     "k=1 solver=rk4",
     "k=3 solver=input-anchor",
     "k=3 solver=heavy-ball",
+    "k=3 solver=average",
 )
 LOOPS = [
     f"{plan} mode={mode} kv={kv} decode={decode}"

@@ -338,12 +338,12 @@ def test_saving_never_replaces_another_file_and_leaves_no_half_of_one(
     with pytest.raises(GgufloopError, match="No such file or directory"):
         chat.save(tmp_path / "no" / "chat.json")
 
-    def full(path: Path, text: str, encoding: str) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, data: bytes) -> None:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(GgufloopError, match="No space left on device"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(GgufloopError, match="the disk is full: cannot write"):
         chat.save(tmp_path / "chat.json")
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
 

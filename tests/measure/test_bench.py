@@ -20,11 +20,11 @@ import pytest
 from support.fake_bench import Clock, FakeSpeed
 
 from ggufloop.backend import library
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
-from ggufloop.cli.commands import bench as cli_bench
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
-from ggufloop.measure import bench
+from ggufloop.measure import bench, bench_run
 from ggufloop.measure.bench import Child, Timed, Variant, Workload, workloads
 from ggufloop.models.gguf import read_model
 
@@ -203,7 +203,7 @@ def run(
     monkeypatch.setattr(library, "locate", lambda stock=False: activate(stock))
     monkeypatch.setattr(bench, "backends", lambda directory, devices: "CPU")
     monkeypatch.setattr(bench, "now", lambda: "2026-01-02T03:04:05Z")
-    monkeypatch.setattr(cli_bench, "Child", FakeChild)
+    monkeypatch.setattr(bench_run, "Child", FakeChild)
     monkeypatch.setitem(sys.modules, "ggufloop.engine", types.SimpleNamespace(LoopedLlama=FakeSpeed))
 
     def run(*words: str) -> Ran:
@@ -359,10 +359,20 @@ def test_without_a_warm_up(run: Run, clock: Clock) -> None:
     assert clock.log.count("eval 4") == 4
 
 
+def test_from_python_as_from_the_command_line(run: Run, clock: Clock, tiny_model: Callable[[str], Path]) -> None:
+    told = json.loads(run("-p", "4", "-n", "2", "-r", "2", "--window", "2:4", "-o", "json").out)
+    clock.ns = clock.evaluations = 0
+    plan = bench_run.BenchPlan((Workload(4), Workload(0, 2)), (LoopSpec((2, 4), 3),), repetitions=2)
+    settings = ContextSettings(n_threads=1)
+    rows: list[bench_run.BenchRecord] = []
+    assert bench_run.run_bench(tiny_model("llama"), plan, settings, row=rows.append) == told
+    assert rows == told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("-o jsn", "error: output form 'jsn' is not known.\n  did you mean json? Known: md, csv, json, jsonl."),
+        ("-o jsn", "error: output form 'jsn' is not known.\n  did you mean json? Known: text, json, jsonl, csv, md."),
         ("-p 0 -n 0", "error: every test has 0 tokens, so there is nothing to measure.\n  give -p, -n or -pg above 0."),
         ("-p -5", "error: -p '-5' is not a whole number of 0 or more.\n  write it like -p 512,1024."),
         ("-p 4,x", "error: -p 'x' is not a whole number of 0 or more.\n  write it like -p 512,1024."),

@@ -251,8 +251,8 @@ def test_bits_per_byte_counts_the_bytes_of_the_tokens_scored(llm: LoopedLlama) -
 
 def test_chunks(llm: LoopedLlama, text: str) -> None:
     tokens = tokenize(llm, text)[:200]
-    told: list[tuple[int, int]] = []
-    result = perplexity(llm, tokens, 64, report=lambda done, total, ppl: told.append((done, total)))
+    told: list[tuple[float, float]] = []
+    result = perplexity(llm, tokens, 64, progress=lambda step: told.append((step.done, step.total)))
     assert (result.chunks, result.n, result.loop, result.against) == (3, 3 * 31, None, None)
     assert told == [(1, 3), (2, 3), (3, 3)]
     one = perplexity(llm, tokens, 64, chunks=1)
@@ -398,7 +398,7 @@ def test_bad_input(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (("--text", tmp_path / "no"), 1, f"cannot read {tmp_path / 'no'}: No such file or directory.\n"
                                          "  give --text a text file, or one of pydoc, sdist-docs."),
         (("--text", short, "-c", 3), 2, "-c 3 leaves nothing to score.\n  give 4 or more."),
-        (("--text", short, "-o", "xml"), 2, "output form 'xml' is not known.\n  known: text, md, csv, json, jsonl."),
+        (("--text", short, "-o", "xml"), 2, "output form 'xml' is not known.\n  known: text, json, jsonl, csv, md."),
         (("--text", short, "--kl-base", "plain"), 2, "the plain model compared with itself differs nowhere.\n"
                                                      "  give --window as well."),
         (("--hf-dataset", "wiki text"), 2, "data set 'wiki text' is not USER/REPO:FILE.\n"

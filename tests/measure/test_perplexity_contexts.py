@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from ggufloop.backend import library
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
-from ggufloop.cli.commands import perplexity as cli
 from ggufloop.engine import LoopedLlama
-from ggufloop.measure import corpus
+from ggufloop.loop import LoopSpec
+from ggufloop.measure import corpus, perplexity_run
+from ggufloop.measure.perplexity import KLBase
+from ggufloop.measure.perplexity_run import PLAIN, run_perplexity
 
 TinyModel = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -104,8 +107,8 @@ def test_the_text_is_cut_into_tokens_once(run: Run, file: Path, monkeypatch: pyt
         calls.append(text)
         return before(llm, text)
 
-    before = cli.tokenize
-    monkeypatch.setattr(cli, "tokenize", counted)
+    before = perplexity_run.tokenize
+    monkeypatch.setattr(perplexity_run, "tokenize", counted)
     good(run, "--text", file, "-c", "64,100,128")
     assert len(calls) == 1
 
@@ -135,7 +138,7 @@ def test_bad_contexts(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, given: str, code: int, message: str
 ) -> None:
     """All are refused before anything is scored, the text too short for the last of them as well."""
-    monkeypatch.setattr(cli, "perplexity", lambda *args: pytest.fail("scored"))
+    monkeypatch.setattr(perplexity_run, "perplexity", lambda *args: pytest.fail("scored"))
     found = run("--text", file, "-c", given)
     assert found[:2] == (code, "")
     assert found[2].endswith(f"error: {message}")
@@ -168,6 +171,22 @@ def test_a_saved_base_is_as_good_as_the_model(run: Run, file: Path, tmp_path: Pa
     assert stored["n"] == direct["n"]
 
 
+def test_from_python_as_from_the_command_line(run: Run, file: Path, tmp_path: Path, tiny_model: TinyModel) -> None:
+    path, loop, settings = tiny_model("llama"), LoopSpec((2, 5), 3), ContextSettings(n_threads=1)
+    text = corpus.local(str(file))
+    found = run_perplexity(path, text, loop, contexts=(64,), base=PLAIN, settings=settings)
+    told = json.loads(good(run, "--text", file, "-c", 64, "--window", "2:5", "-o", "json"))
+    assert (found.base, found.base_path) == ("the plain model", path)
+    assert found.results[0].model.ppl == told["ppl"]
+    assert found.results[0].against is not None
+    assert found.results[0].against.kl.kl.mean == told["kl_statistics"]["kl"]["mean"]
+    kept = tmp_path / "plain.kld"
+    run_perplexity(path, text, contexts=(64,), save=kept, settings=settings)
+    stored = run_perplexity(path, loop=loop, base=KLBase.open(kept), settings=settings).results[0]
+    assert stored.against is not None
+    assert stored.against.kl.kl.mean == pytest.approx(found.results[0].against.kl.kl.mean, rel=1e-5)
+
+
 def test_the_loop_is_saved_with_the_model(run: Run, file: Path, tmp_path: Path) -> None:
     kept = tmp_path / "looped.kld"
     good(run, "--text", file, "-c", 64, "--window", "2:5", "--save-kl-base", kept)
@@ -195,7 +214,7 @@ def test_what_cannot_be_saved(run: Run, file: Path, tmp_path: Path, monkeypatch:
             run(*args, target)[2],
         )
     with monkeypatch.context() as m:
-        m.setattr(cli, "perplexity", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(perplexity_run, "perplexity", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(*args, target)[0] == 130
     assert target.read_text() == "kept"
     assert [p.name for p in tmp_path.iterdir()] == ["a.kld"]

@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
-from ggufloop.cli.commands.sweep import _grid, _save, _seconds
 from ggufloop.cli.options import number_ranges
+from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
 from ggufloop.loop import LoopSpec
-from ggufloop.measure.corpus import Text
+from ggufloop.measure.corpus import Text, local
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
 from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
+from ggufloop.measure.sweep_report import record
+from ggufloop.measure.sweep_run import SweepPlan, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 
 TinyModel = Callable[[str], Path]
@@ -120,13 +123,11 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, stop: int) -> None:
 def test_progress_ends_where_it_was_planned(tmp_path: Path) -> None:
     seen: list[Any] = []
     loops = [LoopSpec((a, a + 4), k=2) for a in range(1, 9)]  # all of one cost, so the plan is exact
-    outcome = run(FakeMeasure(100), tmp_path / "j", loops, report=seen.append)
+    outcome = run(FakeMeasure(100), tmp_path / "j", loops, progress=seen.append)
     assert seen[0].done == 0
-    assert seen[0].seconds_left is None
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert outcome.cost.spent <= seen[-1].total + 1e-9
     assert seen[-1].done < seen[-1].total
-    assert all(p.seconds_left >= 0 for p in seen[1:])
 
 
 def test_the_loop_in_force_comes_back(tmp_path: Path) -> None:
@@ -184,13 +185,13 @@ def test_items_that_fit_a_budget() -> None:
     measure = FakeMeasure(5000)
     loops = WINDOWS
     mean = np.mean([loop.relative_cost(LAYERS) for loop in loops])
-    for seconds in (1e3, 1e4):
-        n = items_within(seconds, 0.5, loops, LAYERS, measure)  # type: ignore[arg-type]
+    for left in (1e3, 1e4):
+        n = items_within(left, 0.5, loops, LAYERS, measure)  # type: ignore[arg-type]
 
         def took(n: int) -> float:
             return float(0.5 * (n + mean * planned_cost(25, n, least=8)))
 
-        assert took(n) <= seconds < took(n + 60)
+        assert took(n) <= left < took(n + 60)
     assert items_within(1.0, 0.5, loops, LAYERS, measure) == 60  # type: ignore[arg-type]
     assert items_within(1e9, 0.5, loops, LAYERS, measure) == 5000  # type: ignore[arg-type]
 
@@ -271,12 +272,12 @@ def test_questions_are_those_of_eval(
 
 
 def test_grid_of_windows() -> None:
-    assert _grid("8:12:2", "2,4", 30) == "8:10,10:12,8:12,10:14"
-    assert _grid("26:40", "2:4", 30) == "26:28,27:29,26:29"  # the others do not fit
-    assert _grid(None, None, 7) == "1:5,2:6"
+    assert grid("8:12:2", "2,4", 30) == "8:10,10:12,8:12,10:14"
+    assert grid("26:40", "2:4", 30) == "26:28,27:29,26:29"  # the others do not fit
+    assert grid(None, None, 7) == "1:5,2:6"
     for start, width, message in (("40", None, "no window"), ("0", "1", "--start 0"), ("3", "0:2", "--width 0")):
         with pytest.raises(UsageError, match=message):
-            _grid(start, width, 30)
+            grid(start, width, 30)
 
 
 def test_ranges() -> None:
@@ -287,10 +288,10 @@ def test_ranges() -> None:
 
 
 def test_times() -> None:
-    assert [_seconds(t) for t in ("90s", "30m", "1.5h", "2")] == [90, 1800, 5400, 120]
+    assert [seconds(t) for t in ("90s", "30m", "1.5h", "2")] == [90, 1800, 5400, 120]
     for text in ("0", "m", "1d", "-3m"):
         with pytest.raises(UsageError):
-            _seconds(text)
+            seconds(text)
 
 
 # the command
@@ -329,6 +330,26 @@ def test_the_command_goes_on_from_its_journal(
     assert "is of another run: measures is" in err
     code, out, err = command(capsys, *args, "-ctk", "q8_0", "--save")
     assert "is of another run: settings is" in err
+
+
+def test_from_python_as_from_the_command_line(
+    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_model("llama")
+    code, out, err = command(
+        capsys, str(path), "--window", "2:4,3:5", "--K", "2", "--text", "pydoc", "-c", "16", "--chunks", "8", "-t", "1",
+        "-o", "json", "--journal", str(tmp_path / "by-command"))  # fmt: skip
+    assert code == 0, err
+    plan = SweepPlan(text=local("pydoc"), chunk=16, chunks=8)
+    loops = [LoopSpec((2, 4), 2), LoopSpec((3, 5), 2)]
+    settings = ContextSettings(n_ctx=plan.context, n_threads=1)
+    found = run_sweep(path, loops, plan, tmp_path / "by-call", settings)
+    asked = json.loads(out)
+    assert record(found)["results"][0]["plain"] == asked["results"][0]["plain"]
+    assert [f["gain"] for f in record(found)["results"][0]["finalists"]] == [
+        f["gain"] for f in asked["results"][0]["finalists"]]  # fmt: skip
+    heads = [(tmp_path / name).read_text().splitlines()[0] for name in ("by-command", "by-call")]
+    assert heads[0] == heads[1]
 
 
 def test_a_budget_is_kept_when_going_on(
@@ -407,7 +428,7 @@ def test_combinations_that_are_no_loop_are_left_out(
 
 
 def test_only_what_was_confirmed_is_saved(
-    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "models.toml"
     monkeypatch.setenv("GGUFLOOP_MODELS", str(own))
@@ -417,13 +438,12 @@ def test_only_what_was_confirmed_is_saved(
         run(FakeMeasure(120, gains), tmp_path / name, loops) for name, gains in (("a", {}), ("b", {best: 0.1}))
     )
     bad = run(FakeMeasure(120, {str(loop): -0.1 for loop in loops}), tmp_path / "c", loops)
-    _save(path, loops, [null])
+    assert save_winner(path, loops, [null]) == "nothing was confirmed, so nothing is saved."
     assert not own.exists()
-    assert "nothing was confirmed" in capsys.readouterr().err
     with pytest.raises(GgufloopError, match="helps on fake and harms on fake"):
-        _save(path, loops, [good, bad])
+        save_winner(path, loops, [good, bad])
     assert not own.exists()
-    _save(path, loops, [null, good])
+    save_winner(path, loops, [null, good])
     assert registry.suggest_loop(path) == loops[1]
     assert registry.suggest_window(path)[1].startswith("sweep of 20")
 

@@ -346,7 +346,7 @@ def test_the_table_says_where_a_loop_would_halt(bench: Bench) -> None:
     blocks = bench(*args, "--K", "2", "--halt", "0.45").out
     assert "| 2:4    |    2 | 0.4821 |" in blocks
     assert "\n--halt 0.45: 1 of 2 passes of layers 2:4 run.\n" in blocks
-    layers = bench(*args, "--K", "3", "--mode", "layer", "--halt", "1e-9", "-o", "table").out
+    layers = bench(*args, "--K", "3", "--mode", "layer", "--halt", "1e-9", "-o", "text").out
     assert "--halt 1e-09: 3 of 3 passes of layers 2:3 run.\n--halt 1e-09: 3 of 3 passes of layers 3:4 run.\n" in layers
     data = json.loads(bench(*args, "--K", "2", "--halt", "0.45", "-o", "json").out)
     assert (data["loop"], data["halt"]) == ("2:4 k=2", 0.45)
@@ -452,7 +452,7 @@ def test_where_the_text_comes_from(bench: Bench, tmp_path: Path) -> None:
         (
             "-p x -o yaml",
             2,
-            "error: output form 'yaml' is not known.\n  known: table, md, csv, json, jsonl.",
+            "error: output form 'yaml' is not known.\n  known: text, json, jsonl, csv, md.",
         ),
         (
             "-p x --no-lens",

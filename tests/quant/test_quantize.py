@@ -17,14 +17,15 @@ from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import quantize as gguf_quantize
 from support import tiny
 
+from ggufloop.backend.process import Worker, main_of
 from ggufloop.cli import cli
 from ggufloop.cli.commands.quantize import command
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import file_sha256
 from ggufloop.models.gguf import read_header, read_model
 from ggufloop.models.weights import locate, weights
+from ggufloop.progress import Step
 from ggufloop.quant import quantize as module
-from ggufloop.quant.process import Worker
 from ggufloop.quant.quantize import quantize, window_override
 
 WIDE = dataclasses.replace(tiny.FAMILIES["llama"], n_layer=4, n_embd=256, n_ff=256)
@@ -43,9 +44,9 @@ def run(*words: str | Path) -> Result:
 def test_blocks_are_those_of_gguf(wide: Path, tmp_path: Path) -> None:
     """gguf's own quantisers, which are another implementation, give the same bytes."""
     source = {t.name: t.data for t in GGUFReader(wide).tensors}
-    seen: list[tuple[int, int, str]] = []
+    seen: list[Step] = []
     for kind in ("Q8_0", "Q4_0"):
-        made = quantize(wide, tmp_path / f"{kind}.gguf", kind, threads=1, progress=lambda *at: seen.append(at))
+        made = quantize(wide, tmp_path / f"{kind}.gguf", kind, threads=1, progress=seen.append)
         for tensor in GGUFReader(made.path).tensors:
             wanted = source[tensor.name]
             if tensor.tensor_type != GGMLQuantizationType.F32 and tensor.name != "output.weight":  # Q6_K in a Q4_0 file
@@ -54,8 +55,8 @@ def test_blocks_are_those_of_gguf(wide: Path, tmp_path: Path) -> None:
             if tensor.name != "output.weight":
                 assert np.array_equal(tensor.data, wanted), tensor.name
     n = len(source)
-    assert [i for i, _, _ in seen] == [*range(1, n + 1)] * 2
-    assert {name for _, total, name in seen if total == n} == set(source)
+    assert [step.done for step in seen] == [*range(1, n + 1)] * 2
+    assert {step.text for step in seen if step.total == n} == set(source)
 
 
 def test_what_the_result_says_of_itself(wide: Path, tmp_path: Path) -> None:
@@ -115,7 +116,10 @@ def test_an_assert_of_llama_cpp_is_one_line(wide: Path, tmp_path: Path) -> None:
     iq2_xxs = GGMLQuantizationType.IQ2_XXS.value
     job = {"kind": "quantise", "source": str(wide), "target": str(tmp_path / "x.gguf"), "ftype": 2, "threads": 1,
            "overrides": [["^output", iq2_xxs]], "imatrix": None, "metadata": {}, "dry_run": False}  # fmt: skip
-    with Worker() as worker, pytest.raises(GgufloopError, match=r"ended its process \(SIGABRT\).*imatrix"):
+    with (
+        Worker(main_of("ggufloop.quant.child")) as worker,
+        pytest.raises(GgufloopError, match=r"ended its process \(SIGABRT\).*imatrix"),
+    ):
         worker.run(job, lambda event: None)
 
 

@@ -3,7 +3,7 @@
     out = solve(spec, g, x0)                # g is called once per evaluation, in order
     out = solve(spec, g, x0, stop=small)    # a loop with halt: no further evaluation once small(y, next y)
 
-Deliberately not the tableaux of loop.py: nothing here knows that the rules are linear. `g` may be any function and x
+Deliberately not the tableaux of solvers.py: nothing here knows that the rules are linear. `g` may be any function and x
 anything that adds and scales.
 """
 
@@ -132,6 +132,15 @@ def reduced(g: G, x0: Any, k: int, beta: float, passes: int) -> Any:
     return x0 + (1 - b2 - b3) * s1 + b2 * s2 + b3 * s3
 
 
+def average(g: G, x0: Any, k: int) -> Any:
+    """The mean of g applied once, twice, ... k times."""
+    x, total = x0, 0 * x0
+    for _ in range(k):
+        x = g(x)
+        total = total + x
+    return total / k
+
+
 def solve(spec: LoopSpec, g: G, x0: Any, stop: Stop | None = None) -> Any:
     """What the loop makes of x0, evaluating g as often as the plan says, or less with halt and `stop`."""
     k, beta = spec.k, spec.beta
@@ -146,6 +155,7 @@ def solve(spec: LoopSpec, g: G, x0: Any, stop: Stop | None = None) -> Any:
         "euler": lambda: anchored(g, x0, k, h, beta),
         "naive": lambda: naive(g, x0, k),
         "repeat": lambda: naive(g, x0, k),
+        "average": lambda: average(g, x0, k),
         "midpoint": lambda: midpoint(g, x0, k, h),
         "heun": lambda: heun(g, x0, k, h),
         "rk4": lambda: rk4(g, x0, k, h),

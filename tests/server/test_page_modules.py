@@ -6,7 +6,11 @@ import random
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +18,16 @@ import pytest
 from playwright.sync_api import Browser
 from support.browser import Visit, launched
 
-from ggufloop.loop import DECODES, KV_POLICIES, SOLVERS, LoopSpec
+from ggufloop.loop import DECODES, KV_POLICIES, SOLVERS, LoopSpec, schema
 from ggufloop.measure.stats import mean_interval, t_quantile
 from ggufloop.models.registry import rule_of_thumb
-from ggufloop.server.serve import PAGE
+from ggufloop.server import serve
+from ggufloop.server.serve import Site
+from ggufloop.setting import Word, row
 
 
 class Files(SimpleHTTPRequestHandler):
     """The page's files, with nobody behind them."""
-
-    def __init__(self, *request: Any) -> None:
-        super().__init__(*request, directory=str(PAGE))
 
     def log_message(self, *words: object) -> None:
         pass
@@ -35,14 +38,20 @@ def browser() -> Iterator[Browser]:
     yield from launched()
 
 
-@pytest.fixture(scope="module")
-def modules(browser: Browser) -> Iterator[Visit]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+@contextmanager
+def visited(browser: Browser, folder: Path) -> Iterator[Visit]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with Visit(browser, f"http://127.0.0.1:{server.server_port}/", refusals=True, ready=False) as visit:
         yield visit
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def modules(browser: Browser) -> Iterator[Visit]:
+    with Site(None) as site, visited(browser, site.folder) as visit:
+        yield visit
 
 
 def lcs(a: list[str], b: list[str]) -> int:
@@ -167,6 +176,35 @@ def test_the_page_offers_what_the_library_has(modules: Visit) -> None:
     ]  # not served
     windows = modules.run("loop.js", "a.map(m.autoWindow)", list(range(3, 130)))
     assert windows == [list(rule_of_thumb(n)) for n in range(3, 130)]
+
+
+@dataclass(frozen=True)
+class Tinted(LoopSpec):
+    """A loop with settings that nobody else has heard of."""
+
+    tint: str = row(
+        str, "red", "The colour of a pass", words={"red": Word("it is warm"), "blue": Word("it is cold")}, control=True
+    )
+    depth: int = row(int, 2, "How deep", low=1, high=5, control=True)
+    glow: float | None = row(float, None, "How bright")
+
+
+def test_a_row_more_of_the_table_is_a_control_more(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "schema", lambda: schema(Tinted))
+    chosen = settings(tint="blue", depth=2, further="glow=0.5")
+    with Site(None) as site, visited(browser, site.folder) as visit:
+        page = visit.page
+        assert page.locator("#tint option").all_text_contents() == ["red", "blue"]
+        page.select_option("#tint", "blue")
+        assert str(page.text_content("#meaning")).endswith("; blue: it is cold.")
+        assert (page.input_value("#depth"), page.get_attribute("#depth", "max")) == ("2", "5")
+        loop, text = visit.run("loop.js", "[m.toLoop(a), m.spell(m.toLoop(a))]", chosen)
+        assert Tinted(**loop) == Tinted.parse(text)
+        assert text == "12:16 k=3 tint=blue glow=0.5"
+        told = visit.run(
+            "loop.js", "(() => { try { m.toLoop(a); } catch (e) { return e.message; } })()", chosen | {"depth": 6}
+        )
+        assert told == "Depth is a whole number from 1 to 5."
 
 
 # results

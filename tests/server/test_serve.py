@@ -20,6 +20,7 @@ from ggufloop.backend import library
 from ggufloop.cli import main
 from ggufloop.cli.commands import serve
 from ggufloop.loop import LoopSpec
+from ggufloop.server import words
 from ggufloop.server.serve import Site
 
 TinyModel = Callable[[str], Path]
@@ -159,11 +160,11 @@ def test_flags_become_the_server(model: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_menu_is_what_the_model_can_run(tiny_model: TinyModel) -> None:
-    menu = serve.menu(tiny_model("llama"), LoopSpec((2, 5), 4))
+    menu = words.menu(tiny_model("llama"), LoopSpec((2, 5), 4))
     assert str(menu[0]) == "2:5 k=4"
     assert len(menu) == 3
-    assert len(serve.menu(tiny_model("llama"), LoopSpec((2, 5), 4, kv="each"))) == 1
-    assert serve.model_name(Path("some/my@model.Q4_K_M.gguf")) == "my-model.Q4_K_M"
+    assert len(words.menu(tiny_model("llama"), LoopSpec((2, 5), 4, kv="each"))) == 1
+    assert words.model_name(Path("some/my@model.Q4_K_M.gguf")) == "my-model.Q4_K_M"
 
 
 def test_what_it_says_and_what_is_handed_through(model: Path, tmp_path: Path) -> None:

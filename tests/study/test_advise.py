@@ -591,7 +591,7 @@ def test_bad_input(run: Run, tmp_path: Path) -> None:
         ((good, "-o", "csv"), 2, "output form 'csv' is not known.\n  known: text, json.\n"),
         ((good, "--max-kld", "-1"), 2, "--max-kld -1 is not in the range 0<x<inf.\n"),
         ((good, "--max-share", "nan"), 2, "--max-share nan is not in the range 0<x<1.\n"),
-        ((good, "--budget", "4 apples"), 2, "budget '4 apples' is not a size.\n  write it like 500MB or 4GB.\n"),
+        ((good, "--size-budget", "4 apples"), 2, "'4 apples' is not a size.\n  write it like 500MB or 4GB.\n"),
         ((good, "--loop", "k=2"), 2, "this study has nothing of F16 under 'k=2'.\n"),
     ]  # fmt: skip
     for args, code, message in cases:

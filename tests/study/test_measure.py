@@ -14,16 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import Other, perplexity
+from ggufloop.progress import Step
 from ggufloop.study import analysis, ladder_files, measure, report
 from ggufloop.study import file as study
 from ggufloop.study.file import PLAIN, Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
+from ggufloop.study.run import StudyPlan, run_study
 
 N_CTX = 64
 LOOPS = [None, LoopSpec.parse("2:5 k=2"), LoopSpec.parse("2:5 k=3 solver=naive")]
@@ -146,16 +149,16 @@ def test_a_stopped_study_goes_on(
     """Stopped after 7 of 18 measurements, it has 7, goes on with the eighth, and ends as if it had not been stopped.
     The reference runs once for all files of a chunk and loop."""
     whole = measured(tmp_path / "whole.jsonl", ladder, models, text)
-    told: list[tuple[str, str, int]] = []
+    told: list[Step] = []
 
-    def stop_at_seven(*what: object) -> None:
-        told.append(what)  # type: ignore[arg-type]
+    def stop_at_seven(step: Step) -> None:
+        told.append(step)
         if len(told) == 7:
             raise KeyboardInterrupt
 
     path = tmp_path / "s.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        measured(path, ladder, models, text, report=stop_at_seven)
+        measured(path, ladder, models, text, progress=stop_at_seven)
     part = study.read(path)
     assert sum(len(cell.chunks) for cell in part.cells.values()) == 7
     assert measure.missing(part, [r.file.type for r in ladder], LOOPS, range(2)) == 11
@@ -164,9 +167,13 @@ def test_a_stopped_study_goes_on(
     monkeypatch.setattr(
         LoopedLlama, "each_logits", lambda llm, *a, **k: (evaluated.append(llm), original(llm, *a, **k))[1]
     )
-    rest = measured(path, ladder, models, text, study=part, report=stop_at_seven)
+    rest = measured(path, ladder, models, text, study=part, progress=stop_at_seven)
     assert len(told) == 18
-    assert len(set(told)) == 18
+    assert len({step.text for step in told}) == 18
+    assert [(step.done, step.total) for step in told] == [
+        *((i, 18) for i in range(1, 8)),
+        *((i, 11) for i in range(1, 12)),
+    ]
     assert evaluated.count(models["F32"]) == 4  # 3 loops of the second chunk, and the loop it was stopped in
 
     def without_seconds(s: Study) -> dict[object, object]:
@@ -270,8 +277,8 @@ def test_the_command(run: Run) -> None:
     folder = Path("studies/llama")
     assert out.endswith(f"\nreport: {folder / 'report.html'}\n")
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html", "ppl-size.png",
-        "amplification-snr.png", "kld-snr.png",
+        ".lock", ".study.jsonl.lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html",
+        "ppl-size.png", "amplification-snr.png", "kld-snr.png",
     }  # fmt: skip
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
     page = (folder / "report.html").read_text()
@@ -291,6 +298,19 @@ def test_the_command(run: Run) -> None:
     assert [row["type"] for row in rows[::3]] == ["F32", "Q4_0", "Q8_0"]
     assert [rows[4][name] is None for name in ("verdict", "A_K", "KLD", "NLL change")] == [False] * 4
     assert rows[3]["A_K"] is None
+
+
+def test_from_python_as_from_the_command_line(run: Run, tiny_model: Callable[[str], Path]) -> None:
+    assert run(*ASKED, "--K", "2,3")[0] == 0
+    loops = [LoopSpec((2, 5), 2), LoopSpec((2, 5), 3)]
+    plan = StudyPlan(corpus.local("text.txt"), ("Q4_0",), chunk=64, chunks=2)
+    mine = run_study(tiny_model("llama"), loops, plan, Path("mine"), ContextSettings(n_threads=1))
+    theirs = study.read(Path("studies/llama/study.jsonl"))
+    assert mine.header == theirs.header
+    assert (mine.types, mine.loops) == (theirs.types, theirs.loops)
+    for type_ in mine.types:
+        for loop in mine.loops:
+            assert list(mine.cell(type_, loop).values("nll")) == list(theirs.cell(type_, loop).values("nll"))
 
 
 def test_a_quantised_model_is_compared_with_itself_dequantised(
@@ -329,7 +349,11 @@ def test_bad_input(run: Run) -> None:
         ((*ASKED, "--types", "Q4_0,Q5KM"), 2, "error: type 'Q5KM' is not known.\n  did you mean"),
         ((*ASKED, "--types", "Q4_0,,"), 2, "error: --types 'Q4_0,,' has an empty entry."),
         ((*ASKED, "--types", "none.gguf"), 2, "error: there is no file none.gguf."),
-        ((*ASKED, "--reference", "Q8_0"), 2, "error: reference 'Q8_0' would be quantised.\n  known: F32, F16, BF16."),
+        (
+            (*ASKED, "--reference", "Q8_0"),
+            2,
+            "error: reference 'Q8_0' is not known.\n  known: F32, F16, BF16.",
+        ),
         ((*ASKED, "--chunks", 1), 2, "error: --chunks 1 gives no interval"),
         ((*ASKED, "-c", 3), 2, "error: -c 3 leaves nothing to score.\n  give 4 or more."),
         ((*ASKED, "--chunks", 500), 1, "error: the text has "),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from ggufloop.cli.help import Command
+
 _INSTALL = {
     "bash": 'Put  eval "$(ggufloop completion bash)"  into ~/.bashrc.',
     "zsh": 'Put  eval "$(ggufloop completion zsh)"  into ~/.zshrc, after compinit.',
@@ -12,7 +14,9 @@ _INSTALL = {
 }
 
 
-@click.command(name="completion", epilog="\b\n" + "\n".join(f"{shell:5} {text}" for shell, text in _INSTALL.items()))
+@click.command(
+    name="completion", cls=Command, epilog="\b\n" + "\n".join(f"{shell:5} {text}" for shell, text in _INSTALL.items())
+)
 @click.argument("shell", type=click.Choice(list(_INSTALL)))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:

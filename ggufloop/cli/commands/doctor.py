@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from ggufloop.backend.doctor import Report, diagnose
-from ggufloop.cli.commands.version import check_form, version_rows
+from ggufloop.cli.commands.version import version_rows
+from ggufloop.cli.help import Command
+from ggufloop.cli.types import output_option
 from ggufloop.errors import BackendError
 
 
@@ -37,8 +39,8 @@ def _json(report: Report) -> dict[str, Any]:
     return {"schema_version": 1, **data.pop("versions"), **data}
 
 
-@click.command("doctor")
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|json", help="How to print it.")
+@click.command("doctor", cls=Command)
+@output_option("json")
 @click.pass_context
 def command(ctx: click.Context, form: str) -> None:
     """Check the installation and say what is wrong.
@@ -46,7 +48,6 @@ def command(ctx: click.Context, form: str) -> None:
     The library computes small models of every weight type on every device, which takes some seconds.
     Leaves with 0 if a looped model can run, with 3 if not.
     """
-    check_form(form)
     report = diagnose()
     if form == "json":
         click.echo(json.dumps(_json(report), indent=1, default=str))

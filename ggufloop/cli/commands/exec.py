@@ -11,11 +11,14 @@ import click
 
 from ggufloop.backend import library
 from ggufloop.backend.build import PROGRAMS
-from ggufloop.cli.options import LOOP_FLAGS, loop_from_flags, loop_options
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options
 from ggufloop.errors import UsageError, nearest
 
 
-@click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    name="exec", cls=Command, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @loop_options
 @click.option("--stock", is_flag=True, help="The program of the unpatched llama.cpp.")
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="PROGRAM [ARGUMENTS]...")

@@ -1,247 +1,55 @@
 """`ggufloop inspect MODEL`: what a model file holds, whether and where it can loop, and what a loop would cost.
 
-Everything is computed from the file's header; no model is loaded and no backend is needed. The memory of the K/V
-cache is for one sequence, as `ggufloop run` allocates it with the same -c, -ctk and -ctv.
+No model is loaded and no backend is needed; inspection.py computes it.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from ggufloop.cli.context import DEFAULT_CONTEXT
-from ggufloop.cli.options import loop_from_flags, loop_options, loop_suggestion, model_from_flags, model_options
-from ggufloop.errors import UsageError, nearest
-from ggufloop.loop import LoopSpec
-from ggufloop.models import registry
-from ggufloop.models.architectures import check_architecture, check_loop, refusal
-from ggufloop.models.gguf import read_header
-from ggufloop.models.info import KV_PREDICTED, KV_TYPES, ModelInfo, describe, plain_kv_bytes
-from ggufloop.table import Cell, Column, Table
-
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class _Loop:
-    """A loop on this model: its window's origin ('' if the user gave it), and the bytes of K/V it adds, if known."""
-
-    spec: LoopSpec
-    origin: str
-    extra_kv_bytes: int | None
+from ggufloop import inspection
+from ggufloop.backend.settings import DEFAULT_CONTEXT
+from ggufloop.cli.context import resolve_model
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options, loop_suggestion
+from ggufloop.cli.options import model_options
+from ggufloop.cli.types import OneOf, output_option
+from ggufloop.models.architectures import check_architecture, refusal
+from ggufloop.models.info import KV_TYPES, describe
+from ggufloop.models.registry import suggest_window
 
 
-@dataclass(frozen=True)
-class _Report:
-    """Everything shown. kv_bytes: per layer, None where the architecture's cache is not known."""
-
-    info: ModelInfo
-    reason: str | None
-    suggestion: tuple[tuple[int, int], str] | None
-    n_ctx: int
-    types: tuple[str, str]
-    kv_bytes: list[int] | None
-    loop: _Loop | None
-
-
-@click.command()
+@click.command(name="inspect", cls=Command)
 @model_options
 @loop_options
 @click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(min=0), metavar="N",
               help=f"Tokens of context (default {DEFAULT_CONTEXT} or the model's, if less; 0: its own).")  # fmt: skip
-@click.option("-ctk", "--cache-type-k", "type_k", default="f16", show_default=True, metavar="TYPE",
+@click.option("-ctk", "--cache-type-k", "type_k", type=OneOf(KV_TYPES), default="f16", show_default=True,
+              metavar="TYPE",
               help=f"Type of the K cache: {', '.join(KV_TYPES)}.")  # fmt: skip
-@click.option("-ctv", "--cache-type-v", "type_v", default="f16", show_default=True, metavar="TYPE",
+@click.option("-ctv", "--cache-type-v", "type_v", type=OneOf(KV_TYPES), default="f16", show_default=True,
+              metavar="TYPE",
               help="Type of the V cache; the same types.")  # fmt: skip
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|json", help="How to print it.")
-def command(
-    model: str | None,
-    model_path: str | None,
-    hf: str | None,
-    hf_file: str | None,
-    offline: bool,
-    window: str | None,
-    n_ctx: int | None,
-    type_k: str,
-    type_v: str,
-    form: str,
-    **loop: Any,
-) -> None:
+@output_option("json")
+def command(window: str | None, n_ctx: int | None, type_k: str, type_v: str, form: str, **flags: Any) -> None:
     """Show what a model file holds, whether and where it can loop, and the memory it takes with and without a loop.
 
     MODEL is a GGUF file, a name of `ggufloop list`, or user/repo[:quant] on Hugging Face.
     """
-    if form not in ("text", "json"):
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", "json")))
-    loop_from_flags(window, lambda: (1, 2), **loop)  # a wrong flag is said before anything is downloaded
-    info = describe(model_from_flags(model, model_path, hf, offline, hf_file))
-    report = _report(info, n_ctx, (type_k, type_v), window, loop)
-    click.echo(_json(report) if form == "json" else _text(report), nl=False)
-
-
-def _report(
-    info: ModelInfo, n_ctx: int | None, types: tuple[str, str], window: str | None, flags: dict[str, Any]
-) -> _Report:
-    reason = refusal(info.architecture) or (None if info.n_layer > 2 else f"it has {info.n_layer} layers, 3 are needed")
+    loop_flags = {name: flags.pop(name) for name in list(flags) if name in LOOP_FLAGS}
+    loop_from_flags(window, lambda: (1, 2), **loop_flags)  # a wrong flag is said before anything is downloaded
+    info = describe(resolve_model(flags))
     if window is not None:
         check_architecture(info.architecture)
-    if n_ctx is None:
-        n_ctx = min(DEFAULT_CONTEXT, info.n_ctx_train)
-    if reason is not None:
-        return _Report(info, reason, None, n_ctx, types, None, None)
-    sizes = None
-    if info.architecture in KV_PREDICTED:
-        sizes = plain_kv_bytes(info, n_ctx, *types, flash_attn=True)
-    suggestion = registry.suggest_window(info)
-    spec = loop_from_flags(window, loop_suggestion(info.files[0]), **flags)
-    looped = None
-    if spec is not None:
-        check_loop(info.architecture, spec, info.n_layer, read_header(info.files[0]).metadata)
-        extra = None if sizes is None else spec.extra_kv_bytes(sizes)
-        looped = _Loop(spec, suggestion[1] if window == "auto" else "", extra)
-    return _Report(info, None, suggestion, n_ctx, types, sizes, looped)
-
-
-def _text(report: _Report) -> str:
-    info = report.info
-    layer = info.layers[0]
-    sliding = sum(each.sliding for each in info.layers)
-    lines = [("file", str(info.files[0]) + (f" and {len(info.files) - 1} more" if len(info.files) > 1 else ""))]
-    lines.append(("name", info.name or "none"))
-    lines.append(("architecture", info.architecture))
-    experts = f", {info.experts_used} of {info.experts} experts" if info.experts else ""
-    lines.append(("layers", f"{info.n_layer}, width {info.n_embd}{experts}"))
-    kept = (
-        f"one latent row of {layer.head_k}" if info.latent_kv else f"{layer.kv_heads} of K and V, size {layer.head_k}"
-    )
-    lines.append(("attention", f"{layer.heads} heads, {kept}"))
-    if sliding:
-        lines.append(("", f"{sliding} of {info.n_layer} layers see the last {info.sliding_window} tokens only"))
-    lines.append(("context", f"{info.n_ctx_train} tokens"))
-    lines.append(("vocabulary", f"{info.n_vocab} tokens ({info.tokenizer})"))
-    lines.append(("chat template", "yes" if info.chat_template else "no"))
-    label = f"{info.label} by its label, " if info.label else ""
-    lines.append(("weights", f"{_mib(info.weight_bytes)}, {label}{info.bits_per_weight:.2f} bits per weight in truth"))
-    columns = (
-        Column("type"), Column("tensors"), Column("weights"), Column("MiB", ".1f"), Column("bits per weight", ".4g")
-    )  # fmt: skip
-    rows = [(t.type, t.tensors, t.elements, t.nbytes / 2**20, t.bits_per_weight) for t in info.types]
-    return _aligned(lines) + "\n" + Table(columns, rows).render("md") + "\n" + _aligned(_loop_lines(report))
-
-
-def _loop_lines(report: _Report) -> list[tuple[str, str]]:
-    if report.suggestion is None:
-        return [("can loop", f"no: {report.reason}")]
-    info, (window, origin) = report.info, report.suggestion
-    lines = [
-        ("can loop", f"yes, windows within 1:{info.n_layer - 1}"),
-        ("suggested", f"--window {window[0]}:{window[1]} ({origin})"),
-        *_memory_lines(report),
-    ]
-    if report.loop is None:
-        return lines
-    spec = report.loop.spec
-    evaluations, more = spec.tableau().evaluations, spec.extra_layer_evaluations()
-    return [
-        *lines,
-        ("", ""),
-        ("loop", str(spec) + (f" ({report.loop.origin})" if report.loop.origin else "")),
-        ("evaluations", f"{evaluations} of the window, {more} layers more per looped token"),
-        ("cost", f"{spec.relative_cost(info.n_layer):.2f} times a plain token's"
-                 + (" at most" if spec.costs_less else "")),
-        *_looped_memory_lines(report, report.loop),
-    ]  # fmt: skip
-
-
-def _memory_lines(report: _Report) -> list[tuple[str, str]]:
-    info = report.info
-    if report.kv_bytes is None:
-        return [("K/V cache", "how large is not known here for this architecture")]
-    plain = sum(report.kv_bytes)
-    kinds = report.types[0] if info.latent_kv or len(set(report.types)) == 1 else "/".join(report.types)
-    return [
-        ("K/V cache", f"{_mib(plain)} for {report.n_ctx or info.n_ctx_train} tokens in {kinds}"),
-        ("memory", f"{_mib(info.weight_bytes + plain)} without a loop, compute buffers aside"),
-    ]
-
-
-def _looped_memory_lines(report: _Report, loop: _Loop) -> list[tuple[str, str]]:
-    extra = loop.extra_kv_bytes
-    if report.kv_bytes is None or extra is None:
-        slots = loop.spec.extra_kv_slots()
-        more = f"{slots} more for each of the window's {loop.spec.layers} layers" if slots else "no more"
-        return [("K/V cache", more)]
-    plain = sum(report.kv_bytes)
-    return [
-        ("K/V cache", f"{_mib(plain + extra)}, {_mib(extra)} more" if extra else f"{_mib(plain)}, no more"),
-        ("memory", f"{_mib(report.info.weight_bytes + plain + extra)} with the loop"),
-    ]
-
-
-def _aligned(lines: list[tuple[str, str]]) -> str:
-    return "".join(f"{name:<14}{text}".rstrip() + "\n" for name, text in lines)
-
-
-def _mib(n: int) -> str:
-    return f"{n / 2**20:.1f} MiB"
-
-
-def _json(report: _Report) -> str:
-    info = report.info
-    types: list[dict[str, Cell]] = [
-        {"type": t.type, "tensors": t.tensors, "weights": t.elements, "bytes": t.nbytes,
-         "bits_per_weight": t.bits_per_weight}
-        for t in info.types
-    ]  # fmt: skip
-    data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "files": [str(p) for p in info.files],
-        "name": info.name,
-        "architecture": info.architecture,
-        "layers": info.n_layer,
-        "width": info.n_embd,
-        "heads": [each.heads for each in info.layers],
-        "kv_heads": [each.kv_heads for each in info.layers],
-        "head_k": [each.head_k for each in info.layers],
-        "head_v": [each.head_v for each in info.layers],
-        "sliding": [each.sliding for each in info.layers],
-        "sliding_window": info.sliding_window,
-        "latent_kv": info.latent_kv,
-        "experts": info.experts,
-        "experts_used": info.experts_used,
-        "context": info.n_ctx_train,
-        "vocabulary": info.n_vocab,
-        "tokenizer": info.tokenizer,
-        "chat_template": info.chat_template,
-        "label": info.label,
-        "bits_per_weight": info.bits_per_weight,
-        "weights": info.elements,
-        "weight_bytes": info.weight_bytes,
-        "types": types,
-        "can_loop": report.reason is None,
-        "reason": report.reason,
-        "n_ctx": report.n_ctx or info.n_ctx_train,
-        "cache_type_k": report.types[0],
-        "cache_type_v": report.types[1],
-        "kv_bytes_per_layer": report.kv_bytes,
-        "kv_bytes": None if report.kv_bytes is None else sum(report.kv_bytes),
-        "suggested_window": None,
-        "suggested_window_origin": None,
-        "loop": None,
-    }
-    if report.suggestion is not None:
-        data["suggested_window"], data["suggested_window_origin"] = report.suggestion
-    if report.loop is not None:
-        spec = report.loop.spec
-        data["loop"] = {
-            "spec": str(spec),
-            "window": spec.window,
-            "evaluations": spec.tableau().evaluations,
-            "extra_layer_evaluations": spec.extra_layer_evaluations(),
-            "relative_cost": spec.relative_cost(info.n_layer),
-            "extra_kv_bytes": report.loop.extra_kv_bytes,
-        }
-    return json.dumps(data, indent=2) + "\n"
+    loop = origin = None
+    if refusal(info.architecture) is None and info.n_layer > 2:
+        loop = loop_from_flags(window, loop_suggestion(info.files[0]), **loop_flags)
+        origin = suggest_window(info)[1] if window == "auto" else ""
+    report = inspection.inspect(info, n_ctx, (type_k, type_v), loop, origin or "")
+    if form == "json":
+        click.echo(json.dumps(inspection.record(report), indent=2))
+    else:
+        click.echo(inspection.text(report), nl=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from ggufloop.cli.help import Command
+from ggufloop.cli.types import output_option
 from ggufloop.models import registry
-from ggufloop.table import FORMS, Column, Table
+from ggufloop.table import Column, Table
 
 
-@click.command()
-@click.option("-o", "--output", "form", default="md", show_default=True, help=f"One of {', '.join(FORMS)}.")
+@click.command(name="list", cls=Command)
+@output_option()
 def command(form: str) -> None:
     """List the models known by name, the window to try first on each, and which are downloaded.
 
@@ -35,4 +37,4 @@ def command(form: str) -> None:
                 origin,
             )
         )
-    click.echo(Table(columns, rows).render(form), nl=False)
+    click.echo(Table(columns, rows).render("md" if form == "text" else form), nl=False)

@@ -2,189 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-import math
-import os
-import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from ggufloop.cli import terminal
-from ggufloop.cli.context import Opened, batch_options, check_context, check_memory, open_from_flags, reopened
-from ggufloop.cli.options import LOOP_FLAGS, MODEL_FLAGS, loop_options, model_from_flags, model_options, split_list
+from ggufloop.cli.context import batch_options, context_from_flags, model_and_loop
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_from_flags, model_options, split_list
+from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.files import file_sha256
-from ggufloop.measure import corpus
-from ggufloop.measure.perplexity import (
-    LEAST_CONTEXT,
-    Base,
-    Figure,
-    KLBase,
-    Other,
-    TextScore,
-    count_chunks,
-    perplexity,
-    stored_bytes,
-    tokenize,
-)
-from ggufloop.measure.stats import Estimate
-from ggufloop.table import FORMS, Cell, Column, Table
+from ggufloop.cli.types import output_option
+from ggufloop.errors import UsageError
+from ggufloop.loop import LoopSpec
+from ggufloop.measure import perplexity_report
+from ggufloop.measure.perplexity import KLBase
+from ggufloop.measure.perplexity_run import CONTEXT, PLAIN, run_perplexity
 
-SCHEMA_VERSION = 1
-CONTEXT = 512
-PLAIN, NONE = "plain", "none"
-
-_COLUMNS = (Column("model"), Column("loop"), Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"),
-            Column("+/-", ".5f"), Column("bits/byte", ".4f"), Column("NLL change", ".5f"), Column("low", ".5f"),
-            Column("high", ".5f"), Column("KL", ".6f"), Column("KL +/-", ".6f"), Column("same top", ".5f"),
-            Column("same top +/-", ".5f"))  # fmt: skip
-_CONTEXTS = (Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"), Column("+/-", ".5f"),
-             Column("bits/byte", ".4f"))  # fmt: skip
-_AGAINST = (Column("base PPL", ".4f"), Column("+/-", ".5f"), Column("NLL change", "+.5f"), Column("low", "+.5f"),
-            Column("high", "+.5f"), Column("over"), Column("KL", ".6f"), Column("+/-", ".6f"))  # fmt: skip
-
-
-def _row(name: str, loop: str, result: TextScore, figure: Figure, compared: bool) -> list[Cell]:
-    row: list[Cell] = [name, loop, result.n_ctx, result.chunks, result.n, figure.ppl, figure.error,
-                       figure.bits_per_byte]  # fmt: skip
-    if not compared or result.against is None:
-        return [*row, *[None] * 7]
-    change, kl = result.against.change, result.against.kl
-    return [*row, change.mean, change.low, change.high, *kl.kl, *kl.same_top]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Done:
-    """A result per context, and what was compared: base_path None for a stored base, base '' without one."""
-
-    results: list[TextScore]
-    path: Path
-    base: str
-    base_path: Path | None
-
-
-def _table(done: _Done) -> Table:
-    """One row per context and model: the base first, which has nothing it is compared with."""
-    rows = []
-    for result in done.results:
-        if result.against is not None:
-            rows.append(_row(done.base, "plain", result, result.against.base, compared=False))
-        rows.append(_row(done.path.name, str(result.loop or "plain"), result, result.model, compared=True))
-    return Table(_COLUMNS, rows)
-
-
-def _verdict(change: Estimate, chunks: int) -> str:
-    if chunks < 2:
-        return "one chunk says nothing about other texts; score more of them."
-    if change.low <= 0 <= change.high:
-        return "no difference can be concluded from this text."
-    return "the model predicts this text better than the base." if change.high < 0 else "the model predicts it worse."
-
-
-def _estimate(estimate: Estimate, what: str) -> str:
-    return f"{estimate.mean:+.5f} [{estimate.low:+.5f}, {estimate.high:+.5f}] nats per token, n = {estimate.n} {what}"
-
-
-def _text(done: _Done, text: str) -> str:
-    """The form for eyes: llama-perplexity's line and block, and what is ours around them."""
-    (result,) = done.results
-    n = f"n = {result.n} tokens in {result.chunks} chunks of {result.n_ctx}"
-    model = result.model
-    out = [f"model   {done.path.name}, {'no loop' if result.loop is None else result.loop}", f"text    {text}, {n}", ""]
-    line = f"Final estimate: PPL = {model.ppl:.4f} +/- {model.error:.5f}"
-    if result.against is None:
-        return "\n".join([*out, line, f"bits per byte: {model.bits_per_byte:.4f}"]) + "\n"
-    against = result.against
-    out += [f"base    {done.base}: PPL = {against.base.ppl:.4f} +/- {against.base.error:.5f}, "
-            f"bits per byte {against.base.bits_per_byte:.4f}",
-            line, f"bits per byte: {model.bits_per_byte:.4f}", "",
-            "Change of negative log-likelihood, paired, 95 % intervals (below 0: better than the base):"]  # fmt: skip
-    if against.over_chunks is not None:
-        out.append(f"  over chunks: {_estimate(against.over_chunks, 'chunks')}")
-    out += [f"  over tokens: {_estimate(against.over_tokens, 'tokens')}, taken as independent",
-            f"  {_verdict(against.change, result.chunks)}", ""]  # fmt: skip
-    return "\n".join(out) + "\n" + (against.kl.block() if result.n >= 100 else "under 100 tokens: no KL statistics.\n")
-
-
-def _contexts_text(done: _Done, text: str) -> str:
-    """Several contexts for eyes: a row for each."""
-    rows: list[list[Cell]] = []
-    for r in done.results:
-        rows.append([r.n_ctx, r.chunks, r.n, r.model.ppl, r.model.error, r.model.bits_per_byte])
-        if r.against is not None:
-            change, figure = r.against.change, r.against.base
-            over = "tokens" if r.against.over_chunks is None else "chunks"
-            rows[-1] += [figure.ppl, figure.error, change.mean, change.low, change.high, over, *r.against.kl.kl]
-    loop, compared = done.results[0].loop, done.results[0].against is not None
-    out = [f"model   {done.path.name}, {'no loop' if loop is None else loop}", f"text    {text}"]
-    out += [f"base    {done.base}"] if compared else []
-    out += ["", Table((*_CONTEXTS, *_AGAINST) if compared else _CONTEXTS, rows).render("md")]
-    if compared:
-        out += ["NLL change: nats per token against the base, paired, with its 95 % interval over chunks, or, with one",
-                "chunk, over tokens taken as independent; +/-: standard error over tokens."]  # fmt: skip
-    out.append("Rows score different tokens, those with more text before them in larger contexts.")
-    return "\n".join(out) + "\n"
-
-
-def _clean(value: Any) -> Any:
-    """JSON has no word for nan."""
-    if isinstance(value, dict):
-        return {str(k): _clean(v) for k, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _json(result: TextScore, done: _Done, text: str) -> Any:
-    from ggufloop.engine import ACTIVE
-
-    against = result.against
-    data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": done.path.name,
-        "model_sha256": file_sha256(done.path),
-        "patch_id": ACTIVE.patch_id,
-        "loop": None if result.loop is None else str(result.loop),
-        "text": text,
-        "n_ctx": result.n_ctx,
-        "chunks": result.chunks,
-        "n": result.n,
-        "n_bytes": result.n_bytes,
-        **dataclasses.asdict(result.model),
-        "base": None,
-    }
-    if against is not None:
-        block = against.kl
-        data["base"] = {
-            "model": done.base,
-            "sha256": None if done.base_path is None else file_sha256(done.base_path),
-            **dataclasses.asdict(against.base),
-        }
-        data["nll_change"] = {
-            "over_tokens": dataclasses.asdict(against.over_tokens),
-            "over_chunks": None if against.over_chunks is None else dataclasses.asdict(against.over_chunks),
-        }
-        data["kl_statistics"] = {
-            f.name: v._asdict() if hasattr(v := getattr(block, f.name), "_asdict") else v
-            for f in dataclasses.fields(block)
-        }
-    return _clean(data)
-
-
-class _Progress:
-    """One line on a terminal that follows the chunks."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __call__(self, done: int, total: int, ppl: float) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{self._what}chunk {done}/{total}, PPL {ppl:.4f} ", nl=done == total, err=True)
+NONE = "none"
 
 
 def _contexts(text: str) -> list[int]:
@@ -193,118 +31,20 @@ def _contexts(text: str) -> list[int]:
     bad = next((word for word in words if not (word.isascii() and word.isdecimal()) or len(word) > 10), None)
     if bad is not None:
         raise UsageError(f"-c {bad!r} is not a whole number of 0 or more.", "write it like -c 512, or -c 256,512,1024.")
-    small = next((word for word in words if 0 < int(word) < LEAST_CONTEXT), None)
-    if small is not None:
-        raise UsageError(f"-c {small} leaves nothing to score.", f"give {LEAST_CONTEXT} or more.")
     return list(dict.fromkeys(int(word) for word in words))
 
 
-def _base(
-    given: str | None, opened: Opened, flags: dict[str, Any], verbose: bool
-) -> tuple[Base | None, str, Opened | None]:
-    """What to compare with, what to call it, and the model it is. flags: to open it with, no loop among them."""
-    loop = opened.llm.loop
+def _base(given: str | None, loop: LoopSpec | None, offline: bool) -> Path | str | None:
+    """What --kl-base means where it is no stored base: nothing said, a loop is compared with the plain model."""
     if given == NONE or (given is None and (loop is None or not loop.is_loop)):
-        return None, "", None
-    if given in (None, PLAIN):
-        if loop is None:
-            raise UsageError("the plain model compared with itself differs nowhere.", "give --window as well.")
-        return Other(opened.llm), "the plain model", opened
-    other = open_from_flags({**flags, "model": given, "model_path": None, "hf": None, "hf_file": None}, verbose)
-    return Other(other.llm), other.path.name, other
+        return None
+    return PLAIN if given in (None, PLAIN) else model_from_flags(given, None, None, offline)
 
 
-@contextlib.contextmanager
-def _saving(path: Path | None) -> Iterator[BinaryIO | None]:
-    """The file of --save-kl-base, which gets its name when the block ends well; None without one."""
-    if path is None:
-        yield None
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        if isinstance(e, GgufloopError):
-            raise
-        raise GgufloopError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}.", "name another file.") from e
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            partial.unlink()
-    terminal.note(f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
-
-
-def _check_space(path: Path, needed: int) -> None:
-    """Raise GgufloopError if the disk cannot hold what is going to be written to `path`."""
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise GgufloopError(
-            f"{path} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the disk are free.",
-            "give fewer --chunks, or a file on another disk.",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What to score. stored: the file kl_base is, if it is one."""
-
-    contexts: list[int]
-    chunks: int | None
-    stored: KLBase | None
-    kl_base: str | None
-    source: corpus.Text
-    save: Path | None
-
-
-def _measure(asked: _Asked, flags: dict[str, Any], path: Path, verbose: bool) -> _Done:
-    """Score every context, each in a model opened for it: what llama.cpp computes may depend on the room it has."""
-    of_base = {name: value for name, value in flags.items() if name not in (*LOOP_FLAGS, "window")}
-    flags = flags | {"model": str(path), "model_path": None, "hf": None, "hf_file": None}
-    results: list[TextScore] = []
-    tokens: list[int] = []
-    opened: Opened | None = None
-    with _saving(asked.save) as file:
-        for context in asked.contexts:
-            now = {"ctx_size": context}
-            opened = reopened(opened, flags | now, verbose) if opened else open_from_flags(flags | now, verbose)
-            n_ctx = context or opened.llm.n_ctx()
-            base: Base | None
-            base, name, other = asked.stored, str(asked.kl_base), None
-            if asked.stored is None:
-                base, name, other = _base(asked.kl_base, opened, of_base | now, verbose)
-            if not results:
-                tokens = _tokens(asked, opened, name, base)
-                n_chunk = count_chunks(tokens, max(n_ctx, *asked.contexts))  # before any is scored
-                if asked.save is not None:
-                    n = min(n_chunk, asked.chunks or n_chunk)
-                    _check_space(asked.save, stored_bytes(n_ctx, opened.llm.n_vocab(), n))
-            progress = _Progress(f"-c {n_ctx}: " if len(asked.contexts) > 1 else "")
-            results.append(perplexity(opened.llm, tokens, n_ctx, asked.chunks, base, progress, file))
-            if other is not None and other is not opened:
-                other.llm.close()
-    assert opened is not None
-    return _Done(results, opened.path, name, None if other is None else other.path)
-
-
-def _tokens(asked: _Asked, opened: Opened, base_name: str, base: Base | None) -> list[int]:
-    if asked.stored is not None:
-        return asked.stored.tokens
-    tokens = tokenize(opened.llm, asked.source.text)
-    if isinstance(base, Other) and tokenize(base.model, asked.source.text) != tokens:
-        raise GgufloopError(
-            f"{base_name} cuts the text into other tokens than {opened.path.name}.",
-            "compare models of one family, such as quantisations of the same model.",
-        )
-    return tokens
-
-
-@click.command(name="perplexity")
+@click.command(name="perplexity", cls=Command)
 @model_options
 @text_options
-@click.option("-c", "--ctx-size", "ctx_size", metavar="N,...", default=str(CONTEXT), show_default=True,
+@click.option("-c", "--ctx-size", "contexts", metavar="N,...", default=str(CONTEXT), show_default=True,
               help="Tokens of a chunk; half of them are scored. 0: the model's. Several give a row each.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Score the first N chunks (default: all).")
 @click.option("--kl-base", metavar="plain|none|MODEL|FILE",
@@ -314,21 +54,13 @@ def _tokens(asked: _Asked, opened: Opened, base_name: str, base: Base | None) ->
               help="Write this model's distributions, looped if it is, to such a file: 2 bytes for each token of the "
                    "vocabulary at each token scored.")  # fmt: skip
 @loop_options
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|md|csv|json|jsonl",
-              help="How to print it.")  # fmt: skip
+@output_option()
 @batch_options
 @click.pass_context
 def command(
-    ctx: click.Context,
-    /,
-    text: str | None,
-    dataset: str | None,
-    chunks: int | None,
-    kl_base: str | None,
-    save: Path | None,
-    form: str,
-    **flags: Any,
-) -> None:
+    ctx: click.Context, /, text: str | None, dataset: str | None, contexts: str, chunks: int | None,
+    kl_base: str | None, save: Path | None, form: str, **flags: Any,
+) -> None:  # fmt: skip
     """Perplexity of a text, by llama-perplexity's protocol: chunks of -c tokens, their second halves scored.
 
     With --window, looped and plain are scored on the same tokens, and the change is printed with its interval, followed
@@ -340,36 +72,25 @@ def command(
     ggufloop perplexity small-Q4_K_M.gguf --kl-base small-F16.gguf --text pydoc
     ggufloop perplexity smollm2-135m --window 12:16 --text pydoc -c 256,512,1024
     """
-    from ggufloop.models.info import describe
-
-    if form not in ("text", *FORMS):
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", *FORMS)))
-    contexts = _contexts(flags["ctx_size"])
-    if save is not None and len(contexts) > 1:
-        raise UsageError("--save-kl-base writes the chunks of one context.", "give one -c.")
-    check_context(flags)
-    verbose = ctx.obj["verbose"]
+    asked = _contexts(contexts)
+    settings = context_from_flags(flags)
     stored = KLBase.open(Path(kl_base), chunks) if kl_base is not None and KLBase.is_one(Path(kl_base)) else None
-    if stored is not None:
-        if text is not None or dataset is not None or contexts not in ([CONTEXT], [stored.n_ctx]):
-            raise UsageError(
-                f"{kl_base} brings its own text and -c {stored.n_ctx}.", "leave out --text, --hf-dataset and -c."
-            )
-        contexts = [stored.n_ctx]
-    source = (
-        text_from_flags(text, dataset, flags["offline"]) if stored is None else corpus.Text(f"that of {kl_base}", "")
-    )
-    path = model_from_flags(*(flags[name] for name in MODEL_FLAGS))
-    if len(contexts) > 1 and 0 in contexts:
-        contexts = list(dict.fromkeys(c or describe(path).n_ctx_train for c in contexts))
-    check_memory([path], flags | {"ctx_size": max(contexts)})
-    asked = _Asked(contexts, chunks, stored, kl_base, source, save)
-    done = _measure(asked, flags, path, verbose)
-    several = len(done.results) > 1
+    if stored is not None and (text is not None or dataset is not None or asked not in ([CONTEXT], [stored.n_ctx])):
+        raise UsageError(
+            f"{kl_base} brings its own text and -c {stored.n_ctx}.", "leave out --text, --hf-dataset and -c."
+        )
+    offline = flags["offline"]
+    source = None if stored is not None else text_from_flags(text, dataset, offline)
+    path, loop, _ = model_and_loop(flags)
+    with shown() as progress:
+        run = run_perplexity(
+            path, source, loop, contexts=asked, chunks=chunks, base=stored or _base(kl_base, loop, offline), save=save,
+            settings=settings, verbose=ctx.obj["verbose"], progress=progress, listener=terminal.LISTENER,
+        )  # fmt: skip
+    name = f"that of {kl_base}" if source is None else source.name
     if form == "text":
-        click.echo(_contexts_text(done, source.name) if several else _text(done, source.name), nl=False)
+        click.echo(perplexity_report.text(run, name), nl=False)
     elif form == "json":
-        data = [_json(result, done, source.name) for result in done.results]
-        click.echo(json.dumps(data if several else data[0], indent=2))
+        click.echo(json.dumps(perplexity_report.record(run, name), indent=2))
     else:
-        click.echo(_table(done).render(form), nl=False)
+        click.echo(perplexity_report.table(run).render(form), nl=False)

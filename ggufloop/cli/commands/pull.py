@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from ggufloop.cli.help import Command
 from ggufloop.cli.options import model_from_flags, model_options
 
 
-@click.command()
+@click.command(name="pull", cls=Command)
 @model_options
 def command(model: str | None, model_path: str | None, hf: str | None, hf_file: str | None, offline: bool) -> None:
     """Download a model, check it, and print its path.

@@ -12,7 +12,8 @@ import click
 from ggufloop.backend import library, rpc
 from ggufloop.backend.devices import served
 from ggufloop.backend.ggml import Device, Ggml
-from ggufloop.cli.context import cores
+from ggufloop.backend.settings import cores
+from ggufloop.cli.help import Command
 from ggufloop.errors import UsageError
 from ggufloop.files import cache_dir, writing
 
@@ -73,7 +74,7 @@ def _ready(address: rpc.Address, devices: list[Device], threads: int) -> None:
     click.echo(f"serving {names} at {address}: RPC {version}, threads {threads}. Ctrl-C ends it.", err=True)
 
 
-@click.command("rpc-server")
+@click.command("rpc-server", cls=Command)
 @click.option(
     "-H",
     "--host",

@@ -9,9 +9,18 @@ import click
 
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
-from ggufloop.cli.commands.chat import converse
-from ggufloop.cli.context import Opened, context_options, open_from_flags, sampling_from_flags, sampling_options
-from ggufloop.cli.options import loop_options, model_options
+from ggufloop.cli.context import (
+    Opened,
+    context_from_flags,
+    context_options,
+    open_from_flags,
+    sampling_from_flags,
+    sampling_options,
+)
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
+from ggufloop.cli.repl import converse
 from ggufloop.errors import UsageError
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, complete, encode, prompt_tokens
@@ -48,7 +57,7 @@ def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, r
     return terminal.stream(lambda emit, stopped: complete(llm, tokens, sampling, emit=emit, stopped=stopped))
 
 
-@click.command(name="run")
+@click.command(name="run", cls=Command)
 @model_options
 @click.option("-p", "--prompt", metavar="TEXT", help="What to answer; piped input is appended.")
 @click.option(
@@ -74,11 +83,11 @@ def command(
     """
     if raw and system is not None:
         raise UsageError("-sys needs a chat template, and --raw uses none.", "put the text into the prompt.")
-    sampling = sampling_from_flags(flags)
+    sampling, settings = sampling_from_flags(flags), context_from_flags(flags)
     if raw and prompt is None and file is None and lines.is_interactive():
         raise UsageError("--raw needs a prompt.", "give it with -p, -f or a pipe.")
     text = _prompt(prompt, file)
-    opened = open_from_flags(flags, ctx.obj["verbose"])
+    opened = open_from_flags(flags, settings, ctx.obj["verbose"])
     if text is None:
         converse(opened, sampling, system)
         return

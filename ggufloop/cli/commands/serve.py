@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +11,17 @@ import click
 
 from ggufloop.backend import library
 from ggufloop.cli import terminal
-from ggufloop.cli.commands.build import Progress
-from ggufloop.cli.context import (
-    check_context,
-    check_loops,
-    check_memory,
-    context_options,
-    context_size,
-    cores,
-    sampling_options,
-)
-from ggufloop.cli.options import (
-    LOOP_FLAGS,
-    MODEL_FLAGS,
-    loop_from_flags,
-    loop_options,
-    loop_suggestion,
-    model_from_flags,
-    model_options,
-)
+from ggufloop.cli.context import context_from_flags, context_options, model_and_loop, sampling_options
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
+from ggufloop.cli.progress import shown
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
 from ggufloop.interrupts import end_on_sigterm
-from ggufloop.loop import LoopSpec
-from ggufloop.models.registry import suggest_window
+from ggufloop.server.words import check_more, check_webui, model_name, server_words
 
-MENU = ("k=3", "k=6 passes=3")
-"""What the list of models offers of the suggested window: what every model that loops can run."""
-_SAMPLING = {
-    "n": "-n", "seed": "-s", "temp": "--temp", "top_k": "--top-k", "top_p": "--top-p", "min_p": "--min-p",
-    "repeat_penalty": "--repeat-penalty",
-}  # fmt: skip
-_CONTEXT = {
-    "batch_size": "-b", "ubatch_size": "-ub", "gpu_layers": "-ngl", "rpc_servers": "--rpc", "split_mode": "-sm",
-    "tensor_split": "-ts", "main_gpu": "-mg", "device": "-dev", "flash_attn": "-fa", "type_k": "-ctk", "type_v": "-ctv",
-}  # fmt: skip
 _FILE = click.Path(exists=True, dir_okay=False)
-_OURS = {"-m": "MODEL", "--model": "MODEL", "--host": "--host", "--port": "--port", "--loop": "--window"}
-"""What ggufloop has to know of llama-server's flags, and how it is told."""
-_HANDED = {"mmproj": "--mmproj", "model_draft": "-md", "reasoning_budget": "--reasoning-budget"}
-
-
-def model_name(path: Path) -> str:
-    """What the API calls a model: its name of `ggufloop list`, else its file's."""
-    from ggufloop.models import registry
-
-    entry = registry.entry_for(path)
-    return entry.name if entry is not None else path.stem.replace("@", "-")
 
 
 def program() -> Path:
@@ -70,65 +34,12 @@ def program() -> Path:
         from ggufloop.backend.build import BuildRequest, build
 
         terminal.note("building llama-server, once; that takes some minutes.")
-        progress = Progress()
-        try:
+        with shown() as progress:
             build(BuildRequest(library.requested_name() or "auto", server=True), progress)
-        finally:
-            progress.finish()
         return library.program("llama-server")
 
 
-def menu(path: Path, loop: LoopSpec | None) -> list[LoopSpec]:
-    """Loops the list of models offers: the one served, and two of the suggested window."""
-    found = [] if loop is None else [loop]
-    if loop is None or loop.kv != "each":  # the slots of kv each serve no other loop
-        try:
-            window = "{}:{}".format(*suggest_window(path)[0])
-            found += [LoopSpec.parse(f"{window} {settings}") for settings in MENU]
-            check_loops(path, found)
-        except UsageError:  # a model too small, or one that does not loop there
-            found = found[:1] if loop is not None else []
-    return list(dict.fromkeys(found))
-
-
-def server_words(path: Path, flags: dict[str, Any], loop: LoopSpec | None) -> list[str]:
-    """The arguments of llama-server that the flags mean."""
-    threads = str(flags["threads"] or cores())
-    words = ["-m", str(path), "-a", model_name(path), "-t", threads, "-tb", threads]
-    # every answer has a context, and K/V, of its own: what it computes does not depend on the others
-    words += [
-        "-np",
-        str(flags["parallel"]),
-        "-c",
-        str(flags["parallel"] * context_size(path, flags)),
-        "--no-kv-unified",
-    ]
-    for names in (_CONTEXT, _SAMPLING, _HANDED):
-        words += [word for name, flag in names.items() if flags[name] is not None for word in (flag, str(flags[name]))]
-    words += ["--embeddings"] * flags["embeddings"] + ["--jinja"] * flags["jinja"]
-    if loop is not None:
-        words += ["--loop", str(loop)]
-    return words + [word for each in menu(path, loop) for word in ("--loop-menu", str(each))]
-
-
-def check_more(words: tuple[str, ...]) -> None:
-    """Raise UsageError for a flag of llama-server that ggufloop has to be told itself."""
-    for word in words:
-        flag = word.split("=")[0]
-        if flag in _OURS:
-            raise UsageError(f"{flag} after -- would go past ggufloop.", f"give {_OURS[flag]} before it.")
-
-
-def check_webui(folder: Path | None) -> None:
-    """Raise UsageError unless a page is there."""
-    if folder is not None and not (folder / "index.html").is_file():
-        raise UsageError(
-            f"{folder} holds no index.html, so it is not llama.cpp's page as it is when built.",
-            "build tools/ui of a llama.cpp (npm install, npm run build), and name the folder that makes.",
-        )
-
-
-@click.command(name="serve", context_settings={"allow_interspersed_args": True})
+@click.command(name="serve", cls=Command, context_settings={"allow_interspersed_args": True})
 @model_options
 @click.option("-H", "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="Address to listen at; one that other machines can reach needs --api-key.")  # fmt: skip
@@ -169,7 +80,8 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     from ggufloop.server.results import check_folder
     from ggufloop.server.serve import Site, check_address, check_origin, free_port, serve
 
-    check_context(flags)
+    settings = context_from_flags(flags)
+    sampling = Sampling(**{name: flags.pop(name) for name in Sampling.__dataclass_fields__})  # its seed is not drawn
     key, host, results = flags.pop("api_key"), flags.pop("host"), flags.pop("results")
     check_address(host, key)
     check_origin(flags["cors"] or "*")
@@ -177,17 +89,11 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     check_webui(flags["webui"])
     if results is not None:
         check_folder(results)
-    find = cache(lambda: model_from_flags(*(flags.pop(name) for name in MODEL_FLAGS)))
-    loop = loop_from_flags(
-        flags.pop("window"), lambda: loop_suggestion(find())(), **{name: flags.pop(name) for name in LOOP_FLAGS}
-    )
+    path, loop, _ = model_and_loop(flags)
     if loop is not None and loop.decode_entropy() is not None:
         raise UsageError(f"decode {loop.decode} evaluates tokens twice, which the server does not.", "use run or chat.")
-    path = find()
-    terminal.note_horizon(loop)
-    check_loops(path, [] if loop is None else [loop])
-    check_memory([path], flags | {"ctx_size": flags["parallel"] * context_size(path, flags)}, [loop])
-    Sampling(**{name: flags[name] for name in Sampling.__dataclass_fields__})  # refuses what no sampler takes
+    parallel = flags.pop("parallel")
+    replace(settings, n_ctx=parallel * settings.context(path)).check_memory([path], [loop])
     server = program()
     port = free_port(host, flags.pop("port"))
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -201,7 +107,14 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     end_on_sigterm()
     terminal.note(f"loading {path.name} ...")
     with Site(results) as site:
-        words = [str(server), *server_words(path, flags, loop), "--host", host, "--port", str(port)]
+        words = [
+            str(server),
+            *server_words(path, settings, sampling, loop, parallel, flags),
+            "--host",
+            host,
+            "--port",
+            str(port),
+        ]
         words += ["--path", str(flags["webui"] or site.folder)]
         words += ["--check-host", "--cors-origins", flags["cors"] or "localhost"]
         words += [*(["-v"] if ctx.obj["verbose"] else []), *flags["more"]]

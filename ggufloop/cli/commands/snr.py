@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ggufloop.cli.options import model_from_flags, model_options, window_suggestion
-from ggufloop.errors import UsageError, nearest
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import window_suggestion
+from ggufloop.cli.options import model_from_flags, model_options
+from ggufloop.cli.progress import shown
+from ggufloop.cli.types import output_option
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
 from ggufloop.files import files_sha256
@@ -28,7 +30,8 @@ from ggufloop.quant.snr import (
     total,
     window_share,
 )
-from ggufloop.table import FORMS, Cell, Column, Table
+from ggufloop.reading import finite
+from ggufloop.table import Cell, Column, Table
 
 SCHEMA_VERSION = 1
 
@@ -83,12 +86,8 @@ def _text(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
     return f"{out}\n{Table(_LAYERS, rows).render('md')}"
 
 
-def _clean(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _share(share: Share) -> dict[str, Any]:
-    return {"snr_db": _clean(share.snr_db), "bits_per_weight": share.bits, "types": share.types, "weights": share.n,
+    return {"snr_db": finite(share.snr_db), "bits_per_weight": share.bits, "types": share.types, "weights": share.n,
             "signal": share.signal, "noise": share.noise, "estimated": share.estimated}  # fmt: skip
 
 
@@ -107,7 +106,7 @@ def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
         "layers": [{"layer": share.layer, **_share(share)} for share in by_layer(tensors)],
         "tensors": [
             {"name": t.name, "layer": t.layer, "type": t.type, "shape": t.shape, "weights": t.n,
-             "bits_per_weight": t.bits, "snr_db": _clean(t.snr_db), "signal": t.signal, "noise": t.noise,
+             "bits_per_weight": t.bits, "snr_db": finite(t.snr_db), "signal": t.signal, "noise": t.noise,
              "method": t.method}
             for t in tensors
         ],
@@ -115,23 +114,12 @@ def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
     return json.dumps(data, indent=2) + "\n"
 
 
-class _Progress:
-    """One line on a terminal that follows the tensors."""
-
-    def __call__(self, i: int, n: int, name: str) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{i}/{n} {name}".ljust(60), nl=False, err=True)
-            if i == n:
-                click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
-
-
-@click.command(name="snr")
+@click.command(name="snr", cls=Command)
 @model_options
 @click.option("--ref", "reference", metavar="MODEL",
               help="The same model with more bits: an F16 file, or any other spelling of MODEL.")  # fmt: skip
 @click.option("--window", metavar="A:B", help="Say the SNR of layers A to B-1 too, and shade them; or 'auto'.")
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|md|csv|json|jsonl",
-              help="How to print it; text has a row per layer, the others one per tensor.")  # fmt: skip
+@output_option(help="How to print it; text has a row per layer, the others one per tensor.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
               help="Draw it too; the suffix says the format. Needs matplotlib (the extra 'lab').")  # fmt: skip
 def command(
@@ -154,15 +142,14 @@ def command(
     ggufloop snr model-Q4_K_M.gguf --ref model-F16.gguf --window 12:16 --plot snr.png
     ggufloop snr smollm2-135m
     """
-    if form not in ("text", *FORMS):
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("text", *FORMS)))
     if plot is not None:
         style.check_target(plot)
     given = None if window in (None, "auto") else LoopSpec.parse(f"{window} k=2").window
     path = model_from_flags(model, model_path, hf, offline, hf_file)
     other = None if reference is None else model_from_flags(reference, None, None, offline)
     layers = window_suggestion(path)() if window == "auto" else given
-    tensors = tensor_snr(path, other, progress=_Progress())
+    with shown() as progress:
+        tensors = tensor_snr(path, other, progress=progress)
     if layers is not None:
         window_share(tensors, layers)
     if plot is not None:

@@ -10,28 +10,18 @@ import click
 
 from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
-from ggufloop.cli.context import Opened, check_context, context_options, open_from_flags
-from ggufloop.cli.options import loop_options, model_options
-from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.cli.context import Opened, context_from_flags, context_options, open_from_flags
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import loop_options
+from ggufloop.cli.options import model_options
+from ggufloop.cli.types import output_option
+from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
 from ggufloop.figures.trace import trace_figure
-from ggufloop.files import file_sha256
 from ggufloop.generate.complete import encode, prompt_tokens
-from ggufloop.measure.trace import LAYER, Point, TokenMean, Trace, trace
+from ggufloop.measure import trace_report
+from ggufloop.measure.trace import trace
 from ggufloop.models.template import ChatTemplate
-from ggufloop.table import FORMS, Cell, Column, Table
-
-SCHEMA_VERSION = 1
-
-_MOVED = (Column("+/-", ".4f"), Column("cosine", ".5f"), Column("+/-", ".5f"), Column("all as one", ".5f"))
-_STEPS = (Column("layers"), Column("pass"), Column("step", ".4f"), *_MOVED)
-_CHANGE = (Column("layer"), Column("pass"), Column("residual", ".4f"), *_MOVED)
-_LENS = (Column("state"), Column("layer"), Column("pass"), Column("entropy", ".3f"), Column("+/-", ".3f"),
-         Column("KL to the end", ".3f"), Column("+/-", ".3f"))  # fmt: skip
-_ALL = (Column("state"), Column("layer"), Column("pass"), Column("n"), Column("residual", ".4f"),
-        Column("residual_ci", ".4f"), Column("whole_residual", ".4f"), Column("cosine", ".5f"),
-        Column("cosine_ci", ".5f"), Column("entropy", ".3f"), Column("entropy_ci", ".3f"), Column("kl", ".3f"),
-        Column("kl_ci", ".3f"))  # fmt: skip
 
 
 def _text(prompt: str | None, file: Path | None) -> str:
@@ -69,108 +59,13 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
     return tokens
 
 
-def _pair(estimate: TokenMean | None) -> tuple[float | None, float | None]:
-    return (None, None) if estimate is None else (estimate.mean, estimate.half)
-
-
-def _change(p: Point) -> list[Cell]:
-    return [*_pair(p.residual), *_pair(p.cosine), p.whole_residual]
-
-
-def _lens(p: Point) -> list[Cell]:
-    return [*_pair(p.entropy), *_pair(p.kl)]
-
-
-def _everything(result: Trace) -> Table:
-    """One row per state, all columns: the form for programs."""
-    return Table(
-        _ALL,
-        [
-            [
-                p.kind,
-                p.layer,
-                p.evaluation,
-                result.tokens,
-                *_pair(p.residual),
-                p.whole_residual,
-                *_pair(p.cosine),
-                *_lens(p),
-            ]
-            for p in result.points
-        ],
-    )
-
-
-def _halts(result: Trace, tau: float) -> list[str]:
-    """What halt=tau does on this text, a line per unit."""
-    n = max(step.evaluation for step in result.steps)
-    return [
-        f"--halt {tau:g}: {ran} of {n} passes of layers {first}:{last} run."
-        for (first, last), ran in result.passes(tau).items()
-    ]
-
-
-def _tables(result: Trace, opened: Opened, tau: float | None) -> str:
-    """The form for eyes: what was run, then a table per question."""
-    once = "no loop" if result.loop is None else str(result.loop)
-    parts = [
-        f"model   {opened.path.name}, {opened.llm.n_layer()} layers\n"
-        f"loop    {once}\n"
-        f"text    {result.tokens} tokens; +/- is a 95 % interval (normal) of a mean over them\n"
-    ]
-    if result.loop is not None:
-        moved = [p for p in result.points if p.kind != LAYER]
-        steps = Table(
-            _STEPS,
-            [[f"{s.first}:{s.last}", s.evaluation, *_change(p)] for s, p in zip(result.steps, moved, strict=True)],
-        )
-        halts = "".join(f"{line}\n" for line in _halts(result, tau)) if tau is not None else ""
-        parts.append(f"How far each pass moves the state of the window (--halt compares the step):\n\n"
-                     f"{steps.render('md')}{halts}")  # fmt: skip
-        changed = [p for p in result.points if p.kind == LAYER and p.residual is not None]
-        change = Table(_CHANGE, [[p.layer, p.evaluation, *_change(p)] for p in changed])
-        parts.append(f"Change of each layer's output to the pass before:\n\n{change.render('md')}")
-    if result.points[0].entropy is not None:
-        read = Table(_LENS, [[p.kind, p.layer, p.evaluation, *_lens(p)] for p in result.points])
-        parts.append(f"What each state would predict (logit lens), in nats:\n\n{read.render('md')}")
-    return "\n".join(parts)
-
-
-def _json(result: Trace, opened: Opened, tau: float | None) -> str:
-    from ggufloop.engine import ACTIVE
-
-    loop = result.loop
-    data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": opened.path.name,
-        "model_sha256": file_sha256(opened.path),
-        "patch_id": ACTIVE.patch_id,
-        "loop": None if loop is None else str(loop),
-        "window": None if loop is None else loop.window,
-        "evaluations": 1 if loop is None else loop.tableau().evaluations,
-        "layers": opened.llm.n_layer(),
-        "n": result.tokens,
-        "interval": "mean +/- 1.96 standard errors over tokens",
-        "steps": [{"first": s.first, "last": s.last, "pass": s.evaluation, "step": s.size} for s in result.steps],
-        "halt": tau,
-        "halted_passes": None,
-        "states": _everything(result).records(),
-    }
-    if tau is not None and loop is not None:
-        data["halted_passes"] = [
-            {"first": first, "last": last, "passes": n} for (first, last), n in result.passes(tau).items()
-        ]
-    return json.dumps(data, indent=2) + "\n"
-
-
-@click.command(name="trace")
+@click.command(name="trace", cls=Command)
 @model_options
 @click.option("-p", "--prompt", metavar="TEXT", help="The text to trace, taken as it is.")
 @click.option("-f", "--file", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read the text from FILE.")
 @click.option("--chat", is_flag=True, help="Ask the text as a chat message, in the model's chat template.")
 @loop_options
-@click.option("-o", "--output", "form", default="table", show_default=True, metavar="table|md|csv|json|jsonl",
-              help="How to print it; all but 'table' have one row per state.")  # fmt: skip
+@output_option(help="How to print it; all but text and json have one row per state.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
               help="Draw it too; the suffix says the format. Needs matplotlib (the extra 'lab').")  # fmt: skip
 @click.option("--no-lens", is_flag=True, help="Leave out the logit lens: one output matrix per state less.")
@@ -196,16 +91,14 @@ def command(
     ggufloop trace smollm2-135m --window 12:16 --K 6 -p "The quick brown fox jumps over the lazy dog."
     ggufloop trace smollm2-135m --window 12:16 --K 6 -f notes.txt --plot trace.png
     """
-    if form not in ("table", *FORMS):
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, ("table", *FORMS)))
     text = _text(prompt, file)
     if no_lens and flags["window"] is None:
         raise UsageError("without --window there is only the logit lens.", "leave out --no-lens, or give a window.")
-    check_context(flags)
+    settings = context_from_flags(flags)
     if plot is not None:
         style.check_target(plot)
-    batch = min(flags["batch_size"], flags["ubatch_size"])
-    opened = open_from_flags(flags, ctx.obj["verbose"])
+    batch = min(settings.n_batch, settings.n_ubatch)
+    opened = open_from_flags(flags, settings, ctx.obj["verbose"])
     tokens = _tokens(opened, text, chat, batch)
     loop = opened.llm.loop
     if loop is None or not loop.is_loop:
@@ -218,9 +111,9 @@ def command(
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
         style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
-    if form == "table":
-        click.echo(_tables(result, opened, tau), nl=False)
+    if form == "text":
+        click.echo(trace_report.text(result, opened.llm, opened.path, tau), nl=False)
     elif form == "json":
-        click.echo(_json(result, opened, tau), nl=False)
+        click.echo(json.dumps(trace_report.record(result, opened.llm, opened.path, tau), indent=2))
     else:
-        click.echo(_everything(result).render(form), nl=False)
+        click.echo(trace_report.table(result).render(form), nl=False)

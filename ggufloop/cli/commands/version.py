@@ -9,9 +9,8 @@ import click
 
 from ggufloop.backend.doctor import Versions, versions
 from ggufloop.backend.library import BINDING
-from ggufloop.errors import UsageError, nearest
-
-FORMS = ("text", "json")
+from ggufloop.cli.help import Command
+from ggufloop.cli.types import output_option
 
 
 def version_rows(known: Versions) -> list[tuple[str, str]]:
@@ -26,17 +25,10 @@ def version_rows(known: Versions) -> list[tuple[str, str]]:
     ]
 
 
-def check_form(form: str) -> None:
-    """Raise UsageError unless `form` is one of FORMS."""
-    if form not in FORMS:
-        raise UsageError(f"output form {form!r} is not known.", nearest(form, FORMS))
-
-
-@click.command("version")
-@click.option("-o", "--output", "form", default="text", show_default=True, metavar="text|json", help="How to print it.")
+@click.command("version", cls=Command)
+@output_option("json")
 def command(form: str) -> None:
     """Print the version of each component."""
-    check_form(form)
     known = versions()
     if form == "json":
         click.echo(json.dumps({"schema_version": 1, **asdict(known)}, indent=1))

@@ -2,8 +2,8 @@
 
 import { $, el } from "./dom.js";
 import {
-  DECODES, KV_POLICIES, MEANINGS, MOST_EVALUATIONS, SOLVERS, autoWindow, clampWindow, evaluations, fromText, meaning,
-  spell, toLoop,
+  CONTROLS, SETTINGS, START, autoWindow, clampWindow, counted, evaluations, fromText, meaning, mostK, spell, title,
+  toLoop, words,
 } from "./loop.js";
 import { saveSettings } from "./store.js";
 import { createStrip } from "./strip.js";
@@ -27,19 +27,15 @@ export function createControls(settings) {
     refresh();
   });
 
-  for (const [id, names] of [["solver", Object.keys(SOLVERS)], ["kv", KV_POLICIES], ["decode", Object.keys(DECODES)]]) {
-    $(id).append(...names.map((name) => el("option", { value: name, title: MEANINGS[id][name] }, name)));
-    if (!names.includes(settings[id])) settings[id] = names[0];
-    $(id).value = settings[id];
-    $(id).addEventListener("change", () => {
-      settings[id] = $(id).value;
-      refresh();
-    });
+  for (const name of CONTROLS) {
+    $("further-field").before(...field(name));
+    if (SETTINGS[name].oneOf) choose(name);
+    else bind(name, () => settings[name], (text) => (settings[name] = number(text)));
+    if (hasValue(name)) {
+      bind(`${name}-value`, null, (text) => (settings[`${name}Value`][settings[name]] = number(text)));
+    }
   }
-  $("k").title = `K: ${MEANINGS.k}`;
-  bind("k", () => settings.k, (text) => (settings.k = number(text)));
   bind("further", () => settings.further, (text) => (settings.further = text));
-  bind("decode-value", null, (text) => (settings.decodeValue[settings.decode] = number(text)));
   for (const [name, id] of Object.entries(FIELDS)) {
     bind(id, () => settings[name] ?? "", (text) => (settings[name] = text === "" ? null : number(text)));
   }
@@ -56,6 +52,15 @@ export function createControls(settings) {
     $(name).addEventListener("submit", (event) => event.preventDefault());
   }
 
+  function choose(name) {
+    if (!(settings[name] in words(name))) settings[name] = START[name];
+    $(name).value = settings[name];
+    $(name).addEventListener("change", () => {
+      settings[name] = $(name).value;
+      refresh();
+    });
+  }
+
   function bind(id, read, write) {
     if (read) $(id).value = read();
     $(id).addEventListener("input", () => {
@@ -70,16 +75,17 @@ export function createControls(settings) {
 
   function refresh() {
     if (model) model.window = clampWindow(settings.windows[model.name] ?? model.window, model.layers);
-    const rule = DECODES[settings.decode];
-    $("decode-value-field").hidden = !rule;
-    if (rule) {
-      $("decode-value-name").textContent = rule.name;
-      if (document.activeElement !== $("decode-value")) $("decode-value").value = settings.decodeValue[settings.decode];
+    for (const name of CONTROLS.filter(hasValue)) {
+      const rule = words(name)[settings[name]].value;
+      const input = $(`${name}-value`);
+      $(`${name}-value-field`).hidden = !rule;
+      if (!rule) continue;
+      $(`${name}-value-name`).textContent = rule.title;
+      if (document.activeElement !== input) input.value = settings[`${name}Value`][settings[name]];
     }
-    $("kv").disabled = settings.solver === "repeat"; // layer duplication has a slot per pass by definition
-    if (settings.solver === "repeat") $("kv").value = "each";
-    else $("kv").value = settings.kv;
-    $("k").max = Math.floor(MOST_EVALUATIONS / SOLVERS[settings.solver]);
+    $("kv").disabled = settings.solver === "repeat";
+    $("kv").value = counted("kv", settings);
+    $("k").max = mostK(settings.solver);
     $("meaning").textContent = `${meaning(settings)}.`;
     showLoop();
     showSampling();
@@ -100,7 +106,7 @@ export function createControls(settings) {
     $("further").setAttribute("aria-invalid", String(Boolean(wrong) && !wrong.startsWith("K ")));
     $("k").setAttribute("aria-invalid", String(wrong.startsWith("K ")));
     $("loop-summary").textContent = loop ? spell(loop) : "not yet a loop";
-    const runs = loop ? (evaluations(loop) ?? loop.k * SOLVERS[loop.solver]) : 1;
+    const runs = loop ? (evaluations(loop) ?? loop.k * words("solver")[loop.solver].evaluations) : 1;
     strip.set(model.layers, model.window, runs);
     $("cost").replaceChildren(...(loop ? cost(loop) : []));
   }
@@ -161,10 +167,10 @@ export function createControls(settings) {
       const window = loop?.window ?? suggested?.split(":").map(Number) ?? autoWindow(layers);
       model = { name, layers, window: clampWindow(window, layers) };
       if (loop && !settings.windows[name]) {
-        const { window: _, decodeValue, ...rest } = loop;
-        Object.assign(settings, rest);
-        Object.assign(settings.decodeValue, decodeValue);
-        for (const id of ["k", "solver", "further", "decode"]) $(id).value = settings[id];
+        for (const name of ["further", ...Object.keys(START)]) {
+          if (typeof loop[name] === "object") Object.assign(settings[name], loop[name]);
+          else $(name).value = settings[name] = loop[name];
+        }
       }
       refresh();
     },
@@ -194,6 +200,28 @@ export function createControls(settings) {
       };
     },
   };
+}
+
+const hasValue = (name) => `${name}Value` in START;
+
+/** A setting's control; behind it, hidden, the field of the number that follows some of its words. */
+function field(name) {
+  const { oneOf, minimum, maximum, description } = SETTINGS[name];
+  const input = oneOf
+    ? el("select", { id: name }, ...oneOf.map((word) => (
+      el("option", { value: word.title, title: word.description }, word.title))))
+    : el("input", {
+      id: name, type: "number", min: minimum, max: maximum, ...(SETTINGS[name].type === "integer"
+        ? { step: 1, inputmode: "numeric" } : { step: "any", inputmode: "decimal" }),
+    });
+  input.title = description;
+  const out = [el("label", { class: "field" }, title(name), input)];
+  if (hasValue(name)) {
+    const value = el("input", { id: `${name}-value`, type: "number", min: 0, step: "any", inputmode: "decimal" });
+    const label = el("span", { id: `${name}-value-name` });
+    out.push(el("label", { class: "field", id: `${name}-value-field`, hidden: true }, label, value));
+  }
+  return out;
 }
 
 function number(text) {

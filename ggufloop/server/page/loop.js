@@ -1,56 +1,44 @@
 // What a loop is, on this side: its settings, their spelling, its cost. The words are LoopSpec's. No DOM.
 
-/** Solver -> evaluations of the window in one of its K steps. */
-export const SOLVERS = {
-  euler: 1, naive: 1, repeat: 1, midpoint: 2, heun: 2, rk4: 4, "input-anchor": 1, "heavy-ball": 1,
-};
-export const KV_POLICIES = ["first", "last", "each", "frozen"];
+import SCHEMA from "./settings.js"; // of the table of settings, written by `serve`: loop.schema() as a module
 
-/** Decode policy -> the name of the value it takes, its first setting and whether that is a whole number. */
-export const DECODES = {
-  full: null,
-  bypass: null,
-  first: { name: "Tokens", value: 16, least: 1, whole: true },
-};
-export const MOST_EVALUATIONS = 64;
+/** Setting -> what it is: its words with their meaning, or its range; its default. */
+export const SETTINGS = SCHEMA.properties;
+const NAMES = Object.keys(SETTINGS).filter((name) => name !== "window");
+/** The settings with a control of their own; the others are typed. */
+export const CONTROLS = NAMES.filter((name) => SETTINGS[name].control);
+const FURTHER = NAMES.filter((name) => !SETTINGS[name].control);
 
-/** What the settings do, a phrase each. */
-export const MEANINGS = {
-  k: "steps the solver takes through the window; 1 is the plain model",
-  solver: {
-    euler: "K small steps that add up to one pass",
-    naive: "K full passes, undamped",
-    repeat: "K full passes, as if the layers were there K times",
-    midpoint: "K steps, each with two evaluations",
-    heun: "K steps, each with two evaluations",
-    rk4: "K steps, each with four evaluations",
-    "input-anchor": "K steps, each from the state the window was entered with",
-    "heavy-ball": "K small steps with momentum",
-  },
-  kv: {
-    first: "the cache keeps the first pass",
-    last: "the cache keeps the result, for one more pass",
-    each: "every pass has a cache of its own, which the server must be started for",
-    frozen: "later passes read the first one's keys and values",
-  },
-  decode: {
-    full: "prompt and answer loop",
-    bypass: "the prompt loops, the answer is written plain",
-    first: "the prompt loops, and the answer's first tokens",
-  },
-};
+/** Word -> what it means, as `description`; of a solver its `evaluations`; of one with a number after it, `value`. */
+export const words = (name) => Object.fromEntries((SETTINGS[name].oneOf ?? []).map((word) => [word.title, word]));
+const SOLVERS = words("solver");
 
-/** One line on what the chosen solver, kv and decode do. */
-export function meaning({ solver, kv, decode }) {
-  const told = { solver, kv: solver === "repeat" ? "each" : kv, decode };
-  return Object.entries(told).map(([name, value]) => `${value}: ${MEANINGS[name][value]}`).join("; ");
+/** The settings before anything is chosen; of words with a number after them, the numbers. */
+export const START = Object.fromEntries(CONTROLS.flatMap((name) => {
+  const values = Object.entries(words(name)).filter(([, word]) => word.value);
+  const numbers = Object.fromEntries(values.map(([title, { value }]) => [title, value.default]));
+  return [[name, SETTINGS[name].default], ...(values.length ? [[`${name}Value`, numbers]] : [])];
+}));
+
+/** What a setting is where nothing is said, beside the others of a loop. */
+export function usual(name, loop) {
+  const [other, word, then] = SETTINGS[name].unless ?? [];
+  return other && (loop[other] ?? SETTINGS[other].default) === word ? then : SETTINGS[name].default;
 }
 
-const OWN = ["window", "k", "solver", "kv", "decode"];
-const ORDER = [
-  "k", "mode", "solver", "damping", "beta", "mu", "passes", "kv", "decode", "routing", "attention", "sinks", "halt",
-];
-const FURTHER = ["mode", "damping", "beta", "mu", "passes", "routing", "attention", "sinks", "halt"];
+/** The most K a solver may have. */
+export const mostK = (solver) => Math.floor(SETTINGS.k.maximum / SOLVERS[solver].evaluations);
+
+/** A setting as it counts: solver repeat has a slot per pass by definition. */
+export const counted = (name, settings) => (
+  name === "kv" && settings.solver === "repeat" ? usual(name, settings) : settings[name]
+);
+
+/** One line on what the chosen words do. */
+export function meaning(settings) {
+  const told = CONTROLS.filter((name) => SETTINGS[name].oneOf).map((name) => [name, counted(name, settings)]);
+  return told.map(([name, value]) => `${value}: ${words(name)[value].description}`).join("; ");
+}
 
 /** Four layers, or a third of the model, centred at 0.48 of the depth: `--window auto` without a published window. */
 export function autoWindow(layers) {
@@ -71,63 +59,73 @@ export function parseFurther(text) {
   for (const word of text.split(/\s+/).filter(Boolean)) {
     const [, name, value] = /^([^=]+)=(.+)$/.exec(word) ?? [];
     if (!name) throw new Error(`'${word}' is not of the form name=value.`);
-    if (OWN.includes(name)) throw new Error(`'${name}' has a control of its own.`);
+    if (name === "window" || CONTROLS.includes(name)) throw new Error(`'${name}' has a control of its own.`);
     if (!FURTHER.includes(name)) throw new Error(`'${name}' is not a setting. Known: ${FURTHER.join(", ")}.`);
     out[name] = Number.isFinite(Number(value)) ? Number(value) : value;
   }
   return out;
 }
 
+const isOf = (value, { type, minimum }, most = Infinity) => (
+  Number.isFinite(value) && value >= minimum && value <= most && (type === "number" || Number.isInteger(value)));
+const kind = ({ type }) => (type === "integer" ? "whole number" : "number");
+
+/** A setting in a request: what is chosen, with its number. Throws an Error of one line. */
+function said(name, settings) {
+  const chosen = counted(name, settings);
+  const rule = SETTINGS[name];
+  if (!rule.oneOf) {
+    const most = name === "k" ? mostK(settings.solver) : rule.maximum;
+    if (isOf(chosen, rule, most)) return chosen;
+    const to = most === undefined ? "on" : `to ${most}`;
+    const solver = name === "k" ? ` with solver ${settings.solver}` : "";
+    throw new Error(`${title(name)} is a ${kind(rule)} from ${rule.minimum} ${to}${solver}.`);
+  }
+  const value = words(name)[chosen]?.value;
+  if (!value) return chosen;
+  const given = settings[`${name}Value`][chosen];
+  if (isOf(given, value)) return `${chosen}:${given}`;
+  throw new Error(`${title(name)} ${chosen} takes a ${kind(value)} of ${value.minimum} or more.`);
+}
+
+/** A setting's name on the page: K, Solver. */
+export const title = (name) => (name.length < 3 ? name.toUpperCase() : name[0].toUpperCase() + name.slice(1));
+
 /** The loop of a request, from the settings. Throws an Error of one line. */
 export function toLoop(settings) {
-  const { window, k, solver, kv, decode, further } = settings;
-  if (!Number.isInteger(k) || k < 1 || k > MOST_EVALUATIONS / SOLVERS[solver]) {
-    throw new Error(`K is a whole number from 1 to ${MOST_EVALUATIONS / SOLVERS[solver]} with solver ${solver}.`);
-  }
-  const rule = DECODES[decode];
-  let policy = decode;
-  if (rule) {
-    const value = settings.decodeValue[decode];
-    if (!Number.isFinite(value) || value < rule.least || (rule.whole && !Number.isInteger(value))) {
-      throw new Error(`Decode ${decode} takes a ${rule.whole ? "whole number" : "number"} of ${rule.least} or more.`);
-    }
-    policy = `${decode}:${value}`;
-  }
-  return {
-    window: `${window[0]}:${window[1]}`, k, solver, kv: solver === "repeat" ? "each" : kv, decode: policy,
-    ...parseFurther(further),
-  };
+  const { window, further } = settings;
+  const chosen = CONTROLS.map((name) => [name, said(name, settings)]);
+  return { window: `${window[0]}:${window[1]}`, ...Object.fromEntries(chosen), ...parseFurther(further) };
 }
 
 /** The settings that spell a loop: the inverse of `spell` over `toLoop`. */
 export function fromText(text) {
-  const [window, ...words] = text.split(" ");
-  const given = Object.fromEntries(words.map((word) => {
+  const [window, ...given] = text.split(" ");
+  const loop = Object.fromEntries(given.map((word) => {
     const [name, value] = word.split("=");
     return [name.toLowerCase(), value];
   }));
-  const { k = "3", solver = "euler", decode = "full", ...rest } = given;
-  const { kv = "first", ...further } = rest;
-  const [policy, value] = decode.split(":");
-  return {
-    window: window.split(":").map(Number), k: Number(k), solver, kv, decode: policy,
-    decodeValue: value === undefined ? {} : { [policy]: Number(value) },
-    further: Object.entries(further).map(([name, each]) => `${name}=${each}`).join(" "),
-  };
+  const out = { window: window.split(":").map(Number) };
+  for (const name of CONTROLS) {
+    const [word, value] = String(loop[name] ?? SETTINGS[name].default).split(":");
+    out[name] = SETTINGS[name].oneOf ? word : Number(word);
+    if (`${name}Value` in START) out[`${name}Value`] = value === undefined ? {} : { [word]: Number(value) };
+  }
+  const further = Object.entries(loop).filter(([name]) => !CONTROLS.includes(name));
+  return { ...out, further: further.map(([name, value]) => `${name}=${value}`).join(" ") };
 }
 
 /** The spelling that `LoopSpec.parse` reads, defaults left out; "" for the plain model. */
 export function spell(loop) {
   if (!loop) return "";
   if (typeof loop === "string") return loop;
-  const usual = { solver: "euler", kv: loop.solver === "repeat" ? "each" : "first", decode: "full" };
-  const words = ORDER.filter((name) => name in loop && loop[name] !== usual[name]);
-  return [loop.window, ...words.map((name) => `${name}=${loop[name]}`)].join(" ");
+  const told = NAMES.filter((name) => name in loop && (name === "k" || loop[name] !== usual(name, loop)));
+  return [loop.window, ...told.map((name) => `${name}=${loop[name]}`)].join(" ");
 }
 
 /** How often the window runs for a looped token; null where settings decide that the page does not compute. */
 export function evaluations(loop) {
   if (["passes", "halt", "beta"].some((name) => name in loop)) return null;
-  const n = loop.k * SOLVERS[loop.solver];
+  const n = loop.k * SOLVERS[loop.solver].evaluations;
   return n > 1 && loop.kv === "last" ? n + 1 : n;
 }

@@ -1,6 +1,6 @@
 // What the browser keeps: settings and the conversation; and the conversation as files. No DOM.
 
-import { spell } from "./loop.js";
+import { START, spell } from "./loop.js";
 
 const SETTINGS = "ggufloop.settings";
 export const CONVERSATION = "ggufloop.conversation";
@@ -9,8 +9,7 @@ const VERSION = 1;
 export const VARIANTS = ["plain", "looped"];
 
 const DEFAULTS = {
-  view: "both", windows: {}, k: 3, solver: "euler", kv: "first", decode: "full",
-  decodeValue: { first: 16 }, further: "",
+  view: "both", windows: {}, ...START, further: "",
   temperature: null, seed: null, maxTokens: null, topK: null, topP: null, minP: null, // null: what the server does
   system: "", panels: {},
 };
@@ -43,7 +42,9 @@ export function loadSettings() {
     const kind = out[name] === null ? "number" : typeof out[name];
     if (given !== null && typeof given === kind && Array.isArray(given) === Array.isArray(out[name])) out[name] = given;
   }
-  out.decodeValue = { ...DEFAULTS.decodeValue, ...out.decodeValue };
+  for (const name of Object.keys(START)) {
+    if (typeof START[name] === "object") out[name] = { ...START[name], ...out[name] };
+  }
   if (!["both", ...VARIANTS].includes(out.view)) out.view = DEFAULTS.view;
   const isWindow = (pair) => Array.isArray(pair) && pair.length === 2 && pair.every(Number.isInteger);
   out.windows = Object.fromEntries(Object.entries(out.windows).filter(([, pair]) => isWindow(pair)));

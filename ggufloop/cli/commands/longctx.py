@@ -1,0 +1,88 @@
+"""`ggufloop longctx MODEL`: what loops do to long contexts, on RULER's tasks that need no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufloop.cli import terminal
+from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import loop_list_options, loop_suggestion, loops_from_flags
+from ggufloop.cli.options import model_options, split_list, whole_numbers
+from ggufloop.cli.progress import shown
+from ggufloop.cli.texts import text_from_flags, text_options
+from ggufloop.cli.types import output_option
+from ggufloop.measure.longctx_run import (
+    LENGTHS,
+    SAMPLES,
+    SEED,
+    LongPlan,
+    journal_path,
+    notes,
+    run_long_context,
+    table,
+)  # fmt: skip
+from ggufloop.opening import check_loops
+from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
+
+
+@click.command(name="longctx", cls=Command)
+@model_options
+@loop_list_options
+@text_options
+@click.option("--tasks", metavar="NAME,...", help=f"RULER's {', '.join(TASKS)} (default: all); with --text also "
+              f"{', '.join(PROSE_TASKS)}.")  # fmt: skip
+@click.option("-c", "--ctx-size", "lengths", metavar="N,...", default=",".join(map(str, LENGTHS)), show_default=True,
+              help="Lengths in tokens of this model, prompt and answer together.")  # fmt: skip
+@click.option("-n", "--samples", "n", type=click.IntRange(min=2), metavar="N", default=SAMPLES, show_default=True,
+              help="Samples of each task at each length.")  # fmt: skip
+@click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the samples.")
+@click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
+              help="Keep every answer here and go on from it (default: longctx-MODEL.jsonl).")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
+              help="Draw scores over length, a line per loop.")  # fmt: skip
+@output_option()
+@batch_options
+@click.pass_context
+def command(
+    ctx: click.Context, /, text: str | None, dataset: str | None, tasks: str | None, lengths: str, n: int, seed: int,
+    chat: bool, journal: Path | None, plot: Path | None, form: str, **flags: Any,
+) -> None:  # fmt: skip
+    """What loops do to long contexts: RULER's tasks at several lengths, each loop against plain on the same samples.
+
+    Answers are greedy and kept in a file; after Ctrl-C the same command goes on. docs/longctx.md says what is asked.
+
+    \b
+    ggufloop longctx smollm2-135m --window 12:16 --K 2,4,8 -c 1024,2048
+    """
+    if plot is not None:
+        from ggufloop.figures import style
+
+        style.check_target(plot)
+    source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
+    named = tuple(split_list(tasks, "--tasks")) if tasks else TASKS
+    plan = LongPlan(tuple(whole_numbers(lengths, "-c")), named, n, seed, chat, source)
+    settings = context_from_flags(flags, n_ctx=max(plan.lengths))
+    path = resolve_model(flags)
+    loops = loops_from_flags(flags.pop("window"), loop_suggestion(path), **flags)
+    check_loops(path, loops)
+    try:
+        with shown() as progress:
+            found = run_long_context(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"],
+                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(f"stopped; {journal_path(path, journal)} keeps what is done.", err=True)
+        raise
+    click.echo(table(found).render("md" if form == "text" else form), nl=False)
+    if form == "text":
+        click.echo(f"\n{notes(found)}")
+    if plot is not None:
+        from ggufloop.figures import style
+        from ggufloop.figures.longctx import length_figure
+
+        style.save(length_figure(found, path.stem), plot)
+        terminal.note(f"drew {plot}.")

@@ -1,0 +1,31 @@
+"""`ggufloop results DIR`: every sweep and study kept in a folder, listed, or as one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggufloop.cli import terminal
+from ggufloop.cli.help import Command
+from ggufloop.cli.types import output_option
+
+
+@click.command(name="results", cls=Command)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@output_option(help="text lists the files; the others have a row per measure, type and loop.")
+def command(folder: Path, form: str) -> None:
+    """List the sweeps and studies in a folder, or print all their scores as one table.
+
+    `ggufloop serve --results DIR` shows the same folder in the browser.
+
+    \b
+    ggufloop results studies
+    ggufloop results studies -o csv > all.csv
+    """
+    from ggufloop.study.collection import collect
+
+    found = collect(folder)
+    for why in found.skipped:
+        terminal.note(f"left out: {why}")
+    click.echo(found.listing().render("md") if form == "text" else found.table().render(form), nl=False)

@@ -1,0 +1,65 @@
+"""Kinds of values of options, refused as they are parsed with the rule or the nearest word; and -o, which all share.
+
+@click.option("-fa", type=OneOf(("auto", "on", "off")))
+@click.option("--size-budget", type=Size())
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from ggufloop.errors import UsageError, nearest
+
+OUTPUT = ("text", "json", "jsonl", "csv", "md")
+"""The forms of -o: text for eyes, the others for programs and documents."""
+C = TypeVar("C", bound=Callable[..., Any])
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+class OneOf(click.ParamType[str]):
+    """One of a few words. upper: they are typed in either case. what: what such a word is, for the message; click's
+    names the option."""
+
+    name = "word"
+
+    def __init__(self, known: Sequence[str], upper: bool = False, what: str = "") -> None:
+        self.known, self.upper, self.what = tuple(known), upper, what
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        word = value.upper() if self.upper else value
+        if word not in self.known and self.what:
+            raise UsageError(f"{self.what} {value!r} is not known.", nearest(word, self.known))
+        if word not in self.known:
+            self.fail(f"{value!r} is not known; {nearest(word, self.known)}", param, ctx)
+        return word
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in self.known if word.startswith(incomplete)]
+
+
+class Size(click.ParamType[int]):
+    """Bytes, written like 500MB, 4GiB or plain."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", value, re.IGNORECASE)
+        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+        if size < 1:
+            raise UsageError(f"{value!r} is not a size.", "write it like 500MB or 4GB.")
+        return size
+
+
+def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:
+    """Add -o to a command, as its parameter `form`. forms: those of OUTPUT that it has; text is always there."""
+    known = tuple(form for form in OUTPUT if form in ("text", *(forms or OUTPUT)))
+    kind = OneOf(known, what="output form")
+    return click.option("-o", "--output", "form", type=kind, default="text", show_default=True,
+                        metavar="|".join(known), help=help)  # fmt: skip

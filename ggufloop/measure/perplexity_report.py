@@ -1,0 +1,149 @@
+"""Perplexities in words and tables: llama-perplexity's lines, and what is ours around them.
+
+text(run, "notes.txt")                           # for eyes
+table(run).render("csv")                         # a row per context and model
+record(run, "notes.txt")                         # for json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ggufloop.files import file_sha256
+from ggufloop.measure.perplexity import Figure, TextScore
+from ggufloop.measure.perplexity_run import PerplexityRun
+from ggufloop.measure.stats import Estimate
+from ggufloop.reading import finite
+from ggufloop.table import Cell, Column, Table
+
+SCHEMA_VERSION = 1
+
+_COLUMNS = (Column("model"), Column("loop"), Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"),
+            Column("+/-", ".5f"), Column("bits/byte", ".4f"), Column("NLL change", ".5f"), Column("low", ".5f"),
+            Column("high", ".5f"), Column("KL", ".6f"), Column("KL +/-", ".6f"), Column("same top", ".5f"),
+            Column("same top +/-", ".5f"))  # fmt: skip
+_CONTEXTS = (Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"), Column("+/-", ".5f"),
+             Column("bits/byte", ".4f"))  # fmt: skip
+_AGAINST = (Column("base PPL", ".4f"), Column("+/-", ".5f"), Column("NLL change", "+.5f"), Column("low", "+.5f"),
+            Column("high", "+.5f"), Column("over"), Column("KL", ".6f"), Column("+/-", ".6f"))  # fmt: skip
+
+
+def _row(name: str, loop: str, result: TextScore, figure: Figure, compared: bool) -> list[Cell]:
+    row: list[Cell] = [name, loop, result.n_ctx, result.chunks, result.n, figure.ppl, figure.error,
+                       figure.bits_per_byte]  # fmt: skip
+    if not compared or result.against is None:
+        return [*row, *[None] * 7]
+    change, kl = result.against.change, result.against.kl
+    return [*row, change.mean, change.low, change.high, *kl.kl, *kl.same_top]
+
+
+def table(run: PerplexityRun) -> Table:
+    """One row per context and model: the base first, which has nothing it is compared with."""
+    rows = []
+    for result in run.results:
+        if result.against is not None:
+            rows.append(_row(run.base, "plain", result, result.against.base, compared=False))
+        rows.append(_row(run.path.name, str(result.loop or "plain"), result, result.model, compared=True))
+    return Table(_COLUMNS, rows)
+
+
+def _verdict(change: Estimate, chunks: int) -> str:
+    if chunks < 2:
+        return "one chunk says nothing about other texts; score more of them."
+    if change.low <= 0 <= change.high:
+        return "no difference can be concluded from this text."
+    return "the model predicts this text better than the base." if change.high < 0 else "the model predicts it worse."
+
+
+def _estimate(estimate: Estimate, what: str) -> str:
+    return f"{estimate.mean:+.5f} [{estimate.low:+.5f}, {estimate.high:+.5f}] nats per token, n = {estimate.n} {what}"
+
+
+def text(run: PerplexityRun, source: str) -> str:
+    """The form for eyes: llama-perplexity's line and block, and what is ours around them; source: the text's name."""
+    if len(run.results) > 1:
+        return _several(run, source)
+    (result,) = run.results
+    n = f"n = {result.n} tokens in {result.chunks} chunks of {result.n_ctx}"
+    model = result.model
+    out = [
+        f"model   {run.path.name}, {'no loop' if result.loop is None else result.loop}",
+        f"text    {source}, {n}",
+        "",
+    ]
+    line = f"Final estimate: PPL = {model.ppl:.4f} +/- {model.error:.5f}"
+    if result.against is None:
+        return "\n".join([*out, line, f"bits per byte: {model.bits_per_byte:.4f}"]) + "\n"
+    against = result.against
+    out += [f"base    {run.base}: PPL = {against.base.ppl:.4f} +/- {against.base.error:.5f}, "
+            f"bits per byte {against.base.bits_per_byte:.4f}",
+            line, f"bits per byte: {model.bits_per_byte:.4f}", "",
+            "Change of negative log-likelihood, paired, 95 % intervals (below 0: better than the base):"]  # fmt: skip
+    if against.over_chunks is not None:
+        out.append(f"  over chunks: {_estimate(against.over_chunks, 'chunks')}")
+    out += [f"  over tokens: {_estimate(against.over_tokens, 'tokens')}, taken as independent",
+            f"  {_verdict(against.change, result.chunks)}", ""]  # fmt: skip
+    return "\n".join(out) + "\n" + (against.kl.block() if result.n >= 100 else "under 100 tokens: no KL statistics.\n")
+
+
+def _several(run: PerplexityRun, source: str) -> str:
+    """Several contexts for eyes: a row for each."""
+    rows: list[list[Cell]] = []
+    for r in run.results:
+        rows.append([r.n_ctx, r.chunks, r.n, r.model.ppl, r.model.error, r.model.bits_per_byte])
+        if r.against is not None:
+            change, figure = r.against.change, r.against.base
+            over = "tokens" if r.against.over_chunks is None else "chunks"
+            rows[-1] += [figure.ppl, figure.error, change.mean, change.low, change.high, over, *r.against.kl.kl]
+    loop, compared = run.results[0].loop, run.results[0].against is not None
+    out = [f"model   {run.path.name}, {'no loop' if loop is None else loop}", f"text    {source}"]
+    out += [f"base    {run.base}"] if compared else []
+    out += ["", Table((*_CONTEXTS, *_AGAINST) if compared else _CONTEXTS, rows).render("md")]
+    if compared:
+        out += ["NLL change: nats per token against the base, paired, with its 95 % interval over chunks, or, with one",
+                "chunk, over tokens taken as independent; +/-: standard error over tokens."]  # fmt: skip
+    out.append("Rows score different tokens, those with more text before them in larger contexts.")
+    return "\n".join(out) + "\n"
+
+
+def record(run: PerplexityRun, source: str) -> Any:
+    """For JSON: a mapping, or a list of one for each context."""
+    found = [_record(result, run, source) for result in run.results]
+    return found if len(found) > 1 else found[0]
+
+
+def _record(result: TextScore, run: PerplexityRun, source: str) -> Any:
+    from ggufloop.engine import ACTIVE
+
+    against = result.against
+    data: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model": run.path.name,
+        "model_sha256": file_sha256(run.path),
+        "patch_id": ACTIVE.patch_id,
+        "loop": None if result.loop is None else str(result.loop),
+        "text": source,
+        "n_ctx": result.n_ctx,
+        "chunks": result.chunks,
+        "n": result.n,
+        "n_bytes": result.n_bytes,
+        **dataclasses.asdict(result.model),
+        "base": None,
+    }
+    if against is not None:
+        block = against.kl
+        data["base"] = {
+            "model": run.base,
+            "sha256": None if run.base_path is None else file_sha256(run.base_path),
+            **dataclasses.asdict(against.base),
+        }
+        data["nll_change"] = {
+            "over_tokens": dataclasses.asdict(against.over_tokens),
+            "over_chunks": None if against.over_chunks is None else dataclasses.asdict(against.over_chunks),
+        }
+        data["kl_statistics"] = {
+            f.name: v._asdict() if hasattr(v := getattr(block, f.name), "_asdict") else v
+            for f in dataclasses.fields(block)
+        }
+    return finite(data)

@@ -1,0 +1,208 @@
+"""A sweep of a model file, from its path to the verdict: what `ggufloop sweep` prints.
+
+    plan = SweepPlan(text=local("pydoc"), chunks=120, budget="30m")
+    found = run_sweep(path, windows([8, 10, 12], [4], n_layer=30, k=(2, 3)), plan, Path("sweep.jsonl"))
+    print(sweep_report.text(found))
+
+Every score is kept in the journal; the same call goes on from there. A measure of several gets its share of the level.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufloop.backend import library
+from ggufloop.backend.settings import ContextSettings
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import file_sha256
+from ggufloop.listener import SILENT, Listener
+from ggufloop.loop import LoopSpec
+from ggufloop.measure.corpus import Text
+from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
+from ggufloop.measure.journal import Journal
+from ggufloop.measure.multiple_choice import SEQUENCES
+from ggufloop.measure.selection import FINALISTS, WORTH
+from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
+from ggufloop.models.registry import save_loop
+from ggufloop.opening import check_loops, open_model
+from ggufloop.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+SCHEMA_VERSION = 1
+CONTEXT, TASK_CONTEXT = 512, 2048
+SEED = 1234
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep measures and how it decides.
+
+    text           its chunks of `chunk` tokens, the first `chunks` of them; tasks: of lm-eval, one verdict for each
+    limit          questions of each task; chat: asked in the model's chat template
+    budget         as many items as fit into this time: 90s, 30m, 2h
+    racing         drop the worse loops early; finalists: loops tested on the held-out items
+    worth          the smallest gain that would matter; seed: of the random halves
+
+    Raises UsageError if there is nothing to measure.
+    """
+
+    text: Text | None = None
+    tasks: tuple[str, ...] = ()
+    chunk: int = CONTEXT
+    chunks: int | None = None
+    limit: int | None = None
+    chat: bool = False
+    budget: str | None = None
+    racing: bool = True
+    worth: float = WORTH
+    finalists: int = FINALISTS
+    seed: int = SEED
+
+    def __post_init__(self) -> None:
+        if self.text is None and not self.tasks:
+            raise UsageError("nothing to measure is given.", "give --text FILE (or pydoc), --tasks NAME, or both.")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise UsageError(f"a task is named twice in {','.join(self.tasks)}.", "name each once.")
+        if self.budget is not None:
+            seconds(self.budget)
+
+    @property
+    def context(self) -> int:
+        """Tokens of context its items need."""
+        return max(self.chunk if self.text is not None else 0, TASK_CONTEXT if self.tasks else 0)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """header: what the journal is of. costs: of each loop, in plain runs by layer count."""
+
+    path: Path
+    loops: tuple[LoopSpec, ...]
+    seed: int
+    header: dict[str, Any]
+    costs: dict[str, float]
+    outcomes: tuple[Outcome, ...]
+
+
+def seconds(text: str) -> float:
+    """A time such as 90s, 30m, 2h, or plain minutes. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text)
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"--budget {text!r} is no time.", "write it like 90s, 30m or 2h.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 60}[match[2]]
+
+
+def run_sweep(
+    path: Path,
+    loops: Sequence[LoopSpec],
+    plan: SweepPlan,
+    journal: Path | None = None,
+    settings: ContextSettings | None = None,
+    *,
+    verbose: bool = False,
+    progress: Progress = silent,
+    listener: Listener = SILENT,
+) -> SweepResult:
+    """Score the loops against the plain model on what is planned, and decide.
+
+    journal: sweep-MODEL.jsonl in the current folder if nothing is said. settings: n_ctx is the plan's. Raises
+    UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves what is done in the journal.
+    """
+    settings = replace(settings or ContextSettings(n_ctx=plan.context), n_seq=SEQUENCES if plan.tasks else 1)
+    check_loops(path, loops)
+    settings.check_memory([path], loops)
+    patch_id = library.activate().patch_id
+    llm = open_model(path, settings, verbose=verbose, listener=listener)
+    try:
+        measures = _measures(llm, plan, listener)
+        header: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "model": path.name,
+            "model_sha256": file_sha256(path),
+            "patch_id": patch_id,
+            "settings": {"type_k": settings.type_k, "type_v": settings.type_v,
+                         "flash_attn": settings.uses_flash(path), "batch_size": settings.n_batch,
+                         "ubatch_size": settings.n_ubatch},
+            "measures": [m.identity() for m in measures],
+        }  # fmt: skip
+        target = journal_path(path, journal)
+        with Journal.open(target, header, partial(check_record, measures)) as kept:
+            if kept.dropped:
+                listener.note(kept.dropped)
+            _keep_budget(llm, loops, measures, plan, kept)
+            outcomes = [
+                sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
+                      worth=plan.worth, level=LEVEL / len(measures), progress=progress)
+                for measure in measures
+            ]  # fmt: skip
+        costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
+    finally:
+        llm.close()
+    return SweepResult(path, tuple(loops), plan.seed, header, costs, tuple(outcomes))
+
+
+def journal_path(path: Path, given: Path | None) -> Path:
+    """Where the scores of a sweep of this model are kept."""
+    return given or Path(f"sweep-{path.stem}.jsonl")
+
+
+def _measures(llm: LoopedLlama, plan: SweepPlan, listener: Listener) -> list[Measure]:
+    measures: list[Measure] = []
+    if plan.text is not None:
+        measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
+    with listener.doing("reading the tasks ..."):
+        measures += [TaskMeasure(name, plan.limit, plan.chat) for name in plan.tasks]
+    return measures
+
+
+def _keep_budget(
+    llm: LoopedLlama, loops: Sequence[LoopSpec], measures: Sequence[Measure], plan: SweepPlan, journal: Journal
+) -> None:
+    """Lower each measure's n to what the budget allows, by timing the plain model on a few items; timed once."""
+    if plan.budget is None:
+        return
+    kept = next((r["items"] for r in journal.records if r.get("budget") == plan.budget), None)
+    for measure, n in zip(measures, kept or [0] * len(measures), strict=True):
+        share = seconds(plan.budget) / len(measures)
+        measure.n = n or items_within(share, _per_item(llm, measure), loops, llm.n_layer(), measure, racing=plan.racing)
+    if kept is None:
+        journal.add({"budget": plan.budget, "items": [m.n for m in measures]})
+
+
+def _per_item(llm: LoopedLlama, measure: Measure) -> float:
+    """Seconds the plain model takes for an item."""
+    few = list(range(min(4, measure.n)))
+    measure.score(llm, few[:1])  # the first is slower
+    begun = time.perf_counter()
+    measure.score(llm, few)
+    return (time.perf_counter() - begun) / len(few)
+
+
+def save_winner(path: Path, loops: Iterable[LoopSpec], outcomes: Sequence[Outcome]) -> str:
+    """Write what the last measure with a winner confirmed into the user's models.toml, and say so.
+
+    Raises GgufloopError where another measure shows harm.
+    """
+    won = [o for o in outcomes if o.decision.winner is not None]
+    if not won:
+        return "nothing was confirmed, so nothing is saved."
+    outcome = won[-1]
+    name = outcome.decision.winner
+    harmed = [o.measure.name for o in outcomes for c in o.decision.finalists if c.name == name and c.gain.high < 0]
+    if harmed:
+        raise GgufloopError(f"{name} helps on {outcome.measure.name} and harms on {harmed[0]}: it is not saved.",
+                            "choose with --tasks or --text alone.")  # fmt: skip
+    gain = next(c.gain for c in outcome.decision.finalists if c.name == name)
+    origin = f"sweep of {date.today()}: {gain.show('+.4f')} held-out {outcome.measure.item}s of {outcome.measure.name}"
+    where = save_loop(path, next(loop for loop in loops if str(loop) == name), origin)
+    return f"saved {name} as --window auto of {path.name} in {where}."

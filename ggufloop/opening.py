@@ -1,0 +1,58 @@
+"""A model file opened as its settings say, what can be refused without loading it refused first.
+
+llm = open_model(path, ContextSettings(n_ctx=2048), LoopSpec((12, 16), 3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufloop.backend.settings import ContextSettings, trained
+from ggufloop.listener import SILENT, Listener
+from ggufloop.loop import LoopSpec
+from ggufloop.models.architectures import check_loop
+from ggufloop.models.gguf import read_header
+from ggufloop.models.info import layer_count
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+
+def check_loops(path: Path, loops: Iterable[LoopSpec | None]) -> None:
+    """Raise UsageError for a loop that this model file cannot run; the engine checks too, but after it has loaded."""
+    header = read_header(path)
+    architecture = header.text("general.architecture") or "unknown"
+    for loop in loops:
+        if loop is not None:
+            check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
+
+
+def keywords(path: Path, settings: ContextSettings, listener: Listener = SILENT) -> dict[str, Any]:
+    """The keywords of LoopedLlama that the settings mean for this file, which is tried if nobody has computed on it."""
+    found = settings.keywords(path)
+    if found["n_ctx"] > trained(path):
+        listener.note(
+            f"a context of {found['n_ctx']} tokens is more than the {trained(path)} this model was trained on."
+        )
+    return found
+
+
+def open_model(
+    path: Path,
+    settings: ContextSettings,
+    loop: LoopSpec | None = None,
+    *,
+    verbose: bool = False,
+    listener: Listener = SILENT,
+) -> LoopedLlama:
+    """The model, loaded. Raises UsageError, GgufloopError, BackendError."""
+    from ggufloop.engine import LoopedLlama
+
+    given = keywords(path, settings, listener)
+    with listener.doing(f"loading {path.name} ..."):
+        llm = LoopedLlama(path, loop=loop, verbose=verbose, **given)
+    if llm.devices:
+        listener.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
+    return llm

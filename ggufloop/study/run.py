@@ -1,0 +1,236 @@
+"""A study of a model file, from its path to the last measurement: what `ggufloop compare` shows.
+
+    plan = StudyPlan(text=local("pydoc"), types=("Q8_0", "Q4_0"), chunks=16)
+    study = run_study(path, [LoopSpec((12, 16), k=2), LoopSpec((12, 16), k=3)], plan, Path("studies/smollm2"))
+    study.cell("Q4_0", "12:16 k=2")
+
+The folder keeps the study (study.jsonl) and the files that were made (models/); the same call goes on from there, and
+one with more types, loops, chunks or tasks extends it. `figures.page.publish` draws it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufloop.backend.doctor import versions
+from ggufloop.backend.settings import ContextSettings
+from ggufloop.errors import UsageError, nearest
+from ggufloop.files import file_sha256, lock
+from ggufloop.listener import SILENT, Listener
+from ggufloop.loop import LoopSpec
+from ggufloop.measure.corpus import Text
+from ggufloop.measure.multiple_choice import SEQUENCES
+from ggufloop.measure.perplexity import LEAST_CONTEXT
+from ggufloop.models.info import describe
+from ggufloop.opening import check_loops, open_model
+from ggufloop.progress import Progress, named, silent
+from ggufloop.quant.quantize import UNQUANTISED
+from ggufloop.study import file as studies
+from ggufloop.study import ladder_files, measure
+from ggufloop.study.file import Study, StudyHeader
+from ggufloop.study.ladder_files import LadderFile
+
+if TYPE_CHECKING:
+    from ggufloop.engine import LoopedLlama
+
+TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
+CONTEXT, CHUNKS = 512, 16
+TASK_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What is measured of a model.
+
+    types        what to quantise to; .gguf files, and 'source', the model itself, as they are
+    chunks       of the text, each of `chunk` tokens, from its start
+    tasks        of lm-eval as well, the first `limit` questions of each
+    reference    F32, F16 or BF16: what a model that is quantised already is dequantised to
+
+    Raises UsageError for what could not be measured.
+    """
+
+    text: Text
+    types: tuple[str, ...] = TYPES
+    chunk: int = CONTEXT
+    chunks: int = CHUNKS
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    reference: str = "F16"
+
+    def __post_init__(self) -> None:
+        if self.chunks < 2:
+            raise UsageError(f"--chunks {self.chunks} gives no interval: chunks are what is compared.",
+                             "give 2 or more, 16 is good.")  # fmt: skip
+        if self.chunk < LEAST_CONTEXT:
+            raise UsageError(f"-c {self.chunk} leaves nothing to score.", f"give {LEAST_CONTEXT} or more.")
+        if self.reference not in UNQUANTISED:
+            raise UsageError(
+                f"reference {self.reference!r} would be quantised.", nearest(self.reference.upper(), UNQUANTISED)
+            )
+        for word in self.types:
+            ladder_files.type_name(word)
+
+
+def run_study(
+    path: Path,
+    loops: Sequence[LoopSpec],
+    plan: StudyPlan,
+    folder: Path,
+    settings: ContextSettings | None = None,
+    *,
+    verbose: bool = False,
+    begun: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
+    listener: Listener = SILENT,
+) -> Study:
+    """Quantise the model to each type and measure every file under every loop, the plain model among them.
+
+    loops: all of one window; one of a single evaluation is the plain model. settings: n_ctx is the plan's. begun:
+    called once nothing is left to be refused. Raises UsageError, GgufloopError, BackendError; KeyboardInterrupt leaves
+    in the folder what was measured.
+    """
+    settings = replace(settings or ContextSettings(), n_ctx=plan.chunk)
+    settings = replace(settings, n_batch=min(settings.n_batch, plan.chunk), n_ubatch=min(settings.n_ubatch, plan.chunk))
+    window = _window(loops)
+    check_loops(path, loops)
+    settings.check_memory([path], loops)
+    with lock(folder / ".lock", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
+        each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
+        job = _Job(path, each, plan, folder, settings, verbose, progress, listener)
+        study = studies.create(job.file, job.header(window))
+        if study.dropped:
+            listener.note(study.dropped)
+        job.check_text(study)
+        begun()
+        study, ladder = job.ladder(study, window)
+        study = job.measure(study, ladder)
+        for entry in ladder if plan.tasks else ():
+            study = job.ask(study, entry)
+    return study
+
+
+def _window(loops: Iterable[LoopSpec]) -> tuple[int, int]:
+    """The window of all loops. Raises UsageError."""
+    windows = list(dict.fromkeys(loop.window for loop in loops))
+    if len(windows) != 1:
+        raise UsageError(f"a study is of one window, not {len(windows)}.", "give loops of one, and another folder.")
+    return windows[0]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one call asks of one model, and the steps of it."""
+
+    path: Path
+    loops: Sequence[LoopSpec | None]
+    plan: StudyPlan
+    folder: Path
+    settings: ContextSettings
+    verbose: bool
+    progress: Progress
+    listener: Listener
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "study.jsonl"
+
+    def open(self, path: Path, settings: ContextSettings) -> LoopedLlama:
+        return open_model(path, settings, verbose=self.verbose, listener=self.listener)
+
+    def header(self, window: tuple[int, int]) -> StudyHeader:
+        from ggufloop.engine import ACTIVE
+
+        info, s = describe(self.path), self.settings
+        shown = {
+            "threads": s.threads, "batch_size": s.n_batch, "ubatch_size": s.n_ubatch, "flash_attn": s.flash_attn,
+            "type_k": s.type_k, "type_v": s.type_v, "gpu_layers": s.n_gpu_layers, "split_mode": s.split_mode,
+            "tensor_split": s.tensor_split, "main_gpu": s.main_gpu, "device": s.device, "rpc_servers": s.rpc_servers,
+        }  # fmt: skip
+        return StudyHeader(
+            model=self.path.name,
+            source_sha256=file_sha256(self.path),
+            source_type=info.label,
+            architecture=info.architecture,
+            n_layer=info.n_layer,
+            n_params=info.elements,
+            n_vocab=info.n_vocab,
+            reference=info.types[0].type if ladder_files.is_unquantized(info) else self.plan.reference,
+            window=window,
+            text=self.plan.text.name,
+            text_sha256=hashlib.sha256(self.plan.text.text.encode()).hexdigest(),
+            n_ctx=self.plan.chunk,
+            settings={name: str(value) for name, value in shown.items() if value is not None},
+            ggufloop=versions().ggufloop,
+            patch_id=ACTIVE.patch_id or "unknown",
+        )
+
+    def check_text(self, study: Study) -> None:
+        """Raise GgufloopError for a text too short before anything is quantised; once measured it is not."""
+        if any(chunk.index >= self.plan.chunks - 1 for cell in study.cells.values() for chunk in cell.chunks):
+            return
+        llm = self.open(self.path, self.settings)
+        try:
+            tokens = measure.shared_tokens({self.path.name: llm}, self.plan.text.text)
+            measure.check_text(tokens, self.plan.chunk, self.plan.chunks)
+        finally:
+            llm.close()
+
+    def ladder(self, study: Study, window: tuple[int, int]) -> tuple[Study, list[LadderFile]]:
+        """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
+        models, threads = self.folder / "models", self.settings.n_threads
+
+        def told(type_: str) -> Progress:
+            return named(self.progress, f"{self.path.name}, {type_}")
+
+        asked = self.plan.reference
+        ref = ladder_files.reference(self.path, models, asked, threads, told(asked))
+        study = studies.add_file(self.file, study, ref.file)
+        found = [ref]
+        for word in dict.fromkeys(self.plan.types):
+            type_ = ladder_files.type_name(word)
+            if type_ == ref.file.type or (word == ladder_files.SOURCE and ref.path == self.path):
+                continue  # the reference is in the ladder anyway
+            entry = ladder_files.make(ref, word, self.path, models, window, study.files, threads, told(type_))
+            study = studies.add_file(self.file, study, entry.file)
+            found.append(entry)
+        return study, found
+
+    def measure(self, study: Study, ladder: Sequence[LadderFile]) -> Study:
+        """The chunks that are lacking, every file that lacks one open at once."""
+        chunks = range(self.plan.chunks)
+        lacking = [entry for entry in ladder if measure.missing(study, [entry.file.type], self.loops, chunks)]
+        if not lacking:
+            return study
+        needed = [ladder[0], *(entry for entry in lacking if entry is not ladder[0])]
+        self.settings.check_memory([entry.path for entry in needed], self.loops)
+        tried = replace(self.settings, try_first=False)  # the model they are made of is
+        with ExitStack() as stack:
+            models: dict[str, LoopedLlama] = {}
+            for entry in needed:
+                models[entry.file.type] = self.open(entry.path, tried)
+                stack.callback(models[entry.file.type].close)
+            tokens = measure.shared_tokens(models, self.plan.text.text)
+            return measure.measure(self.file, study, models, self.loops, tokens, chunks, self.plan.chunk,
+                                   named(self.progress, self.path.name))  # fmt: skip
+
+    def ask(self, study: Study, entry: LadderFile) -> Study:
+        """The tasks a file lacks."""
+        from ggufloop.measure.tasks import load_tasks
+
+        names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
+        if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in self.plan.tasks):
+            return study
+        with self.listener.doing("reading the tasks ..."):
+            tasks = load_tasks(list(self.plan.tasks))
+        room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
+        llm = self.open(entry.path, replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False))
+        try:
+            return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress)
+        finally:
+            llm.close()
