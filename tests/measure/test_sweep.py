@@ -203,7 +203,7 @@ def test_items_that_fit_a_budget() -> None:
 def tiny_llm(tiny_model: TinyModel) -> Any:
     from ggufloop.engine import LoopedLlama
 
-    llm = LoopedLlama(tiny_model("llama"), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    llm = LoopedLlama(tiny_model("llama"), n_ctx=512, n_seq=2, n_threads=1, n_threads_batch=1, verbose=False)
     yield llm
     llm.close()
 
