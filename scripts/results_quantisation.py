@@ -15,6 +15,7 @@ from pathlib import Path
 from ggufloop.figures import study as study_plots
 from ggufloop.figures import style
 from ggufloop.measure.stats import Estimate
+from ggufloop.measure.verdict import HELPS, HURTS
 from ggufloop.study import analysis, file, report
 from ggufloop.study.file import PLAIN, Study
 
@@ -75,7 +76,7 @@ def changes(s: Study, types: list[str]) -> str:
         cells = []
         for loop, _ in loops:
             text = interval(said[loop].change, "+.4f")
-            cells.append(f"**{text}**" if said[loop].word != analysis.SAME else text)
+            cells.append(f"**{text}**" if said[loop].word in (HELPS, HURTS) else text)
         rows.append([t, *cells])
     return table(["NLL change", *(name for _, name in loops)], rows)
 

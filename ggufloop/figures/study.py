@@ -178,7 +178,14 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
         pass
     else:
         ends = [line.snr[0], line.snr[1]]
-        axes.plot(ends, [line.at(x) for x in ends], color=INK, linewidth=1, linestyle="--", label="fit, plain")
+        axes.plot(
+            ends,
+            [line.at(x) + analysis.floor(study) for x in ends],
+            color=INK,
+            linewidth=1,
+            linestyle="--",
+            label="fit, plain",
+        )
         said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, R2 {line.r2:.3f}, n = {line.n} files"
     for t in study.types[1:]:
         if study.file(t).snr >= analysis.MOST_SNR and (t, PLAIN) in study.cells and len(study.cell(t).chunks) > 1:

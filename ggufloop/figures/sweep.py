@@ -2,8 +2,8 @@
 
     plots.save(heat_map(outcome, loops, "SmolLM2"), path)
 
-A cell is the mean gain on the items of the selection half that the loop was scored on, which are fewer for loops that
-were dropped early; the largest of many is too good to be quoted. Finalists are framed. Needs the `lab` extra.
+A cell is the mean gain on the items that the loop was scored on, which are fewer for loops that were dropped or settled
+early; the largest of many is too good to be quoted. Loops scored on all items are framed. Needs the `lab` extra.
 """
 
 from __future__ import annotations
@@ -38,12 +38,10 @@ class _Panel:
 
 def heat_map(outcome: Outcome, loops: Sequence[LoopSpec], model: str) -> Figure:
     """One panel per K of each kind of loop (start x width), and one over window and K where K varies."""
-    gains = {s.name: s.gain.mean for s in outcome.decision.selection}
-    if not gains:  # a single loop is not selected from anything
-        gains = {c.name: c.gain.mean for c in outcome.decision.finalists}
+    gains = {c.name: c.gain.mean for c in outcome.decision.loops}
     panels = _panels(loops)
     scale = max(float(np.quantile(np.abs(list(gains.values())), 0.75)), _LEAST_SCALE)
-    finalists = {c.name for c in outcome.decision.finalists}
+    finalists = {c.name for c in outcome.decision.loops if c.whole}
     title = f"{model}: gain over plain in {outcome.measure.unit}, {outcome.measure.name} (blue is better)"
     with style():
         figure, axes = new_figure(len(panels), title, width=10.0)

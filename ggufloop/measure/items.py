@@ -14,15 +14,19 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import score
+from ggufloop.measure.verdict import ACCURACY, NATS
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
     from ggufloop.tasks.loading import Tasks
 
+_SEED = 1
 UNUSABLE = -1000.0
 """The score in nats per token of a chunk whose logits are not finite: an overflowing loop is ranked last, not fatal."""
 
@@ -37,6 +41,11 @@ class Measure(Protocol):
     least: int
     n: int
 
+    @property
+    def places(self) -> Sequence[tuple[int, int]] | None:
+        """(document, place in it) of each item; None where items are independent."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for scores of two runs to belong together."""
         ...
@@ -47,27 +56,42 @@ class Measure(Protocol):
 
 
 class TextMeasure:
-    """Chunks of a text by llama-perplexity's protocol, the second half of each scored."""
+    """Chunks of one text or several by llama-perplexity's protocol, the second half of each scored.
 
-    item, unit, least = "chunk", "nats per token", 8  # each is a mean over many tokens
+    Items are numbered in a random order, always the same: the first n of them are a sample of all, as the first n
+    chunks of a text are not, and of more items they are the first too.
+    """
 
-    def __init__(self, llm: TextModel, text: Text, n_ctx: int, limit: int | None = None) -> None:
-        """limit: only the first chunks. Raises UsageError and GgufloopError as `perplexity.count_chunks` does."""
-        self.name = text.name
+    item, unit, least = "chunk", NATS, 8  # each is a mean over many tokens
+
+    def __init__(self, llm: TextModel, text: Text | Sequence[Text], n_ctx: int, limit: int | None = None) -> None:
+        """limit: so many chunks. Raises UsageError and GgufloopError as `perplexity.count_chunks` does."""
+        texts = [text] if isinstance(text, Text) else list(text)
+        self.name = ",".join(t.name for t in texts)
         self.n_ctx = n_ctx
-        self._tokens = tokenize(llm, text.text)
-        self.n = min(count_chunks(self._tokens, n_ctx), limit or len(self._tokens))
+        self._tokens = [tokenize(llm, t.text) for t in texts]
+        chunks = [(d, i) for d, tokens in enumerate(self._tokens) for i in range(count_chunks(tokens, n_ctx))]
+        self._order = [chunks[i] for i in np.random.default_rng(_SEED).permutation(len(chunks))]
+        self.n = min(len(chunks), limit or len(chunks))
+
+    @property
+    def places(self) -> Sequence[tuple[int, int]]:
+        """Chunks of one text resemble their neighbours."""
+        return self._order[: self.n]
 
     def identity(self) -> dict[str, Any]:
-        """The text by its tokens, and how it is cut."""
-        ids = b"".join(t.to_bytes(4, "little") for t in self._tokens)
-        return {"text": self.name, "tokens_sha256": hashlib.sha256(ids).hexdigest(), "n_ctx": self.n_ctx}
+        """The texts by their tokens, and how they are cut and drawn."""
+        ids = b"".join(t.to_bytes(4, "little") for tokens in self._tokens for t in tokens)
+        return {"text": self.name, "tokens_sha256": hashlib.sha256(ids).hexdigest(), "n_ctx": self.n_ctx,
+                "drawn": _SEED}  # fmt: skip
 
     def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
         """Mean log-probability per scored token of each chunk, in nats."""
         found = []
         for i in items:
-            mean = float(score(llm, chunk_at(llm, self._tokens, self.n_ctx, i), halves(self.n_ctx)[0]).logprob.mean())
+            document, chunk = self._order[i]
+            ids = chunk_at(llm, self._tokens[document], self.n_ctx, chunk)
+            mean = float(score(llm, ids, halves(self.n_ctx)[0]).logprob.mean())
             found.append(mean if math.isfinite(mean) else UNUSABLE)
         return found
 
@@ -75,7 +99,8 @@ class TextMeasure:
 class TaskMeasure:
     """Questions of one of lm-eval's tasks or groups, right or wrong."""
 
-    item, unit, least = "question", "accuracy", 30
+    item, unit, least = "question", ACCURACY, 30
+    places = None
 
     def __init__(self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False) -> None:
         """tasks: what `load_tasks` gives for this name. limit: only the first questions of each task it holds."""

@@ -30,7 +30,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import stats
-from ggufloop.measure.divergence import KLStatistics, Packed, Record
+from ggufloop.measure.divergence import ChunkValues, KLStatistics, Packed, Record
 from ggufloop.measure.score import Engine, each_target
 from ggufloop.progress import Progress, Step, silent
 
@@ -228,12 +228,14 @@ class Divergence:
     over_tokens  mean NLL change in nats per token with its 95 % interval, tokens taken as independent.
     over_chunks  the same with chunks as the independent items, which allows for what the tokens of a text have in
                  common; None for a single chunk.
+    chunked      the KL block's means with errors over chunks, to be printed after it; None for a single chunk.
     """
 
     base: Figure
     over_tokens: stats.Estimate
     over_chunks: stats.Estimate | None
     kl: KLStatistics
+    chunked: ChunkValues | None
 
     @property
     def change(self) -> stats.Estimate:
@@ -330,6 +332,7 @@ def perplexity(
             stats.mean_interval(change.ravel()),
             stats.mean_interval(change.mean(axis=1)) if n_chunk > 1 else None,
             KLStatistics.of(record),
+            ChunkValues.of(record, n_chunk) if n_chunk > 1 else None,
         )
     return TextScore(llm.loop, n_ctx, n_chunk, nll.size, n_bytes, _figure(nll, n_bytes), against)
 

@@ -1,20 +1,26 @@
-"""Which of several loops helps, told by items that had no part in choosing it. Pure functions: no model in here.
+"""Which of several loops helps, and what can be said of each of the others. Pure functions: no model in here.
 
     steps = decide(["12:16 k=2", "12:16 k=3", ...], n_items=5000, seed=1)
     request = next(steps)
     while True:                                    # until StopIteration, whose value is the Decision
         request = steps.send({name: looped[name] - plain for name in request.names})  # on request.items
-    select_and_confirm(plain, {name: scores}, seed=1)      # the same, when every score is at hand already
+    judge_all(plain, {name: scores}, seed=1)       # the same, when every score is at hand already
 
-A score is higher for better: 0 or 1 for a question, mean log-probability per token for a chunk of text. Items must be
-independent of each other.
+A score is higher for better: 0 or 1 for a question, mean log-probability per token for a chunk of text. Items are
+independent of each other, or their documents are named.
 
-The items are split at random into halves. On the first, successive halving (Karnin, Koren and Somekh 2013; Jamieson and
-Talwalkar 2016): all loops are scored on a few items, the worse half is dropped, the others get twice as many, until
-`finalists` are left. Only these are scored on the second half, and tested there: paired bootstrap, Holm's correction
-over the finalists. The loops dropped before need no correction, because the items that dropped them do not vote again:
-whatever the first half did, each finalist's difference on the second is unbiased. A single loop is not selected from
-anything, so all items confirm it.
+All loops are scored on a few items in random order, then on more. A loop is settled, and costs no more, once its gain
+is known to be below `worth`. Racing drops the worse half as well (successive halving, Karnin, Koren and Somekh 2013;
+Jamieson and Talwalkar 2016) until `finalists` are left for the last items.
+
+"helps" is said of a loop scored on all items, by a test on all of them, with Holm's correction over *all* loops asked
+about. Dropping a loop only takes away a chance to be found, so it costs no level, and no item is set aside for
+choosing: with 25 loops, 12,000 questions and 6 % flips a gain of a point stands at 4.5 standard errors against a bound
+of 3.1; half of the items and three finalists leave 3.2 against 2.4. What a sweep reports of its best loop is too good,
+as the best of many is; the intervals hold for all loops together, that one included.
+
+"no window helps" is said if every loop asked about is settled, and not where racing dropped one before it was. Limits
+that settle are at 5 % over the rounds at which they may be looked at.
 
 Same names, n_items, seed and scores, same requests and same decision: an interrupted sweep resumes by answering again
 from its file.
@@ -30,27 +36,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.stats import (
-    RESAMPLES,
-    Estimate,
-    PairedEstimate,
-    Values,
-    holm,
-    mean_interval,
-    n_for_power,
-    numbers,
-    paired_bootstrap,
-)
+from ggufloop.measure.stats import PairedEstimate, Values, holm, numbers
+from ggufloop.measure.verdict import EQUIVALENCE, HURTS, SAME, UNSURE, WORTHS, Verdict, judge
+from ggufloop.measure.verdict import HELPS as HELPS
 
 Items = NDArray[np.intp]
 
-HELPS, NONE_HELPS, NOT_ENOUGH = "helps", "no window helps", "not enough data"
-SELECT, CONFIRM = "select", "confirm"
+NONE_HELPS, NOT_ENOUGH = "no window helps", "not enough data"
+RACE = "race"
 
 FINALISTS = 3
-WORTH = 0.01  # one point of accuracy, or about 1 % of perplexity
-LEAST_ITEMS = 30  # a half with fewer says nothing about effects of a few per cent
-_FEW_CHANGES = 10  # an interval made of fewer items that changed is not to be trusted
+WORTH = WORTHS["accuracy"]
+LEAST_ITEMS = 30  # fewer say nothing about effects of a few per cent
+_LAST_CUT = 0.4  # share of the items at which racing drops loops for the last time
 
 
 @dataclass(frozen=True)
@@ -63,48 +61,100 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Selected:
-    """How a loop fared in the selection. gain: on those items; of the best one it is too good to be quoted."""
+class Judged:
+    """A loop and what is said of it on the items it was scored on.
+
+    verdict  its word; verdict.gain: the interval holds for all loops together
+    p        of no effect, corrected by Holm over all loops; for a loop that was dropped, over the rounds too
+    settled  whether a gain of `worth` is ruled out
+    whole    whether it was scored on all items
+    """
 
     name: str
-    gain: Estimate
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """A finalist on the held-out items. gain: its interval holds for all finalists together; p: corrected by Holm."""
-
-    name: str
-    gain: PairedEstimate
+    verdict: Verdict
     p: float
+    settled: bool
+    whole: bool
+
+    @property
+    def gain(self) -> PairedEstimate:
+        """Mean gain over plain with its interval."""
+        return self.verdict.gain
 
 
 @dataclass(frozen=True)
 class Decision:
     """The verdict and everything behind it.
 
-    verdict     HELPS: `winner` is better than plain. NONE_HELPS: no finalist was shown to be, and if one is, then by
-                less than `worth`. NOT_ENOUGH: the held-out items cannot tell
-    winner      of the finalists that help the one the selection ranked first; None if none does
-    finalists   in the order of the selection, tested on n_confirm items
-    selection   every loop, best first
-    n_needed    items in all that would find a gain of `worth` with 80 % power
+    verdict     HELPS: `winner` is better than plain. NONE_HELPS: no loop gains `worth` or more. NOT_ENOUGH: the items
+                cannot tell
+    winner      of the loops that help the one that gains most; None if none does
+    loops       all that were asked about: scored on more items first, then by gain
+    n_needed    items at which a gain of `worth` would be found in each loop, or ruled out, with 80 % power
     scored      loops times items scored, the plain runs not among them
     """
 
     verdict: str
     winner: str | None
-    finalists: tuple[Confirmed, ...]
-    selection: tuple[Selected, ...]
-    n_select: int
-    n_confirm: int
+    loops: tuple[Judged, ...]
+    n: int
     n_needed: int
     scored: int
     seed: int
     level: float
     worth: float
 
+    @property
+    def unsettled(self) -> tuple[Judged, ...]:
+        """Loops that may gain `worth` and were not shown to help."""
+        return tuple(c for c in self.loops if not c.settled and c.verdict.word != HELPS)
 
+    def sentence(self, item: str = "item") -> str:
+        """The verdict in words, with the numbers behind it."""
+        harm = sum(c.verdict.word == HURTS for c in self.loops)
+        tail = f" Worse than plain: {harm} of {len(self.loops)}." if harm else ""
+        if self.winner is not None:
+            best = next(c for c in self.loops if c.name == self.winner)
+            return (
+                f"{best.name} {best.verdict.phrase()}: {best.gain.show('+.5f')} {item}s, p = {best.p:.3g} after Holm's "
+                f"correction over {len(self.loops)} loops."
+            )
+        if self.verdict == NONE_HELPS:
+            most = max(c.verdict.near.high for c in self.loops)
+            return (
+                f"no window helps: each of {len(self.loops)} loops gains {most:+.5f} at most, less than the "
+                f"{self.worth:g} that would matter.{tail}"
+            )
+        if self.n < LEAST_ITEMS:
+            return f"not enough data to tell ({self.n} {item}s are under {LEAST_ITEMS}).{tail}"
+        dropped = sum(not c.whole for c in self.unsettled)
+        raced = f", {dropped} of them dropped by the race before that was known" if dropped else ""
+        return (
+            f"not enough data to tell: {len(self.unsettled)} of {len(self.loops)} loops may gain {self.worth:g} or "
+            f"more{raced}; about {self.n_needed} {item}s for each would find such a gain with 80 % power.{tail}"
+        )
+
+    # What the table of the command calls them, from when half of the items chose the finalists.
+
+    @property
+    def finalists(self) -> tuple[Judged, ...]:
+        """All loops."""
+        return self.loops
+
+    @property
+    def selection(self) -> tuple[Judged, ...]:
+        """None: no item only chooses."""
+        return ()
+
+    n_select = 0
+
+    @property
+    def n_confirm(self) -> int:
+        """All items."""
+        return self.n
+
+
+Places = Sequence[tuple[int, int]]
 Answer = Mapping[str, ArrayLike]
 
 
@@ -118,63 +168,85 @@ def decide(
     least: int = LEAST_ITEMS,
     worth: float = WORTH,
     level: float = 0.05,
-    resamples: int = RESAMPLES,
+    places: Places | None = None,
 ) -> Generator[Request, Answer, Decision]:
     """Ask for scores, return the Decision.
 
     Yields Requests; send back {name: looped - plain on request.items} for request.names. worth: the smallest gain that
-    would matter; "no window helps" is said only if the finalists' intervals stay below it and, where hardly an item
-    changed, by the rule of three (Hanley and Lippman-Hand 1983) as well: 3 / n < worth, for scores of 0 or 1.
-    racing=False scores all loops on the whole selection half; racing begins with `least` items at least. level: a
-    false "helps" is at most this likely.
+    would matter. racing=False scores all loops on all items; racing begins with `least` items at least. level: a false
+    "helps" of any loop is at most this likely, and so is a false "hurts". places: (document, place in it) of each item,
+    where items are not independent.
 
     Raises UsageError, when first advanced, for no names, a name twice, fewer than 4 items, fewer than 1 finalist or a
     worth not above 0; and on an answer that does not fit its request.
     """
-    left = _checked(names, n_items, finalists, worth, level)
+    asked = left = _checked(names, n_items, finalists, worth, level)
     order = np.random.default_rng(seed).permutation(n_items)
-    n_select = n_items // 2 if len(left) > 1 else 0
-    held_out = np.sort(order[n_select:])
-    seen: dict[str, Values] = {name: np.empty(0) for name in left}
-    dropped: list[str] = []
-    done = 0
-    for total, keep in _rounds(len(left), n_select, finalists, racing, least):
-        answer = yield (request := Request(SELECT, tuple(left), np.sort(order[done:total])))
-        for name, diff in _differences(answer, request).items():
-            seen[name] = np.concatenate([seen[name], diff])
-        ranked = sorted(left, key=lambda name: -seen[name].mean())  # equal ones stay in the order given
-        left, dropped, done = ranked[:keep], ranked[keep:] + dropped, total
-    scored = sum(map(len, seen.values())) + len(left) * len(held_out)
-    selection = tuple(Selected(name, mean_interval(seen[name])) for name in [*left, *dropped] if n_select)
+    rounds = _rounds(len(asked), n_items, finalists, racing, least)
+    seen = {name: np.empty(0) for name in asked}
 
-    answer = yield (request := Request(CONFIRM, tuple(left), held_out))
-    diffs = list(_differences(answer, request).values())
-    share = level / len(left)
-    gains = [paired_bootstrap(diff, seed=seed, level=1 - share, resamples=resamples) for diff in diffs]
-    confirmed = tuple(map(Confirmed, left, gains, map(float, holm([gain.p for gain in gains]))))
-    enough = len(held_out) >= LEAST_ITEMS
-    winner = next((c.name for c in confirmed if c.p <= level and c.gain.mean > 0), None) if enough else None
-    rare = min(map(np.count_nonzero, diffs)) < _FEW_CHANGES
-    needed = max(n_for_power(worth, gain.sd, level=share) for gain in gains)
-    if rare:
-        needed = max(needed, math.ceil(3 / worth) + 1)
-    excluded = all(gain.high < worth for gain in gains) and not (rare and 3 / len(held_out) >= worth)
+    def judged(name: str) -> Verdict:
+        """On the items so far, put back into the order of their texts."""
+        items, documents = order[: len(seen[name])], None
+        where = np.argsort(items)
+        if places is not None:
+            where = np.array(sorted(where.tolist(), key=lambda i: places[int(items[i])]))
+            documents = [places[int(items[i])][0] for i in where]
+        return judge(seen[name][where], worth, documents=documents, level=level / len(asked),
+                     equivalence=EQUIVALENCE / len(rounds))  # fmt: skip
+
+    done = 0
+    found: dict[str, Verdict] = {}
+    for total, keep in rounds:
+        items = order[done:total]
+        where = np.argsort(items)
+        answer = yield (request := Request(RACE, tuple(left), items[where]))
+        for name, diff in _differences(answer, request).items():
+            part = np.empty(len(diff))
+            part[where] = diff
+            seen[name] = np.concatenate([seen[name], part])
+            found[name] = judged(name)
+        open_ = [name for name in left if not found[name].near.high < worth]
+        left = sorted(open_, key=lambda name: -found[name].gain.mean)[:keep]  # equal ones stay in the order given
+        done = total
+        if not left:
+            break
+
+    enough = n_items >= LEAST_ITEMS
+    whole = {name: len(seen[name]) == n_items for name in asked}
+    # A loop is dropped for being low, so what says that it is low pays for each round, and nothing says it is high.
+    raw = [found[name].gain.p * (1 if found[name].gain.mean > 0 else len(rounds)) for name in asked]
+    each = holm([min(1.0, p) if whole[n] or found[n].gain.mean < 0 else 1.0 for n, p in zip(asked, raw, strict=True)])
+    loops = [
+        _loop(name, found[name], float(p), level, whole[name], enough) for name, p in zip(asked, each, strict=True)
+    ]
+    loops.sort(key=lambda c: (-len(seen[c.name]), -c.gain.mean))
+    helping = [c for c in loops if c.verdict.word == HELPS]
+    winner = max(helping, key=lambda c: c.gain.mean).name if helping else None
     return Decision(
-        verdict=HELPS if winner else NONE_HELPS if enough and excluded else NOT_ENOUGH,
+        verdict=HELPS if winner else NONE_HELPS if enough and all(c.settled for c in loops) else NOT_ENOUGH,
         winner=winner,
-        finalists=confirmed,
-        selection=selection,
-        n_select=n_select,
-        n_confirm=len(held_out),
-        n_needed=max(needed, LEAST_ITEMS) * (2 if n_select else 1),
-        scored=scored,
+        loops=tuple(loops),
+        n=n_items,
+        n_needed=max(LEAST_ITEMS, *(c.verdict.needed for c in loops)),
+        scored=sum(map(len, seen.values())),
         seed=seed,
         level=level,
         worth=worth,
     )
 
 
-def select_and_confirm(
+def _loop(name: str, v: Verdict, p: float, level: float, whole: bool, enough: bool) -> Judged:
+    """The word of one loop by its corrected p."""
+    word = UNSURE
+    if enough and p <= level:
+        word = HELPS if v.gain.mean > 0 else HURTS
+    elif enough and v.small:
+        word = SAME
+    return Judged(name, Verdict(word, v.gain, v.near, v.worth, v.needed), p, v.near.high < v.worth, whole)
+
+
+def judge_all(
     plain: ArrayLike,
     looped: Mapping[str, ArrayLike],
     seed: int = 0,
@@ -183,7 +255,7 @@ def select_and_confirm(
     racing: bool = False,
     worth: float = WORTH,
     level: float = 0.05,
-    resamples: int = RESAMPLES,
+    places: Places | None = None,
 ) -> Decision:
     """`decide` over scores that are all known: plain (n items), and of each loop on the same items in the same order.
 
@@ -196,9 +268,8 @@ def select_and_confirm(
         if len(mine) != len(base):
             raise UsageError(f"{name} has {len(mine)} scores, plain {len(base)}.", "score both on the same items.")
         gains[name] = mine - base
-    steps = decide(
-        gains, len(base), seed, finalists=finalists, racing=racing, worth=worth, level=level, resamples=resamples
-    )
+    steps = decide(gains, len(base), seed, finalists=finalists, racing=racing, worth=worth, level=level,
+                   places=places)  # fmt: skip
     try:
         request = next(steps)
         while True:
@@ -211,26 +282,26 @@ def select_and_confirm(
 def planned_cost(
     n_names: int, n_items: int, finalists: int = FINALISTS, racing: bool = True, least: int = LEAST_ITEMS
 ) -> int:
-    """Loops times items that `decide` will ask for in all, known beforehand: for a budget or a progress bar."""
-    n_select = n_items // 2 if n_names > 1 else 0
+    """Loops times items that `decide` will ask for at most, known beforehand: for a budget or a progress bar."""
     cost, left, done = 0, n_names, 0
-    for total, keep in _rounds(n_names, n_select, finalists, racing, least):
+    for total, keep in _rounds(n_names, n_items, finalists, racing, least):
         cost, left, done = cost + left * (total - done), keep, total
-    return cost + left * (n_items - n_select)
+    return cost
 
 
-def _rounds(n_names: int, n_select: int, finalists: int, racing: bool, least: int) -> Sequence[tuple[int, int]]:
-    """(items seen after the round, loops kept after it), the items doubling up to n_select."""
-    if not n_select:
-        return []
-    keep = [max(min(finalists, n_names), math.ceil(n_names / 2))]
+def _rounds(n_names: int, n_items: int, finalists: int, racing: bool, least: int) -> Sequence[tuple[int, int]]:
+    """(items seen after the round, loops kept after it at most): the items double up to `_LAST_CUT`, then all."""
+    last = (n_items, n_names)
+    if not racing or n_names <= finalists:
+        return [last]
+    keep = [max(finalists, n_names // 2)]
     while keep[-1] > finalists:
-        keep.append(max(finalists, math.ceil(keep[-1] / 2)))
-    if not racing:
-        return [(n_select, keep[-1])]
-    sizes = [max(n_select >> (len(keep) - 1 - i), min(least, n_select)) for i in range(len(keep))]
+        keep.append(max(finalists, keep[-1] // 2))
+    sizes = [max(int(_LAST_CUT * n_items) >> (len(keep) - 1 - i), min(least, n_items)) for i in range(len(keep))]
     # Rounds without new items (few items, many loops) are one round: it decides as they would one after the other.
-    return [(size, k) for i, (size, k) in enumerate(zip(sizes, keep, strict=True)) if size not in sizes[i + 1 :]]
+    found = [(size, k) for i, (size, k) in enumerate(zip(sizes, keep, strict=True))
+             if size not in sizes[i + 1 :] and size < n_items]  # fmt: skip
+    return [*found, last]
 
 
 def _differences(answer: Answer, request: Request) -> dict[str, Values]:

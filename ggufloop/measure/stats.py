@@ -2,6 +2,7 @@
 
     paired_bootstrap(looped, plain, seed=1)      # mean difference on the same items, interval and p
     wilson(k=171, n=282)                         # an accuracy
+    flips_interval(gained=32, lost=2, n=1200)    # the difference of two accuracies on the same questions
     ratio_interval(looped_seconds, plain_seconds)
     holm([p1, p2, p3])                           # p-values of several tests, corrected
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -63,6 +65,10 @@ class PairedEstimate(Estimate):
 
     p: float = 1.0
     sd: float = 0.0
+
+    def __neg__(self) -> PairedEstimate:
+        """Of b - a instead of a - b."""
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
 
 class Perplexity(NamedTuple):
@@ -159,6 +165,28 @@ def mcnemar_exact(b: int, c: int) -> float:
     i = np.arange(1, k + 1)
     logs = np.concatenate([[0.0], np.cumsum(np.log((n - i + 1) / i))])  # log of n over 0..k
     return min(1.0, 2 * math.exp(logs[-1] - n * math.log(2)) * float(np.exp(logs - logs[-1]).sum()))
+
+
+def flips_interval(gained: int, lost: int, n: int, level: float = 0.95) -> PairedEstimate:
+    """Difference of two accuracies on the same n items, of which `gained` turned right and `lost` wrong; p: McNemar's.
+
+    The exact limits of the two counts, each taken as Poisson (Garwood 1936), which is a little wider than the
+    multinomial, are joined as MOVER joins limits (Zou and Donner 2008, Statistics in Medicine 27): d - lower is the
+    root of (gained - its lower limit)^2 + (upper limit of lost - lost)^2, and so upwards. It leaves out 0 where
+    McNemar's exact test says so, but for a few counts. Without a flip it is the rule of three, +- 3.7/n at 95 %, and
+    no point; Tango's score interval is then +- 3.8/(n + 3.8) and 2.7/(n + 2.7) at 90 %, too short for one in 20.
+
+    Raises UsageError for counts that are negative or more than n together.
+    """
+    _check_share(level, "level")
+    if min(gained, lost) < 0 or gained + lost > n or n < 1:
+        raise UsageError(f"{gained} and {lost} flips of {n} items are no counts.", "count the items that changed.")
+    (up_low, up_high), (down_low, down_high) = (_poisson_limits(int(k), (1 - level) / 2) for k in (gained, lost))
+    low = gained - lost - math.hypot(gained - up_low, down_high - lost)
+    high = gained - lost + math.hypot(up_high - gained, lost - down_low)
+    mean = (gained - lost) / n
+    sd = math.sqrt(max(0.0, (gained + lost) / n - mean * mean) * n / max(1, n - 1))
+    return PairedEstimate(mean, max(-1.0, low / n), min(1.0, high / n), n, level, p=mcnemar_exact(gained, lost), sd=sd)
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> Estimate:
@@ -261,6 +289,7 @@ def numbers(x: ArrayLike, what: str, least: int) -> Values:
     return out
 
 
+@lru_cache(maxsize=1 << 12)
 def t_quantile(q: float, df: int) -> float:
     """Quantile q of Student's t with df degrees of freedom.
 
@@ -305,6 +334,20 @@ def _within_angle(angle: float, df: int) -> float:
         term *= (k - 1) / k * cos * cos
         total += term
     return 2 / math.pi * (angle + sin * total) if odd else sin * total
+
+
+@lru_cache(maxsize=1 << 14)
+def _poisson_limits(k: int, tail: float) -> tuple[float, float]:
+    """Means at which as few as k events, and as many, have probability `tail`; (lower, upper), lower 0 for k = 0."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, k + 1)))])  # of the factorials
+    counts = np.arange(k + 1)
+
+    def at_most(most: int, mean: float) -> float:
+        return float(np.exp(counts[: most + 1] * math.log(mean) - mean - logs[: most + 1]).sum())
+
+    far = k + 12 * math.sqrt(k) + 30  # further than tail >= 1e-12 reaches
+    low = _bisect(lambda mean: 1 - at_most(k - 1, mean) < tail, 1e-12, k + 1e-12) if k else 0.0
+    return low, _bisect(lambda mean: at_most(k, mean) > tail, max(k, 1e-12), far)
 
 
 def _bisect(is_low: Callable[[float], bool], low: float, high: float) -> float:

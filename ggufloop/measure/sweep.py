@@ -6,13 +6,16 @@
 
 `selection.py` says what to score and decides; `items.py` scores; this module does it in slices, keeps every score in
 a `Journal` and never computes one twice: the plain run is shared by all loops, and a run that was stopped goes on.
+
+A decision is a look at the data, and the journal counts them: another seed, n or worth is another look, which the level
+pays for (`verdict.adjusted_level`). The same command again is the same look.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.items import Measure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
+from ggufloop.measure.verdict import LEVEL, adjusted_level
 from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
@@ -56,12 +60,26 @@ class Cost:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The decision on one measure, plain's mean score over all items, and the cost."""
+    """The decision on one measure, plain's mean score over all items, and the cost.
+
+    look, planned: which look at this journal's data the decision was, of how many that were planned.
+    """
 
     measure: Measure
     decision: Decision
     plain: float
     cost: Cost
+    look: int = 1
+    planned: int = 1
+
+    @property
+    def words(self) -> str:
+        """The verdict in words. A look that was not planned is marked."""
+        said = self.decision.sentence(self.measure.item)
+        if self.look == 1 == self.planned:
+            return said
+        mark = "" if self.look <= self.planned else ": not planned, so this is no confirmation"
+        return f"{said} Look {self.look} of {self.planned} at these data, at level {self.decision.level:.2g}{mark}."
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,17 @@ class _Planned:
     items: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """A line of the journal: a decision was made, and on what. Another one is another look at the data."""
+
+    look: str
+    n: int
+    seed: int
+    worth: float
+    loops: tuple[str, ...]
+
+
 def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
     """Raise ValueError for a record that a sweep of these measures has not written. Before a budget cuts them."""
     if "budget" in record:
@@ -91,6 +120,9 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
             raise ValueError(f"it plans {len(planned.items)} measures of {len(measures)}")
         if not all(1 <= n <= m.n for n, m in zip(planned.items, measures, strict=True)):
             raise ValueError("it plans more items than there are")
+        return
+    if "look" in record:
+        reading.build(_Look, record)
         return
     part = reading.build(_Slice, record)
     measure = next((m for m in measures if m.name == part.measure), None)
@@ -160,17 +192,22 @@ def sweep(
     finalists: int = FINALISTS,
     racing: bool = True,
     worth: float = WORTH,
-    level: float = 0.05,
+    level: float = LEVEL,
+    looks: int = 1,
     progress: Progress = silent,
 ) -> Outcome:
     """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
 
-    journal: with a header that names all this depends on. The loop in force is the old one afterwards.
+    journal: with a header that names all this depends on. looks: how many at growing n were planned, which share
+    `level`. The loop in force is the old one afterwards.
     Raises GgufloopError for fewer than 4 items, UsageError as `decide` does.
     """
     check_enough(measure)
     n_layer, n = llm.n_layer(), measure.n
     by_name = {str(loop): loop for loop in loops}
+    seen = [reading.build(_Look, record) for record in journal.records if record.get("look") == measure.name]
+    this = _Look(measure.name, n, seed, worth, tuple(by_name))
+    look = 1 + (seen.index(this) if this in seen else len(seen))
     costs = {name: loop.relative_cost(n_layer) for name, loop in by_name.items()}
     planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
     scores = CachedScores(llm, measure, journal, progress, 1 + planned)
@@ -178,7 +215,7 @@ def sweep(
     try:
         plain = scores.of(None, range(n), PLAIN)
         steps = decide(list(by_name), n, seed, finalists=finalists, racing=racing, least=measure.least, worth=worth,
-                       level=level)  # fmt: skip
+                       level=adjusted_level(level, look, looks), places=measure.places)  # fmt: skip
         try:
             request = next(steps)
             while True:
@@ -190,6 +227,8 @@ def sweep(
             decision: Decision = e.value
     finally:
         llm.set_loop(before)
+    if this not in seen:
+        journal.add(asdict(this))
     counts = scores.items_scored()
     return Outcome(
         measure,
@@ -201,7 +240,15 @@ def sweep(
             seconds=sum(scores.seconds.get(name, 0.0) for name in (PLAIN, *by_name)),
             plain_seconds=scores.seconds[PLAIN],
         ),
+        look,
+        looks,
     )
+
+
+def registered(measures: Sequence[Measure], worth: float, looks: int = 1) -> dict[str, Any]:
+    """For a journal's header, written before the first score: what will decide, and by what; anyone can read it."""
+    return {"primary": measures[0].name, "unit": measures[0].unit, "worth": worth, "level": LEVEL, "looks": looks,
+            "secondary": [m.name for m in measures[1:]]}  # fmt: skip
 
 
 def items_within(
@@ -213,7 +260,7 @@ def items_within(
     finalists: int = FINALISTS,
     racing: bool = True,
 ) -> int:
-    """The most items of `measure` that a sweep gets through in so many seconds; at least two halves of LEAST_ITEMS.
+    """The most items of `measure` that a sweep gets through in so many seconds; at least 2 x LEAST_ITEMS.
 
     per_item: seconds the plain model takes for one.
     """

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ggufloop.measure.selection import HELPS, LEAST_ITEMS, NONE_HELPS
 from ggufloop.measure.sweep import Outcome
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.progress import duration
@@ -58,22 +57,7 @@ def rows(outcome: Outcome, costs: Mapping[str, float]) -> list[list[Cell]]:
 
 def verdict(outcome: Outcome) -> str:
     """The decision in words, with the numbers behind it."""
-    d, m = outcome.decision, outcome.measure
-    if d.verdict == HELPS:
-        won = next(c for c in d.finalists if c.name == d.winner)
-        return f"{d.winner} helps: {won.gain.show('+.5f')} held-out {m.item}s, p = {won.p:.3g} after Holm's correction."
-    harm = [c for c in d.finalists if c.gain.high < 0]
-    tail = ""
-    if harm:
-        who = "all finalists do" if len(harm) == len(d.finalists) else f"{len(harm)} of {len(d.finalists)} finalists do"
-        tail = f" Worse than plain: {who}."
-    if d.verdict == NONE_HELPS:
-        most = max(c.gain.high for c in d.finalists)
-        return (f"no window helps: the best finalist gains {most:+.5f} at most, less than the {d.worth:g} that would "
-                f"matter.{tail}")  # fmt: skip
-    needed = f"about {d.n_needed} {m.item}s in all would find a gain of {d.worth:g} with 80 % power"
-    few = f" ({d.n_confirm} held-out {m.item}s are under {LEAST_ITEMS})" if d.n_confirm < LEAST_ITEMS else ""
-    return f"not enough data to tell{few}: {needed}.{tail}"
+    return outcome.words
 
 
 def _section(outcome: Outcome, costs: Mapping[str, float]) -> str:

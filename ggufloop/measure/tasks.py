@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.stats import Estimate, PairedEstimate, mcnemar_exact, n_for_power, paired_bootstrap, wilson
+from ggufloop.measure.endpoints import ChanceGuard, choice_log_probability, fit_temperature, guard
+from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
+from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
 from ggufloop.progress import Progress, silent
 from ggufloop.tasks.loading import Tasks, require
 
@@ -34,12 +36,14 @@ _RIGHT = ("acc", "exact_match")
 @dataclass(frozen=True)
 class Item:
     """What was measured on one question. right: 1 or 0. gold: log-probability of the right answer in nats, None where
-    the task does not score answers it offers."""
+    the task does not score answers it offers; answers, target: of all that it offers, and which is right."""
 
     task: str
     doc: int
     right: float
     gold: float | None
+    answers: tuple[float, ...] = ()
+    target: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,14 @@ class Comparison:
     """The plain model and a loop on the same n questions.
 
     plain, looped  accuracies with Wilson's interval
-    difference     of the accuracies, looped minus plain, paired bootstrap
+    difference     of the accuracies, looped minus plain (`stats.flips_interval`)
     gained, lost   questions that became right, and wrong
     p              McNemar's exact test of gained against lost
-    gold           change of the right answer's log-probability in nats, paired bootstrap; None if it is not scored
+    gold           change of the right answer's log-probability in nats, paired bootstrap; None if it is not scored. No
+                   evidence: it has the wrong sign as often as not
+    verdict        on accuracy, the primary measure
+    choice         on the choice log-probability (`endpoints.py`), secondary; None where a question offers no answers
+    guard          the plain model against chance; None likewise
     needed         questions at which a test would see the observed difference with 80 % power; None if it is 0
     """
 
@@ -79,6 +87,9 @@ class Comparison:
     p: float
     gold: PairedEstimate | None
     needed: int | None
+    verdict: Verdict
+    choice: Verdict | None
+    guard: ChanceGuard | None
 
     @property
     def flips_below(self) -> float:
@@ -148,11 +159,16 @@ def _item(sample: dict[str, Any], task: str) -> Item | None:
     target, answers = sample["target"], sample["filtered_resps"]
     scored = isinstance(target, int) and all(isinstance(a, (tuple, list)) and len(a) == 2 for a in answers)
     gold = float(answers[target][0]) if scored and 0 <= target < len(answers) else None
-    return Item(task, int(sample["doc_id"]), float(right), gold)
+    if gold is None:
+        return Item(task, int(sample["doc_id"]), float(right), None)
+    return Item(task, int(sample["doc_id"]), float(right), gold, tuple(float(a[0]) for a in answers), target)
 
 
-def compare(plain: Sequence[Item], looped: Sequence[Item]) -> Comparison:
-    """Compare two runs over the same questions. Raises UsageError if they are not, or are fewer than 2."""
+def compare(plain: Sequence[Item], looped: Sequence[Item], worth: float = WORTHS[ACCURACY]) -> Comparison:
+    """Compare two runs over the same questions. worth: the smallest difference of accuracy that would matter.
+
+    Raises UsageError if they are not over the same, or are fewer than 2.
+    """
     if [(i.task, i.doc) for i in plain] != [(i.task, i.doc) for i in looped]:
         raise UsageError("the two runs are not over the same questions.", "run both with the same tasks and limit.")
     n = len(plain)
@@ -163,7 +179,8 @@ def compare(plain: Sequence[Item], looped: Sequence[Item]) -> Comparison:
         )
     a, b = (np.array([item.right for item in run]) for run in (looped, plain))
     gained, lost = int(np.sum(a > b)), int(np.sum(a < b))
-    difference = paired_bootstrap(a, b, seed=SEED)
+    verdict = judge_flips(gained, lost, n, worth)
+    difference = verdict.gain
     golds = [(x.gold, y.gold) for x, y in zip(looped, plain, strict=True)]
     changes = [x - y for x, y in golds if x is not None and y is not None and math.isfinite(x - y)]
     gold = paired_bootstrap(changes, seed=SEED) if len(changes) == n else None
@@ -174,7 +191,31 @@ def compare(plain: Sequence[Item], looped: Sequence[Item]) -> Comparison:
         difference=difference,
         gained=gained,
         lost=lost,
-        p=mcnemar_exact(gained, lost),
+        p=difference.p,
         gold=gold,
         needed=n_for_power(difference.mean, difference.sd) if difference.mean else None,
+        verdict=verdict,
+        choice=_choice(plain, looped),
+        guard=_guard(plain),
     )
+
+
+def _scored(items: Sequence[Item]) -> bool:
+    return all(i.target is not None and all(map(math.isfinite, i.answers)) for i in items)
+
+
+def _choice(plain: Sequence[Item], looped: Sequence[Item]) -> Verdict | None:
+    """At the temperature that fits the plain run."""
+    if not _scored(plain) or not _scored(looped):
+        return None
+    gold = [i.target for i in plain if i.target is not None]
+    temperature = fit_temperature([i.answers for i in plain], gold)
+    a, b = (choice_log_probability([i.answers for i in run], gold, temperature) for run in (looped, plain))
+    return judge(a - b, WORTHS[CHOICE])
+
+
+def _guard(plain: Sequence[Item]) -> ChanceGuard | None:
+    if not _scored(plain):
+        return None
+    chosen = [int(np.argmax(i.answers)) for i in plain]
+    return guard([i.right for i in plain], chosen, [len(i.answers) for i in plain])

@@ -302,6 +302,8 @@ def _beyond(result: Level) -> list[str]:
     first = next(iter(tests.values()))
     least, most = (f(tests, key=lambda name: tests[name].rmse) for f in (min, max))
     what = f"the largest size at the largest budgets (n = {first.tested}, predicted from {first.fitted} smaller points)"
+    if at_edge := int(result.points.censored.sum()):
+        what = f"{what[:-1]}; {at_edge} points of one loss at the edge of the range test nothing)"
     failed = [name for name, test in tests.items() if test.failed]
     span = f"RMSE {tests[least].rmse:.2g} ({least}) to {tests[most].rmse:.2g} nat ({most})"
     copied = f"copying the nearest measured point misses by {first.copied:.2g}"
@@ -349,11 +351,14 @@ def _undetermined(result: Level) -> list[str]:
 
 
 def comparisons(results: Sequence[Level]) -> list[str]:
-    """Notes over levels, from the measured points alone: what size and bits are worth at the largest budget."""
+    """Notes over levels, from the measured points alone: what size and bits are worth at the largest budget.
+
+    Equal losses are one contour of a figure, no measurement that size is worth nothing, and censored ones none at all.
+    """
     out = []
     for result in results:
         sizes, loss, budget = _last(result.points)
-        rising = np.flatnonzero((loss[:-1] <= loss[-1]) & (sizes[:-1] <= sizes[-1] / 2))
+        rising = np.flatnonzero((loss[:-1] < loss[-1]) & (sizes[:-1] <= sizes[-1] / 2))
         if len(rising):
             i = int(rising[0])
             out.append(
@@ -362,7 +367,7 @@ def comparisons(results: Sequence[Level]) -> list[str]:
             )
     for worse, better in zip(results[1:], results[:-1], strict=True):
         bits = (float(better.points.bits[0]), float(worse.points.bits[0]))
-        shared = _shared(better.points, worse.points)
+        shared = _shared(*(p.where(~p.censored) for p in (better.points, worse.points)))
         if shared is None or not 0 < bits[0] - bits[1] <= 2:
             continue
         gain, n, d = shared

@@ -45,6 +45,7 @@ MOST_BITS, MOST_LOSS = 64.0, 1000.0
 """A weight has no more bits, and a loss in nats per token stays far below: a uniform guess among a million is 14."""
 LARGEST = 64 << 20
 """Bytes of a file of numbers."""
+_REPEATS = 3
 _COUNT = 1e4  # billions of parameters or tokens that nobody has: a column above is of single ones
 
 
@@ -86,6 +87,15 @@ class Points:
     def budgets(self) -> Values:
         """The different ln D, ascending."""
         return np.unique(self.d)
+
+    @property
+    def censored(self) -> NDArray[np.bool_]:
+        """Losses that are the edge of a figure's colour bar: the level's least or greatest, at three points or more.
+
+        What is measured does not repeat itself to the last digit there; what lies beyond the bar reads as its end.
+        """
+        edges = [v for v in (self.loss.min(), self.loss.max()) if np.count_nonzero(self.loss == v) >= _REPEATS]
+        return np.isin(self.loss, edges)
 
     def where(self, mask: NDArray[np.bool_]) -> Points:
         """Some of the points."""

@@ -146,7 +146,8 @@ def split(points: Points, sizes: int = 1, share: float = 0.3) -> tuple[Points, P
     """Points to fit and points to test on: neither of the largest sizes and budgets, and both of them.
 
     sizes: how many of the largest sizes are held out; share: of the budgets, the largest. Points with one of the two
-    are not used: they would make the test easier. Raises UsageError if either part is empty.
+    are not used: they would make the test easier. Censored points (`Points.censored`) test nothing and are not in the
+    second part, which may be empty. Raises UsageError for too few sizes or budgets.
     """
     all_sizes, budgets = points.sizes, points.budgets
     held = max(1, round(share * len(budgets)))
@@ -157,7 +158,7 @@ def split(points: Points, sizes: int = 1, share: float = 0.3) -> tuple[Points, P
             "measure more of them.",
         )
     large, late = points.n >= all_sizes[-sizes] - 1e-9, points.d >= budgets[-held] - 1e-9
-    return points.where(~large & ~late), points.where(large & late)
+    return points.where(~large & ~late), points.where(large & late & ~points.censored)
 
 
 def extrapolate(law: Law, levels: Sequence[Points], starts: int = STARTS, seed: int = 0) -> Extrapolation | None:

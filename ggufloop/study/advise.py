@@ -30,13 +30,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.measure import selection
-from ggufloop.measure.stats import RESAMPLES, Estimate, ratio_interval
+from ggufloop.measure.stats import Estimate, ratio_interval
 from ggufloop.study import analysis
 from ggufloop.study.bits_per_byte import Losses, rate
 from ggufloop.study.file import PLAIN, Cell, File, Study, check_comparable
@@ -326,7 +325,7 @@ def _amplification(study: Study, type_: str, loop: str, thresholds: Thresholds) 
 def _gain(
     study: Study, type_: str, loops: Sequence[str], thresholds: Thresholds
 ) -> tuple[Criterion, str, Estimate | None]:
-    """Whether a loop gains on chunks that had no part in choosing it; -> its name and gain in nats per token too."""
+    """Whether a loop gains, tested for all together; -> its name and gain in nats per token too."""
     level = 2 * (1 - NormalDist().cdf(thresholds.sigma))
     cells = study.paired((type_, PLAIN), *((type_, name) for name in loops))
     rule = f"> {thresholds.sigma:g} sigma"
@@ -334,16 +333,21 @@ def _gain(
         note = f"{len(cells[0].chunks)} chunks cannot be split into some to choose and some to judge"
         return Criterion("gain of looping, nats per token", None, rule, OPEN, note), loops[0], None
     scores = {name: -cell.values("nll") for name, cell in zip(loops, cells[1:], strict=True)}
-    resamples = math.ceil(10 / level)  # a bootstrap's p is never below 2 / resamples
-    more: dict[str, Any] = {"resamples": resamples} if resamples > RESAMPLES else {}
-    decision = selection.select_and_confirm(
-        -cells[0].values("nll"), scores, SEED, finalists=1, worth=thresholds.worth, level=level, **more
+    decision = selection.judge_all(
+        -cells[0].values("nll"),
+        scores,
+        SEED,
+        worth=thresholds.worth,
+        level=level,
+        places=[(0, c.index) for c in cells[0].chunks],
     )
-    best = decision.finalists[0]
+    best = max(decision.loops, key=lambda loop: loop.gain.mean)
     answer = {selection.HELPS: YES, selection.NONE_HELPS: NO, selection.NOT_ENOUGH: OPEN}[decision.verdict]
+    if answer == NO and best.gain.high >= thresholds.worth:
+        answer = OPEN  # not at so many sigma
     if answer == OPEN and best.gain.high <= 0:
         answer = NO  # few chunks are enough to see that it does harm
-    note = f"the best of {len(loops)} on the other {decision.n_select} chunks" if decision.n_select else ""
+    note = f"the best of {len(loops)}, its interval of all together" if len(loops) > 1 else ""
     if answer == NO and best.gain.high > 0:
         note = f"{note}; if it gains, then less than {thresholds.worth:g}".removeprefix("; ")
     if answer == OPEN and len(cells[0].chunks) < max(len(study.cell(type_, name).chunks) for name in loops):

@@ -29,12 +29,14 @@ from ggufloop.measure.stats import (
     ratio_of_means,
     wilson,
 )
+from ggufloop.measure.verdict import HELPS, HURTS, NATS, SAME, UNSURE, WORTHS, judge
 from ggufloop.study.file import PLAIN, Cell, File, Study
 
 if TYPE_CHECKING:
     from ggufloop.measure.tasks import Comparison
 
-HELPS, SAME, WORSE = "helps", "no difference shown", "worse"
+WORDS = (HELPS, HURTS, SAME, UNSURE)
+WORTH = WORTHS[NATS]
 SEED = 1234
 LEVEL = 0.05
 LEAST_KLD = 1e-4
@@ -46,12 +48,18 @@ for quantised weights do. Quantising to the type a file has already gives some 8
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """change: of the NLL by looping, nats per token; p: corrected by Holm over the loops of this file; word."""
+class LoopChange:
+    """change: of the NLL by looping, nats per token, the chunks neighbours of one text (`dependence.paired_mean`);
+    p: corrected by Holm over the loops of this file; word: of the four, against `WORTH`."""
 
     change: PairedEstimate
     p: float
     word: str
+
+    @property
+    def phrase(self) -> str:
+        """The word, with its x."""
+        return f"{SAME} {WORTH:g}" if self.word == SAME else self.word
 
 
 def change(study: Study, type_: str, loop: str) -> PairedEstimate:
@@ -93,28 +101,44 @@ def amplification(study: Study, type_: str, loop: str) -> Estimate | None:
     return ratio_of_means(looped.values("kl"), plain.values("kl"), seed=SEED)
 
 
-def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
-    """SNR of all weights, KLD and bits per weight of the plain files, for `ladder.fit_kld`; the same weights once, and
-    those of the reference not at all."""
+def _noisy(study: Study) -> list[str]:
+    """Plain files whose noise is that of their weights."""
     usable = [t for t in study.types[1:] if (t, PLAIN) in study.cells and study.same_weights(t) is None]
-    noisy = [t for t in usable if study.file(t).snr < MOST_SNR]
+    return [t for t in usable if study.file(t).snr < MOST_SNR]
+
+
+def floor(study: Study) -> float:
+    """KLD of a file with the reference's own weights: the rounding of activations, which every KLD has on top.
+
+    0 where there is no such file, or one of noisy weights has as little: it can be taken off none then.
+    """
+    same = [t for t in study.types[1:] if (t, PLAIN) in study.cells and study.file(t).snr >= MOST_SNR]
+    least = min((study.cell(t).mean("kl") for t in same), default=0.0)
+    return least if all(study.cell(t).mean("kl") > least for t in _noisy(study)) else 0.0
+
+
+def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
+    """SNR of all weights, KLD above `floor` and bits per weight of the plain files, for `noise.fit_kld`; the same
+    weights once, and those of the reference not at all."""
+    noisy, rest = _noisy(study), floor(study)
     return (
         [study.file(t).snr for t in noisy],
-        [study.cell(t).mean("kl") for t in noisy],
+        [study.cell(t).mean("kl") - rest for t in noisy],
         [study.file(t).bits_per_weight for t in noisy],
     )
 
 
-def verdicts(study: Study, type_: str) -> dict[str, Verdict]:
+def verdicts(study: Study, type_: str) -> dict[str, LoopChange]:
     """Of each loop this file was measured under on two chunks at least that the plain model has too."""
     loops = [loop for loop in study.loops if loop != PLAIN and _is_measured(study, type_, loop)]
-    changes = [change(study, type_, loop) for loop in loops]
-    if not changes:
-        return {}
+    judged = []
+    for loop in loops:
+        looped, plain = (cell.values("nll") for cell in study.paired((type_, loop), (type_, PLAIN)))
+        judged.append(judge(plain - looped, WORTH, documents=[0] * len(plain)))
     found = {}
-    for loop, estimate, p in zip(loops, changes, holm([c.p for c in changes]), strict=True):
-        word = SAME if p > LEVEL else HELPS if estimate.mean < 0 else WORSE
-        found[loop] = Verdict(estimate, float(p), word)
+    for loop, v, p in zip(loops, judged, holm([v.gain.p for v in judged]), strict=True):
+        word = v.word if p <= LEVEL else SAME if v.small else UNSURE
+        found[loop] = LoopChange(-v.gain, float(p), word)
     return found
 
 
@@ -163,7 +187,7 @@ class Row:
     answers: dict[str, Estimate]
     flips: dict[str, Comparison]
     speed: float
-    verdict: Verdict | None
+    verdict: LoopChange | None
 
 
 def rows(study: Study) -> list[Row]:
@@ -177,7 +201,7 @@ def rows(study: Study) -> list[Row]:
     return found
 
 
-def _row(study: Study, type_: str, loop: str, verdict: Verdict | None) -> Row:
+def _row(study: Study, type_: str, loop: str, verdict: LoopChange | None) -> Row:
     cell, is_reference = study.cell(type_, loop), type_ == study.types[0]
     plain_tasks = study.cell(type_).tasks if (type_, PLAIN) in study.cells else {}
     pairs = [task for task in cell.tasks if loop != PLAIN and task in plain_tasks]

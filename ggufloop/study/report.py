@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 from ggufloop.errors import UsageError
 from ggufloop.measure.stats import Estimate
+from ggufloop.measure.verdict import HELPS, HURTS
 from ggufloop.scaling import noise
 from ggufloop.study import analysis
 from ggufloop.study.analysis import Row, rows
@@ -64,7 +65,7 @@ def _shown(row: Row, tasks: list[str]) -> list[Cell]:
         100 * row.same_top,
         *answers,
         row.speed,
-        "" if verdict is None else verdict.word,
+        "" if verdict is None else verdict.phrase,
     ]
 
 
@@ -96,7 +97,7 @@ def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
         study.header.model, f.type, f.nbytes, f.bits_per_weight, f.snr, f.window_snr, row.loop, row.chunks, row.n,
         row.ppl, row.error, *_three(None if verdict is None else verdict.change),
         None if verdict is None else verdict.p, *_three(row.kld), *_three(row.amplification), row.same_top, *answers,
-        row.speed, None if verdict is None else verdict.word,
+        row.speed, None if verdict is None else verdict.phrase,
     ]  # fmt: skip
 
 
@@ -159,7 +160,8 @@ def _verdicts(found: list[Row]) -> list[str]:
     if not looped:
         return []
     words = [row.verdict.word for row in looped if row.verdict is not None]
-    counts = [f"{words.count(word)} {word}" for word in (analysis.HELPS, analysis.SAME, analysis.WORSE)]
+    counts = [f"{words.count(word)} {word}" for word in analysis.WORDS]
+    counts[2] += f" {analysis.WORTH:g}"
     out = [f"looping, {len(looped)} cells, corrected by Holm over the loops of each file: {', '.join(counts)}."]
     ratios = [row.amplification for row in looped if row.amplification is not None]
     if ratios:
@@ -176,8 +178,10 @@ def _line(study: Study) -> list[str]:
     except UsageError as e:
         return [f"no line through KLD over SNR: {e.message}"]
     u, eta = (f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (line.u, line.eta))
+    floor = analysis.floor(study)
+    above = f"(KLD - {floor:.4f}, the kernels' rounding)" if floor else "KLD"
     said = (
-        f"ln KLD = u + eta ln r with r = 10^(-SNR/10) of all weights, {line.n} plain files: u = {u}, eta = {eta}, "
+        f"ln {above} = u + eta ln r with r = 10^(-SNR/10) of all weights, {line.n} plain files: u = {u}, eta = {eta}, "
         f"R2 {line.r2:.3f}"
     )
     try:
@@ -203,7 +207,7 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--faint); text-alig
          font-variant-numeric: tabular-nums; }
 th { position: sticky; top: 0; background: var(--soft); } th.word, td.word { text-align: left; }
 tr.first td { border-top: 2px solid var(--faint); } tr:hover td { background: var(--soft); }
-.helps { color: var(--good); font-weight: 600; } .worse { color: var(--bad); }
+.helps { color: var(--good); font-weight: 600; } .hurts { color: var(--bad); }
 svg { max-width: 100%; height: auto; color: var(--ink); } code, pre { background: var(--soft); padding: .1rem .3rem; }
 pre { padding: .8rem; overflow-x: auto; }
 dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; }
@@ -262,11 +266,7 @@ def _html_table(table: Table) -> str:
             if i < 4 and row[0] == before:  # of the file, said once
                 value = ""
             text = "" if value is None else format(value, column.form) if isinstance(value, float) else str(value)
-            kind = (
-                f' class="word {value}"'
-                if column.name == "verdict" and value in (analysis.HELPS, analysis.WORSE)
-                else ""
-            )
+            kind = f' class="word {value}"' if column.name == "verdict" and value in (HELPS, HURTS) else ""
             cells.append(f"<td{kind or _class(i in words)}>{_e(text)}</td>")
         lines.append(f"<tr{' class=first' if row[0] != before else ''}>{''.join(cells)}</tr>")
         before = row[0]

@@ -22,9 +22,9 @@ from ggufloop.measure.corpus import Text, local
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
-from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, planned_cost, select_and_confirm
-from ggufloop.measure.sweep import PLAIN, Outcome, items_within, sweep
-from ggufloop.measure.sweep_report import record, rows, verdict
+from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
+from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
+from ggufloop.measure.sweep_report import record
 from ggufloop.measure.sweep_run import SweepPlan, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 
@@ -49,6 +49,7 @@ class FakeMeasure:
     """Scores that follow from loop and item, and a note of everything that was asked for."""
 
     name, item, unit, least = "fake", "chunk", "nats per token", 8
+    places = None
 
     def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
         self.n = n
@@ -83,7 +84,7 @@ def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
     outcome = run(measure, tmp_path / "j", seed=3)
     plain = [measure.value(PLAIN, i) for i in range(240)]
     looped = {str(w): [measure.value(str(w), i) for i in range(240)] for w in WINDOWS}
-    known = select_and_confirm(plain, looped, seed=3, racing=False)
+    known = judge_all(plain, looped, seed=3, racing=False)
     assert outcome.decision.winner == known.winner == best
     assert outcome.decision.verdict == HELPS
     assert outcome.plain == pytest.approx(np.mean(plain))
@@ -91,21 +92,21 @@ def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
     assert unraced.decision == known
 
 
-@pytest.mark.parametrize(("racing", "most"), [(False, 20.0), (True, 10.0)])
+@pytest.mark.parametrize(("racing", "most"), [(False, 35.0), (True, 10.0)])
 def test_nothing_is_scored_twice_and_the_cost_is_bounded(tmp_path: Path, racing: bool, most: float) -> None:
-    """25 windows cost at most 20 plain runs, under 10 raced; each by itself, with its plain run, over 50."""
+    """25 windows cost at most 35 plain runs, under 10 raced; each by itself, with its plain run, over 50."""
     measure = FakeMeasure(400)
     outcome = run(measure, tmp_path / "j", racing=racing)
     assert len(set(measure.asked)) == len(measure.asked)
     assert sum(name == PLAIN for name, _ in measure.asked) == 400
-    assert len(measure.asked) - 400 == planned_cost(25, 400, racing=racing, least=8)
+    assert len(measure.asked) - 400 <= planned_cost(25, 400, racing=racing, least=8)
     costs = {PLAIN: 1.0} | {str(w): w.relative_cost(LAYERS) for w in WINDOWS}
     assert outcome.cost.spent == pytest.approx(sum(costs[name] for name, _ in measure.asked) / 400)
     assert outcome.cost.spent <= most
     assert outcome.cost.alone > 50
 
 
-@pytest.mark.parametrize("stop", [0, 5, 130, 300, 700])
+@pytest.mark.parametrize("stop", [0, 5, 130, 300, 500])
 def test_a_stopped_sweep_goes_on(tmp_path: Path, stop: int) -> None:
     whole = run(FakeMeasure(120), tmp_path / "whole").decision
     stopped = FakeMeasure(120, stop_after=stop)
@@ -125,7 +126,7 @@ def test_progress_ends_where_it_was_planned(tmp_path: Path) -> None:
     outcome = run(FakeMeasure(100), tmp_path / "j", loops, progress=seen.append)
     assert seen[0].done == 0
     assert [p.done for p in seen] == sorted(p.done for p in seen)
-    assert seen[-1].total == pytest.approx(outcome.cost.spent)
+    assert outcome.cost.spent <= seen[-1].total + 1e-9
     assert seen[-1].done < seen[-1].total
 
 
@@ -141,18 +142,38 @@ def test_the_loop_in_force_comes_back(tmp_path: Path) -> None:
     ("gains", "n", "what"),
     [
         ({str(WINDOWS[3]): 0.05}, 120, "helps: +0.0"),
-        ({str(w): -0.1 for w in WINDOWS}, 120, "no window helps: the best finalist gains -0.0"),
-        ({str(w): -0.1 for w in WINDOWS}, 120, "Worse than plain: all finalists do."),
-        ({}, 40, "not enough data to tell (20 held-out chunks are under 30): about"),
+        ({str(w): -0.1 for w in WINDOWS}, 120, "no window helps: each of 25 loops gains -0.0"),
+        ({str(w): -0.1 for w in WINDOWS}, 120, "Worse than plain: 25 of 25."),
+        ({}, 20, "not enough data to tell (20 chunks are under 30)."),
     ],
 )
 def test_verdicts_in_words(tmp_path: Path, gains: dict[str, float], n: int, what: str) -> None:
     outcome = run(FakeMeasure(n, gains), tmp_path / "j")
-    assert what in verdict(outcome)
+    assert what in outcome.words
     assert outcome.decision.verdict in (HELPS, NONE_HELPS, NOT_ENOUGH)
-    table = rows(outcome, dict.fromkeys(map(str, WINDOWS), 1.0))
-    assert len(table) == len(WINDOWS)
-    assert [row[7] is not None for row in table] == [True] * 3 + [False] * 22
+    assert len(outcome.decision.loops) == len(WINDOWS)
+
+
+def test_looks_are_counted(tmp_path: Path) -> None:
+    """Ten seeds, or five growing n, are so many looks; the same command again is the same one."""
+    loops = WINDOWS[:3]
+    first = run(FakeMeasure(120), tmp_path / "j", loops, seed=1)
+    again = run(FakeMeasure(120), tmp_path / "j", loops, seed=1)
+    other = run(FakeMeasure(120), tmp_path / "j", loops, seed=2)
+    assert [o.look for o in (first, again, other)] == [1, 1, 2]
+    assert [o.decision.level for o in (first, again, other)] == pytest.approx([0.05, 0.05, 0.025])
+    assert again.words == first.words
+    assert other.words.endswith("Look 2 of 1 at these data, at level 0.025: not planned, so this is no confirmation.")
+    planned = [run(FakeMeasure(n), tmp_path / "k", loops, looks=2) for n in (60, 120)]
+    assert [o.decision.level for o in planned] == pytest.approx([0.00557, 0.04443], abs=1e-5)
+    assert planned[1].words.endswith("Look 2 of 2 at these data, at level 0.044.")
+
+
+def test_what_decides_is_registered() -> None:
+    measure = FakeMeasure(9)
+    said = registered([measure, measure], 0.01, 2)  # type: ignore[list-item]
+    assert said == {"primary": "fake", "unit": "nats per token", "worth": 0.01, "level": 0.05, "looks": 2,
+                    "secondary": ["fake"]}  # fmt: skip
 
 
 def test_too_few_items(tmp_path: Path) -> None:
@@ -189,20 +210,32 @@ def tiny_llm(tiny_model: TinyModel) -> Any:
 
 def test_chunks_are_those_of_perplexity(tiny_llm: Any) -> None:
     text = Text("t", "The quick brown fox jumps over the lazy dog. " * 20)
-    measure = TextMeasure(tiny_llm, text, 64, limit=5)
-    loop = LoopSpec((2, 5), k=2)
+    measure = TextMeasure(tiny_llm, text, 64)
+    n, loop = measure.n, LoopSpec((2, 5), k=2)
     try:
         for spec in (None, loop):
             tiny_llm.set_loop(spec)
-            scores = measure.score(tiny_llm, range(5))
-            known = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, 5)
+            scores = measure.score(tiny_llm, range(n))
+            known = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, n)
             assert -np.mean(scores) == pytest.approx(known.model.nll, abs=1e-12)
             assert measure.score(tiny_llm, [3]) == [scores[3]]
+            first = next(i for i, (_, chunk) in enumerate(measure.places) if chunk == 0)
+            alone = perplexity(tiny_llm, tokenize(tiny_llm, text.text), 64, 1)
+            assert -scores[first] == pytest.approx(alone.model.nll, abs=1e-12)
     finally:
         tiny_llm.set_loop(None)
-    assert measure.n == 5
-    assert TextMeasure(tiny_llm, text, 64).identity() == measure.identity()
+    assert TextMeasure(tiny_llm, text, 64, limit=5).identity() == measure.identity()
     assert TextMeasure(tiny_llm, Text("t", text.text + "!"), 64).identity() != measure.identity()
+
+
+def test_chunks_are_drawn_from_all_texts(tiny_llm: Any) -> None:
+    """So many of them, in an order that more of them go on with; not the first of the first."""
+    texts = [Text(name, f"{name} says that the quick brown fox jumps. " * 40) for name in ("a", "b")]
+    few, all_ = TextMeasure(tiny_llm, texts, 64, limit=10), TextMeasure(tiny_llm, texts, 64)
+    assert (few.n, few.name) == (10, "a,b")
+    assert list(few.places) == list(all_.places)[:10] != sorted(all_.places)[:10]
+    assert sorted(all_.places) == [(d, i) for d in (0, 1) for i in range(all_.n // 2)]
+    assert {document for document, _ in few.places} == {0, 1}
 
 
 def test_logits_that_are_no_numbers_rank_last(monkeypatch: pytest.MonkeyPatch, tiny_llm: Any) -> None:
@@ -289,9 +322,9 @@ def test_the_command_goes_on_from_its_journal(
     assert journal.read_text(encoding="utf-8").splitlines() == lines
     data = json.loads(out)
     result = data["results"][0]
-    assert result["n_select"] + result["n_confirm"] == result["n"] == 70
+    assert result["n"] == 70
     assert result["verdict"] in (HELPS, NONE_HELPS, NOT_ENOUGH)
-    assert {s["name"] for s in result["selection"]} == set(data["loops"])
+    assert {loop["name"] for loop in result["loops"]} == set(data["loops"])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     code, out, err = command(capsys, *args[:-4], "-c", "64", *args[-2:])
     assert code == 1
@@ -430,7 +463,7 @@ def test_heat_map(tmp_path: Path) -> None:
     first = figure.axes[0]
     assert len(first.texts) == 6
     assert sum("\u2605" in text.get_text() for text in first.texts) == 1
-    gain = next(s.gain.mean for s in outcome.decision.selection if s.name == str(loops[0]))
+    gain = next(c.gain.mean for c in outcome.decision.loops if c.name == str(loops[0]))
     assert figure.axes[0].images[0].get_array()[0, 0] == pytest.approx(gain)
     single = run(FakeMeasure(60), tmp_path / "k", loops[:1])
     assert len(heat_map(single, loops[:1], "m").axes) == 2  # a cell and the colour bar
