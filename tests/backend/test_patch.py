@@ -174,6 +174,7 @@ MEND = """diff --git a/src/b.cpp b/src/b.cpp
 -int b() { return 0; }
 +int b() { return 1; }
 """
+LOG = MEND.replace("b.cpp", "c.cpp").replace("int b", "int c")
 MEND_FOR_LOOPS = MEND.replace("return 1", "return 2").replace("return 0", "return 1")
 PATCH = """diff --git a/src/a.cpp b/src/a.cpp
 --- a/src/a.cpp
@@ -187,7 +188,7 @@ PATCH = """diff --git a/src/a.cpp b/src/a.cpp
 
 
 class MiniTree:
-    """A llama.cpp of two files, and a patch for it, with the real hook."""
+    """A llama.cpp of three files, and patches for it, with the real hook."""
 
     def __init__(self, folder: Path) -> None:
         self.tree, self.patches = folder / "llama.cpp", folder / "patches"
@@ -197,10 +198,11 @@ class MiniTree:
         (self.tree / "src" / "CMakeLists.txt").write_text(SRC_CMAKELISTS)
         (self.tree / "src" / "a.cpp").write_text(A_CPP)
         (self.tree / "src" / "b.cpp").write_text("int b() { return 0; }\n")
+        (self.tree / "src" / "c.cpp").write_text("int c() { return 0; }\n")
         shutil.copy(backend.patches_dir() / "hook.cmake", self.patches)
         (self.patches / "llama-loop.h").write_text("#pragma once\n")
         (self.patches / "llama-loop.cpp").write_text(LOOP_CPP)
-        for name, patch in zip(PATCHES, (MEND, MEND_FOR_LOOPS, PATCH), strict=True):
+        for name, patch in zip(PATCHES, (MEND, LOG, MEND_FOR_LOOPS, PATCH), strict=True):
             (self.patches / name).write_text(patch)
         log = BuildLog(folder / "log")
         self.cmake = toolchain.cmake() or download.build_tool("cmake", log, lambda step: None)
