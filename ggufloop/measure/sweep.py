@@ -1,4 +1,4 @@
-"""Which of many loops helps a model: every loop against plain on the same items, told by items that chose nothing.
+"""Which of many loops helps a model: every loop against plain on the same items.
 
     with Journal.open(path, header, partial(check_record, measures)) as journal:
         outcome = sweep(llm, loops, TextMeasure(llm, text, n_ctx=512), journal)

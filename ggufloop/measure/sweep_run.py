@@ -30,6 +30,7 @@ from ggufloop.measure.journal import Journal
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.selection import FINALISTS, WORTH
 from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
+from ggufloop.measure.verdict import HURTS
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, silent
@@ -51,8 +52,8 @@ class SweepPlan:
     text           its chunks of `chunk` tokens, the first `chunks` of them; tasks: of lm-eval, one verdict for each
     limit          questions of each task; chat: asked in the model's chat template
     budget         as many items as fit into this time: 90s, 30m, 2h
-    racing         drop the worse loops early; finalists: loops tested on the held-out items
-    worth          the smallest gain that would matter; seed: of the random halves
+    racing         drop the worse loops early; finalists: loops it leaves for the last items
+    worth          the smallest gain that would matter; seed: of the random order of items
     offline        download no questions
 
     Raises UsageError if there is nothing to measure.
@@ -193,20 +194,21 @@ def _per_item(llm: LoopedLlama, measure: Measure) -> float:
 
 
 def save_winner(path: Path, loops: Iterable[LoopSpec], outcomes: Sequence[Outcome]) -> str:
-    """Write what the last measure with a winner confirmed into the user's models.toml, and say so.
+    """Write the loop that the last measure with a winner found to help into the user's models.toml, and say so.
 
-    Raises GgufloopError where another measure shows harm.
+    Raises GgufloopError where it hurts on another measure.
     """
     won = [o for o in outcomes if o.decision.winner is not None]
     if not won:
-        return "nothing was confirmed, so nothing is saved."
+        return "no loop was shown to help, so none is saved."
     outcome = won[-1]
     name = outcome.decision.winner
-    harmed = [o.measure.name for o in outcomes for c in o.decision.finalists if c.name == name and c.gain.high < 0]
+    harmed = [o.measure.name for o in outcomes for c in o.decision.loops if c.name == name and c.verdict.word == HURTS]
     if harmed:
-        raise GgufloopError(f"{name} helps on {outcome.measure.name} and harms on {harmed[0]}: it is not saved.",
+        raise GgufloopError(f"{name} helps on {outcome.measure.name} and hurts on {harmed[0]}: it is not saved.",
                             "choose with --tasks or --text alone.")  # fmt: skip
-    gain = next(c.gain for c in outcome.decision.finalists if c.name == name)
-    origin = f"sweep of {date.today()}: {gain.show('+.4f')} held-out {outcome.measure.item}s of {outcome.measure.name}"
+    best = next(c for c in outcome.decision.loops if c.name == name)
+    origin = (f"sweep of {date.today()}: {best.verdict.phrase()}, {best.gain.show('+.4f')} {outcome.measure.item}s of "
+              f"{outcome.measure.name}, the best of {len(outcome.decision.loops)}")  # fmt: skip
     where = save_loop(path, next(loop for loop in loops if str(loop) == name), origin)
     return f"saved {name} as --window auto of {path.name} in {where}."

@@ -18,14 +18,14 @@ from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
 from ggufloop.loop import LoopSpec
+from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
 from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
-from ggufloop.measure.sweep_report import record
-from ggufloop.measure.sweep_run import SweepPlan, run_sweep, save_winner, seconds
+from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 
 TinyModel = Callable[[str], Path]
@@ -52,7 +52,7 @@ class FakeMeasure:
     places = None
 
     def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
-        self.n = n
+        self.n = self.available = n
         self.gains = gains or {}
         self.asked: list[tuple[str, int]] = []
         self.stop_after = stop_after
@@ -152,6 +152,29 @@ def test_verdicts_in_words(tmp_path: Path, gains: dict[str, float], n: int, what
     assert what in outcome.words
     assert outcome.decision.verdict in (HELPS, NONE_HELPS, NOT_ENOUGH)
     assert len(outcome.decision.loops) == len(WINDOWS)
+
+
+def test_every_loop_has_its_word(tmp_path: Path) -> None:
+    """In the table and for programs, with the interval and p of all items it saw; no loop is left out."""
+    gains = {str(WINDOWS[3]): 0.05, str(WINDOWS[4]): -0.05}
+    outcome = run(FakeMeasure(240, gains), tmp_path / "j")
+    costs = {str(w): w.relative_cost(LAYERS) for w in WINDOWS}
+    found = SweepResult(Path("m.gguf"), tuple(WINDOWS), 0, {}, costs, (outcome,))
+    loops = {c["name"]: c for c in sweep_report.record(found)["results"][0]["loops"]}
+    rows = {row[1]: row for row in sweep_report.table(found).rows}
+    assert set(loops) == set(rows) == set(costs)
+    best, worst = loops[str(WINDOWS[3])], loops[str(WINDOWS[4])]
+    assert (best["verdict"], best["whole"], best["n"], best["settled"]) == ("helps", True, 240, False)
+    assert (worst["verdict"], worst["whole"], worst["settled"]) == ("hurts", False, True)
+    assert best["low"] > 0 > worst["high"]
+    assert best["p"] < 0.05
+    assert rows[str(WINDOWS[3])][3:] == [240, best["gain"], best["low"], best["high"], best["p"], "no", "helps"]
+    shown = sweep_report.text(found)
+    assert "Intervals hold for all 25 loops together" in shown
+    assert "n below 240: settled" in shown
+    assert sum(line.startswith("| ") for line in shown.splitlines()) == 2 + 25
+    alone = run(FakeMeasure(60), tmp_path / "k", WINDOWS[:1])
+    assert "together" not in sweep_report.text(SweepResult(Path("m.gguf"), tuple(WINDOWS[:1]), 0, {}, costs, (alone,)))
 
 
 def test_looks_are_counted(tmp_path: Path) -> None:
@@ -346,9 +369,9 @@ def test_from_python_as_from_the_command_line(
     settings = ContextSettings(n_ctx=plan.context, n_threads=1)
     found = run_sweep(path, loops, plan, tmp_path / "by-call", settings)
     asked = json.loads(out)
-    assert record(found)["results"][0]["plain"] == asked["results"][0]["plain"]
-    assert [f["gain"] for f in record(found)["results"][0]["finalists"]] == [
-        f["gain"] for f in asked["results"][0]["finalists"]]  # fmt: skip
+    assert sweep_report.record(found)["results"][0]["plain"] == asked["results"][0]["plain"]
+    assert [f["gain"] for f in sweep_report.record(found)["results"][0]["loops"]] == [
+        f["gain"] for f in asked["results"][0]["loops"]]  # fmt: skip
     heads = [(tmp_path / name).read_text().splitlines()[0] for name in ("by-command", "by-call")]
     assert heads[0] == heads[1]
 
@@ -439,9 +462,9 @@ def test_only_what_was_confirmed_is_saved(
         run(FakeMeasure(120, gains), tmp_path / name, loops) for name, gains in (("a", {}), ("b", {best: 0.1}))
     )
     bad = run(FakeMeasure(120, {str(loop): -0.1 for loop in loops}), tmp_path / "c", loops)
-    assert save_winner(path, loops, [null]) == "nothing was confirmed, so nothing is saved."
+    assert save_winner(path, loops, [null]) == "no loop was shown to help, so none is saved."
     assert not own.exists()
-    with pytest.raises(GgufloopError, match="helps on fake and harms on fake"):
+    with pytest.raises(GgufloopError, match="helps on fake and hurts on fake"):
         save_winner(path, loops, [good, bad])
     assert not own.exists()
     save_winner(path, loops, [null, good])
