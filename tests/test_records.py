@@ -160,7 +160,7 @@ def test_a_header_asks_for_no_memory(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sweeping(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], list[str]]:
-    """The words of a sweep, and the lines of its journal."""
+    """The words of a sweep, and the lines of its journal up to the last score: stopped before it decided."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "t.txt").write_text("A text that says something or other. " * 20)
     words = ("sweep", str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", str(folder / "t.txt"), "-c",
@@ -168,12 +168,14 @@ def sweeping(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.raises(SystemExit) as e:
         main([*words, str(folder / "j")])
     assert not e.value.code
-    return words, (folder / "j").read_text().splitlines(keepends=True)
+    *lines, look = (folder / "j").read_text().splitlines(keepends=True)
+    assert json.loads(look)["n"] == 8
+    return words, lines
 
 
 def scores(lines: list[str]) -> dict[tuple[str, int], float]:
     """By loop and item."""
-    records = [json.loads(line) for line in lines[1:]]
+    records = [record for line in lines[1:] if "scores" in (record := json.loads(line))]
     return {(r["loop"], i): x for r in records for i, x in zip(r["items"], r["scores"], strict=True)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ggufloop.cli.options import number_ranges
 from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
+from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
@@ -199,6 +201,30 @@ def test_what_decides_is_registered() -> None:
                     "secondary": ["fake"]}  # fmt: skip
 
 
+def test_the_chances_are_told_before_the_rest_is_scored(tmp_path: Path) -> None:
+    """Raced or not, once, from items that are asked for anyway; a power that grows with n."""
+    found = []
+    for n, racing in ((240, True), (240, False), (24_000, False)):
+        told: list[tuple[str, int]] = []
+        measure = FakeMeasure(n)
+        loops = WINDOWS[: 25 if racing else 2]
+
+        def note(said: str, told: list[tuple[str, int]] = told, measure: FakeMeasure = measure) -> None:
+            told.append((said, len(measure.asked)))
+
+        listener = Listener(note=note)
+        run(measure, tmp_path / f"{n} {racing}", loops, racing=racing, worth=0.002, listener=listener)
+        assert len(set(measure.asked)) == len(measure.asked)
+        ((said, scored),) = told
+        assert scored - n < n * len(loops) / 2
+        assert said.startswith(f"fake, {n} chunks, judged by a pilot of ")
+        found.append(int(re.search(r"that it helps in (\d+)%, at half", said)[1]))  # type: ignore[index]
+    assert found[0] < found[1] < found[2] == 100
+    few: list[str] = []
+    run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], listener=Listener(note=few.append))
+    assert few == []
+
+
 def test_too_few_items(tmp_path: Path) -> None:
     with pytest.raises(GgufloopError, match="3 chunks, too few"):
         run(FakeMeasure(3), tmp_path / "j")
@@ -339,6 +365,16 @@ def test_the_command_goes_on_from_its_journal(
     assert code == 0, err
     assert "4 loops against plain" in out
     assert "Verdict: " in out
+    assert "70 chunks, judged by a pilot of 28:" in err
+    head = Journal.header(journal)
+    assert head is not None
+    assert [head[name] for name in ("primary", "worth", "level", "looks", "secondary")] == [
+        str(text),
+        0.01,
+        0.05,
+        1,
+        [],
+    ]
     lines = journal.read_text(encoding="utf-8").splitlines()
     code, out, err = command(capsys, *args, "-o", "json", "--plot", str(tmp_path / "p.png"))
     assert code == 0, err
@@ -352,6 +388,8 @@ def test_the_command_goes_on_from_its_journal(
     code, out, err = command(capsys, *args[:-4], "-c", "64", *args[-2:])
     assert code == 1
     assert "is of another run: measures is" in err
+    code, out, err = command(capsys, *args, "--worth", "0.02", "--looks", "2")
+    assert "is of another run: worth is 0.01 there and 0.02 here; looks is 1 there and 2 here." in err
     code, out, err = command(capsys, *args, "-ctk", "q8_0", "--save")
     assert "is of another run: settings is" in err
 

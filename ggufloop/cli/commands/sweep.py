@@ -18,8 +18,9 @@ from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.measure import sweep_report
-from ggufloop.measure.selection import FINALISTS, WORTH
+from ggufloop.measure.selection import FINALISTS
 from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, journal_path, run_sweep, save_winner
+from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
 
 
 @click.command(name="sweep", cls=Command)
@@ -37,8 +38,16 @@ from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, jo
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
 @click.option("--budget", metavar="TIME", help="Use as many items as fit into this time: 90s, 30m, 2h.")
 @click.option("--no-racing", is_flag=True, help="Score every loop on all items.")
-@click.option("--worth", type=float, default=WORTH, show_default=True, metavar="X",
-              help="The smallest gain that would matter.")  # fmt: skip
+@click.option("--worth", type=float, metavar="X", help="The smallest gain that would matter (default: "
+              f"{WORTHS[ACCURACY]:g} of accuracy, {WORTHS[NATS]:g} nats per token).")  # fmt: skip
+@click.option(
+    "--looks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Verdicts planned on this journal as it grows, which share the 5 %; one more confirms nothing.",
+)
 @click.option("--finalists", type=click.IntRange(min=1), default=FINALISTS, show_default=True, metavar="N",
               help="How many loops the race leaves for the last items.")  # fmt: skip
 @click.option(
@@ -75,7 +84,9 @@ def command(
 
         style.check_target(plot)
     named = tuple(split_list(tasks, "--tasks")) if tasks else ()
-    own = {name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "finalists", "seed")}
+    own = {
+        name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "looks", "finalists", "seed")
+    }
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
     plan = SweepPlan(source, named, budget=budget, racing=not no_racing, offline=flags["offline"], **own)
     settings = context_from_flags(flags, n_ctx=plan.context)
