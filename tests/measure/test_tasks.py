@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ pytest.importorskip("lm_eval")
 import lm_eval.tasks
 from lm_eval.utils import get_rolling_token_windows
 
+from ggufloop.measure import tasks_report
 from ggufloop.measure.lm_eval_model import LoopedLM
 from ggufloop.measure.tasks import Item, compare, evaluate
 from ggufloop.tasks.loading import load_tasks
@@ -214,7 +216,10 @@ def test_paired_on_the_command_line(
     assert (done.returncode, done.stderr) == (0, "")
     assert out.count("|arithmetic_guess|") == 2
     assert "brackets: looped against plain on the same questions (95 % intervals)\n" in out
-    assert "6 questions do not tell the two apart." in out
+    assert re.search(r"  choice log-prob\.     [-+]\d\.\d{4} \[.*\(nats; by it alone: ", out)
+    assert re.search(r"  verdict on accuracy  cannot tell: \d+ questions would(, and there are \d{3,})?\n", out)
+    assert "right answer's logp" not in out
+    assert re.search(r"\n  accuracy 0\.\d{3} .* is not above chance, 0\.\d{3};", out)
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(s["loop"], s["task"]) for s in logged] == [
         (loop, task) for loop in ("plain", "2:5 k=3") for task in ("arithmetic_guess", "brackets") for _ in range(6)
@@ -230,6 +235,18 @@ def test_paired_on_the_command_line(
         assert c["n"] == c["gold_logprob"]["n"] == 6
         assert c["gold_logprob"]["mean"] == pytest.approx(np.mean(np.subtract(*golds[::-1])))
         assert c["looped"]["mean"] - c["plain"]["mean"] == pytest.approx(c["difference"]["mean"])
+        assert c["verdict"]["word"] == "cannot tell"
+        assert c["choice"]["gain"]["n"] == 6
+        assert sum(c["guard"]["letters"]) == pytest.approx(1)
+        assert c["guard"]["accuracy"]["mean"] == c["plain"]["mean"]
+
+
+def test_what_a_task_has_is_said() -> None:
+    """And that there are enough questions is not."""
+    c = compare(items("11110000"), items("10111100"))
+    assert f"  verdict on accuracy  cannot tell: {c.verdict.needed} questions would\n" in tasks_report.text("t", c)
+    assert f"cannot tell: {c.verdict.needed} questions would, and there are 90\n" in tasks_report.text("t", c, 90)
+    assert "not scored: no answers are offered\n" in tasks_report.text("t", c)
 
 
 def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:

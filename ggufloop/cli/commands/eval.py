@@ -116,4 +116,5 @@ def command(
     for name, run in runs.items():
         click.echo(f"{opened.path.name}, {name}\n\n{run.table()}")
     for name, comparison in compared.items():
-        click.echo(tasks_report.text(name, comparison))
+        available = sum(tasks.sizes()[task] for task in tasks.members[name])
+        click.echo(tasks_report.text(name, comparison, available))
