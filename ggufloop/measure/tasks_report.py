@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufloop.files import file_sha256, write_text
-from ggufloop.measure.endpoints import ChanceGuard
+from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
 from ggufloop.measure.tasks import SEED, Comparison, Run
 from ggufloop.measure.verdict import Verdict
 from ggufloop.reading import finite
@@ -16,8 +17,8 @@ from ggufloop.reading import finite
 SCHEMA_VERSION = 1
 
 
-def text(name: str, c: Comparison, available: int | None = None) -> str:
-    """The paired block of one task, for eyes. available: how many questions it has."""
+def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFloor | None = None) -> str:
+    """The paired block of one task, for eyes. available: how many questions it has; noise: of the loop run twice."""
     choice = "not scored: no answers are offered"
     if c.choice is not None:
         choice = f"{c.choice.gain.show('+.4f')}  (nats; by it alone: {c.choice.phrase('question', available)})"
@@ -30,6 +31,14 @@ def text(name: str, c: Comparison, available: int | None = None) -> str:
         f"  flips                {c.gained} became right, {c.lost} became wrong; McNemar exact p = {c.p:.4g}",
         f"  choice log-prob.     {choice}",
         f"  verdict on accuracy  {c.verdict.phrase('question', available)}",
+        *(
+            []
+            if noise is None
+            else [
+                f"  noise floor          {noise.difference.show('+.4f')}  (damping moved "
+                f"by {NUDGE:g}: {noise.changed} answers differ)"
+            ]
+        ),
         *textwrap.wrap(warning, 100, initial_indent="  ", subsequent_indent="  "),
     ]
     return "\n".join(lines) + "\n"
@@ -52,9 +61,16 @@ def _estimate(e: Any) -> dict[str, float | int] | None:
     return None if e is None else {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "level": e.level}
 
 
+def _noise(found: NoiseFloor | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"difference": _estimate(found.difference), "typical": found.typical, "changed": found.changed}
+
+
 def record(
-    path: Path, runs: dict[str, Run], compared: dict[str, Comparison], settings: dict[str, Any]
-) -> dict[str, Any]:
+    path: Path, runs: dict[str, Run], compared: dict[str, Comparison], settings: dict[str, Any],
+    noise: Mapping[str, NoiseFloor],
+) -> dict[str, Any]:  # fmt: skip
     """For JSON."""
     from ggufloop.engine import ACTIVE
 
@@ -88,6 +104,7 @@ def record(
                 "verdict": _verdict(c.verdict),
                 "choice": _verdict(c.choice),
                 "guard": _guard(c.guard),
+                "noise_floor": _noise(noise.get(name)),
             }
             for name, c in compared.items()
         },

@@ -224,11 +224,14 @@ def test_paired_on_the_command_line(
     assert [(s["loop"], s["task"]) for s in logged] == [
         (loop, task) for loop in ("plain", "2:5 k=3") for task in ("arithmetic_guess", "brackets") for _ in range(6)
     ]
-    code, out, _ = run([*args, *loop, "-o", "json"], capfd)
+    code, out, _ = run([*args, *loop, "--noise-floor", "-o", "json"], capfd)
     data = json.loads(out)
     assert code == 0
     assert data["schema_version"] == 1
-    assert [r["loop"] for r in data["runs"]] == ["plain", "2:5 k=3"]
+    plain, looped, again = (r["loop"] for r in data["runs"])
+    assert (plain, looped) == ("plain", "2:5 k=3")
+    assert again.startswith("2:5 k=3 ")
+    assert {c["noise_floor"]["difference"]["n"] for c in data["paired"].values()} == {6}
     for task, c in data["paired"].items():
         golds = [[s["filtered_resps"][s["target"]][0] for s in logged if (s["loop"], s["task"]) == (name, task)]
                  for name in ("plain", "2:5 k=3")]  # fmt: skip
@@ -262,6 +265,7 @@ def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: 
     [
         ([], "error: no task is named.\n"),
         (["--tasks", "brackets", "--paired"], "error: --paired compares a loop with the plain model"),
+        (["--tasks", "brackets", "--noise-floor"], "error: --noise-floor is of a comparison.\n"),
         (["--tasks", "brackets", "-o", "md"], "error: output form 'md' is not known.\n"),
         (["--tasks", "brackets", "--log-samples", "/no/such/folder/x"], "error: there is no folder /no/such/folder.\n"),
     ],
