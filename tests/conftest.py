@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from support import tiny
 from support.dequantise import dequantise
 
 if TYPE_CHECKING:
+    from support.cli import Cli
     from support.serving import Server
 
 
@@ -48,6 +50,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path if path.exists() else tiny.write(path, (tiny.FAMILIES | tiny.HYBRIDS)[family])
 
     return get
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """cli("inspect", path) runs a command in this process: exit code, stdout, stderr."""
+    from support.cli import run
+
+    return partial(run, capsys)
 
 
 @pytest.fixture

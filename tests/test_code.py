@@ -145,6 +145,12 @@ def test_activation_needs_nothing_heavy() -> None:
     assert done.stdout == "set()\n"
 
 
+def test_a_test_file_s_name_is_one_file() -> None:
+    """pytest imports them by name; what they share lies in tests/support."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
 def test_files_are_short_ascii_and_say_what_they_are() -> None:
     for path in [
         *MODULES,

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support import ROOT
-from test_file import FILES, HEADER, LOOPS, written
+from support.cli import Cli
+from support.studies import FILES, HEADER, LOOPS, written
 
 from ggufloop.backend import library
 from ggufloop.cli import main
@@ -37,17 +38,9 @@ TinyModel = Callable[[str], Path]
 DEEP = "[" * 5000 + "]" * 5000
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """The exit code and what was said; anything but SystemExit is a traceback, and fails."""
-    with pytest.raises(SystemExit) as e:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return int(e.value.code or 0), out, err
-
-
-def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def told(cli: Cli, *words: object) -> str:
     """The line of a command that cannot go on."""
-    code, _, err = run(capsys, *words)
+    code, _, err = cli(*words)
     assert code in (1, 2)
     lines = err.strip().splitlines()
     if lines[-1].startswith("Error: "):  # click's own, of an option
@@ -101,44 +94,42 @@ FIRST_ROW = 20 + 4 * N_CTX * N_CHUNK
 )
 def test_kl_base(
     kl_base: bytes, damage: Callable[[bytes], bytes], said: str, tiny_model: TinyModel, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:  # fmt: skip
     path = tmp_path / "b"
     path.write_bytes(damage(kl_base))
-    assert re.search(
-        said, told(capsys, "perplexity", tiny_model("llama"), "--window", "2:4", "--kl-base", path, "-t", 1)
-    )
+    assert re.search(said, told(cli, "perplexity", tiny_model("llama"), "--window", "2:4", "--kl-base", path, "-t", 1))
 
 
 def test_what_is_before_the_damage_of_a_kl_base_can_be_used(
-    kl_base: bytes, tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kl_base: bytes, tiny_model: TinyModel, tmp_path: Path, cli: Cli
 ) -> None:
     """The line of a damaged second chunk says how."""
     path = tmp_path / "b"
     row = (len(kl_base) - FIRST_ROW) // N_CHUNK
     path.write_bytes(put(kl_base, FIRST_ROW + row, "<f", -1))
     words = ("perplexity", tiny_model("llama"), "--window", "2:4", "--kl-base", path, "-t", 1)
-    code, _, err = run(capsys, *words)
+    code, _, err = cli(*words)
     assert code == 1
     assert "or give --chunks 1: what is before is good." in err
-    assert run(capsys, *words, "--chunks", 1)[0] == 0
+    assert cli(*words, "--chunks", 1)[0] == 0
 
 
 def test_a_kl_base_cut_short_is_good_for_the_chunks_that_are_there(
-    kl_base: bytes, tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kl_base: bytes, tiny_model: TinyModel, tmp_path: Path, cli: Cli
 ) -> None:
     path = tmp_path / "b"
     words = ("perplexity", tiny_model("llama"), "--window", "2:4", "--kl-base", path, "-t", 1)
     path.write_bytes(kl_base)
-    whole = run(capsys, *words, "--chunks", N_CHUNK - 1)
+    whole = cli(*words, "--chunks", N_CHUNK - 1)
     path.write_bytes(kl_base[:-1])
-    code, _, err = run(capsys, *words)
+    code, _, err = cli(*words)
     assert code == 1
     assert f"or give --chunks {N_CHUNK - 1}: they are there." in err
-    assert run(capsys, *words, "--chunks", N_CHUNK - 1) == whole
+    assert cli(*words, "--chunks", N_CHUNK - 1) == whole
     assert whole[0] == 0
     path.write_bytes(kl_base[: FIRST_ROW + 9])
-    assert "--chunks" not in run(capsys, *words, "--chunks", 1)[2]
+    assert "--chunks" not in cli(*words, "--chunks", 1)[2]
 
 
 def test_a_header_asks_for_no_memory(tmp_path: Path) -> None:
@@ -160,7 +151,7 @@ def test_a_header_asks_for_no_memory(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sweeping(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], list[str]]:
-    """The words of a sweep, and the lines of its journal up to the last score: stopped before it decided."""
+    """The words of a sweep, and the lines of its journal, but for the one that counts the look."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "t.txt").write_text("A text that says something or other. " * 20)
     words = ("sweep", str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", str(folder / "t.txt"), "-c",
@@ -168,14 +159,13 @@ def sweeping(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.raises(SystemExit) as e:
         main([*words, str(folder / "j")])
     assert not e.value.code
-    *lines, look = (folder / "j").read_text().splitlines(keepends=True)
-    assert json.loads(look)["n"] == 8
-    return words, lines
+    lines = (folder / "j").read_text().splitlines(keepends=True)
+    return words, [line for line in lines if "look" not in json.loads(line)]
 
 
 def scores(lines: list[str]) -> dict[tuple[str, int], float]:
     """By loop and item."""
-    records = [record for line in lines[1:] if "scores" in (record := json.loads(line))]
+    records = [json.loads(line) for line in lines[1:] if "look" not in json.loads(line)]
     return {(r["loop"], i): x for r in records for i, x in zip(r["items"], r["scores"], strict=True)}
 
 
@@ -198,13 +188,13 @@ RECORD_DAMAGE: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "said"), RECORD_DAMAGE)
 def test_a_journal(
     sweeping: tuple[tuple[str, ...], list[str]], change: dict[str, Any], said: str, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:  # fmt: skip
     """The last line damaged: told, and measured again. The second: refused by its number."""
     (words, lines), path = sweeping, tmp_path / "j"
     bad = [json.dumps(json.loads(line) | change) + "\n" for line in lines]
     path.write_text("".join([*lines[:-1], bad[-1]]))
-    code, out, err = run(capsys, *words, path)
+    code, out, err = cli(*words, path)
     assert code == 0, err
     assert f"note: line {len(lines)} of {path} is damaged (" in err
     assert said in err
@@ -214,16 +204,14 @@ def test_a_journal(
     assert kept[: len(lines) - 1] == lines[:-1]
     assert scores(kept) == pytest.approx(scores(lines))
     path.write_text("".join([lines[0], bad[1], *lines[2:]]))
-    assert f"line 2 of {path} is damaged: " in told(capsys, *words, path)
+    assert f"line 2 of {path} is damaged: " in told(cli, *words, path)
 
 
-def test_a_journal_of_no_time_at_all(
-    sweeping: tuple[tuple[str, ...], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_journal_of_no_time_at_all(sweeping: tuple[tuple[str, ...], list[str]], tmp_path: Path, cli: Cli) -> None:
     """Seconds are rounded; a table is printed all the same."""
     (words, lines), path = sweeping, tmp_path / "j"
     path.write_text("".join([lines[0], *(json.dumps(json.loads(x) | {"seconds": 0}) + "\n" for x in lines[1:])]))
-    code, out, err = run(capsys, *words[:-3], "--journal", path)
+    code, out, err = cli(*words[:-3], "--journal", path)
     assert code == 0, err
     assert "Verdict" in out
 
@@ -295,30 +283,28 @@ def test_the_line_of_a_file_that_is_damaged_drops_no_measurement(tmp_path: Path)
         (1, {"type": ["F32"]}, "type is ['F32'], not text"),
     ],
 )
-def test_the_head_of_a_study(
-    tmp_path: Path, line: int, change: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_head_of_a_study(tmp_path: Path, line: int, change: dict[str, Any], said: str, cli: Cli) -> None:
     path = tmp_path / "s.jsonl"
     lines = study_lines(path)
     lines[line] |= change
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    assert said in told(capsys, "advise", path)
+    assert said in told(cli, "advise", path)
 
 
 @pytest.mark.parametrize(
     "end", ["\xff\xfe\n", DEEP + "\n", '{"kind": "chunk", "nll": NaN}\n', "[]\n", '{"kind": "file"']
 )
-def test_advise_says_what_it_leaves_out(tmp_path: Path, end: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_advise_says_what_it_leaves_out(tmp_path: Path, end: str, cli: Cli) -> None:
     path = tmp_path / "s.jsonl"
     written(path)
     good = path.read_bytes()
     path.write_bytes(good + end.encode("latin-1"))
-    code, out, err = run(capsys, "advise", path)
+    code, out, err = cli("advise", path)
     assert code == 0, err
     assert err.startswith("note: ")
     assert "left out.\n" in err
     path.write_bytes(good)
-    assert run(capsys, "advise", path)[1] == out
+    assert cli("advise", path)[1] == out
 
 
 def test_a_task_of_a_study(tmp_path: Path) -> None:
@@ -376,14 +362,14 @@ MINE = '[mine]\nfile = "m.gguf"\narchitecture = "llama"\nlayers = 7\nsources = [
 )
 def test_own_models(
     text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: TinyModel,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:  # fmt: skip
     path = tmp_path / "models.toml"
     monkeypatch.setenv("GGUFLOOP_MODELS", str(path))
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     registry._load.cache_clear()
-    assert said in told(capsys, "list")
-    assert said in told(capsys, "inspect", tiny_model("llama"))
+    assert said in told(cli, "list")
+    assert said in told(cli, "inspect", tiny_model("llama"))
 
 
 def test_own_models_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,11 +396,11 @@ def test_own_models_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("chunks = [[2]]", "chunks is not a word, a number, or a list of them"),
     ],
 )
-def test_the_file_of_a_study(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_of_a_study(text: str, said: str, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "s.toml"
     path.write_text(text)
-    assert said in told(capsys, "compare", "--study", path)
-    assert "it is a folder" in told(capsys, "compare", "--study", tmp_path)
+    assert said in told(cli, "compare", "--study", path)
+    assert "it is a folder" in told(cli, "compare", "--study", tmp_path)
 
 
 # importance matrices
@@ -465,10 +451,10 @@ GRID = {"sizes": [1, 2], "sets": {"a": {"tokens": [4, 5], "loss": [[3, 2], [3, 2
         (json.dumps(GRID | {"sizes": [[1], [2]]}), "the sizes and tokens of set a are no lists"),
     ],
 )
-def test_losses(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses(text: str, said: str, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "d.csv"
     path.write_text(text)
-    assert said in told(capsys, "shannon", "fit", path)
+    assert said in told(cli, "shannon", "fit", path)
 
 
 @pytest.mark.parametrize(
@@ -483,10 +469,10 @@ def test_losses(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixt
         ("type,snr_db,ppl\nQ8_0,45,inf\n", "ppl inf is not in"),
     ],
 )
-def test_ladders(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ladders(text: str, said: str, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "l.csv"
     path.write_text(text)
-    assert said in told(capsys, "shannon", "ladder", path)
+    assert said in told(cli, "shannon", "ladder", path)
 
 
 def test_a_file_of_numbers_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,13 +485,13 @@ def test_a_file_of_numbers_without_an_end(monkeypatch: pytest.MonkeyPatch) -> No
 # archives
 
 
-def test_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.setenv("GGUFLOOP_CACHE", str(tmp_path))
     (tmp_path / "sdist").mkdir()
     path = tmp_path / "sdist" / library.SDIST
     for content in (b"", b"no archive", gzip.compress(bytes(range(256)) * 9), gzip.compress(bytes(4096))[:-20]):
         path.write_bytes(content)
-        assert f"{path} is damaged" in told(capsys, "perplexity", tmp_path / "m.gguf", "--text", "sdist-docs")
+        assert f"{path} is damaged" in told(cli, "perplexity", tmp_path / "m.gguf", "--text", "sdist-docs")
 
 
 # many

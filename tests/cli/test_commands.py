@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 import pytest
+from support.cli import Cli
 
 import ggufloop
-from ggufloop.cli import cli, main
+from ggufloop.cli import cli as group
 from ggufloop.cli.group import ALIASES, COMMANDS
 
 PACKAGE = Path(ggufloop.__file__).parent
@@ -28,37 +29,31 @@ def paths(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple
             yield from paths(below, (*words, name))
 
 
-ALL = list(paths(cli))
+ALL = list(paths(group))
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as e:
-        main(list(words))
-    return (e.value.code, *capsys.readouterr())
-
-
-def test_help_twice_and_v_in_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_twice_and_v_in_every_command(cli: Cli) -> None:
     assert len(ALL) > len(COMMANDS) + 4  # with the commands of shannon
     for words in [*ALL, *[(alias,) for alias in ALIASES]]:
-        first, second = (run(capsys, *words, "--help") for _ in range(2))
+        first, second = (cli(*words, "--help") for _ in range(2))
         assert first == second
         code, out, err = first
         assert (code, err) == (0, "")
         assert out.count("-v, --verbose") == 1, words
 
 
-def test_v_before_and_after_a_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_v_before_and_after_a_command(cli: Cli, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.gguf")
-    error = run(capsys, "inspect", missing)
+    error = cli("inspect", missing)
     assert error[0] == 1
     assert "Traceback" not in error[2]
     for words in (("-v", "inspect", missing), ("inspect", "-v", missing), ("inspect", missing, "--verbose")):
-        code, _, err = run(capsys, *words)
+        code, _, err = cli(*words)
         assert code == 1
         assert "Traceback" in err, words
         assert err.endswith(error[2])
-    assert run(capsys, "inspect", missing) == error  # not remembered
-    assert "Traceback" not in run(capsys, "snr", missing, "--ref", "-v")[2]  # a prompt is no flag
+    assert cli("inspect", missing) == error  # not remembered
+    assert "Traceback" not in cli("snr", missing, "--ref", "-v")[2]  # a prompt is no flag
 
 
 @pytest.mark.parametrize("init", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: path.parent.name)
@@ -82,7 +77,7 @@ LONG = "x" * 300
     ],
 )  # fmt: skip
 def test_a_name_the_system_does_not_take(
-    words: str, tiny_model: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    words: str, tiny_model: Callable[[str], Path], tmp_path: Path, cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A path too long raises where nobody asks for it: even `Path.exists` does."""
@@ -90,7 +85,7 @@ def test_a_name_the_system_does_not_take(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 50)
     given = {"MODEL": str(tiny_model("llama")), "TEXT": "text.txt"}
-    code, out, err = run(capsys, *(given.get(word, word) for word in words.split()))
+    code, out, err = cli(*(given.get(word, word) for word in words.split()))
     assert (code in (1, 2), out) == (True, ""), err
     assert "File name too long" in err
     assert "Traceback" not in err
@@ -98,10 +93,10 @@ def test_a_name_the_system_does_not_take(
 
 @pytest.mark.parametrize("name", ["GGUFLOOP_MODELS", "GGUFLOOP_CACHE"])
 def test_a_folder_the_system_does_not_take(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, str(tmp_path / LONG))
-    code, out, err = run(capsys, "list")
+    code, out, err = cli("list")
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {tmp_path}"[:60])
     assert err.endswith("-v shows where it was asked for.\n")

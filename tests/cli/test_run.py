@@ -12,32 +12,27 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from click.shell_completion import BashComplete
+from support.cli import Cli, Ran
 from support.fake_llama import FakeLlama
 
-from ggufloop.cli import cli, main
+from ggufloop.cli import cli
 from ggufloop.cli import input as lines
 
 CLI = [sys.executable, "-c", "from ggufloop.cli import main; main()"]
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 class Bench:
     """Runs commands on a FakeLlama in place of the engine; `model` is a real (tiny) file, `llm` the last one opened."""
 
-    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
         self.model = str(model)
         self.llm = FakeLlama()
         self.prepare: Callable[[FakeLlama], None] = lambda llm: None
-        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self._monkeypatch, self._cli = monkeypatch, cli
         monkeypatch.setitem(sys.modules, "ggufloop.engine", types.SimpleNamespace(LoopedLlama=self._open))
 
     def _open(self, path: Path, **kwargs: Any) -> FakeLlama:
@@ -45,23 +40,18 @@ class Bench:
         self.prepare(self.llm)
         return self.llm
 
-    def __call__(self, *args: str, stdin: bytes = b"") -> Result:
+    def __call__(self, *args: str, stdin: bytes = b"") -> Ran:
         self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as e:
-            main([args[0], *(self.model if arg == "MODEL" else arg for arg in args[1:])])
-        out, err = self._capsys.readouterr()
-        return Result(e.value.code, out, err)
+        return self._cli(args[0], *(self.model if arg == "MODEL" else arg for arg in args[1:]))
 
-    def chat(self, *said: str, args: tuple[str, ...] = ()) -> Result:
+    def chat(self, *said: str, args: tuple[str, ...] = ()) -> Ran:
         """Pipe lines into a chat with seed 7."""
         return self("chat", "MODEL", "-s", "7", *args, stdin="".join(f"{line}\n" for line in said).encode())
 
 
 @pytest.fixture
-def bench(
-    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Bench:
-    return Bench(tiny_model("llama"), monkeypatch, capsys)
+def bench(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Bench:
+    return Bench(tiny_model("llama"), monkeypatch, cli)
 
 
 def foot(prompt: int, generated: int, loop: str = "plain") -> str:
@@ -79,7 +69,8 @@ def test_flags_reach_the_model(bench: Bench) -> None:
     assert bench("run", "MODEL", "-p", "Hi", *flags.split(), "--repeat-penalty", "1.1").code == 0
     assert bench.llm.n_ctx() == 512
     assert bench.llm.kwargs == {
-        "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": 5, "flash_attn": False,
+        "n_seq": 1, "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": 5,
+        "flash_attn": False,
         "type_k": 8, "type_v": 30, "verbose": False, "rpc_servers": None, "split_mode": "layer",
         "tensor_split": None, "main_gpu": 0, "device": None,
     }  # fmt: skip

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli import Cli
 
-from ggufloop.cli import main
 from ggufloop.errors import UsageError
 from ggufloop.scaling.data import choose, read
 from ggufloop.scaling.laws import LAWS, find
@@ -20,12 +20,10 @@ HEAD = "N,D,loss\n"
 QUICK = ("--starts", "4", "--resamples", "20")
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as e:
-        main(["shannon", *map(str, words)])
-    out = capsys.readouterr()
-    assert e.value.code == code, out.err
-    return out.out, out.err
+def run(cli: Cli, *words: str, code: int = 0) -> tuple[str, str]:
+    ended = cli("shannon", *words)
+    assert ended.code == code, ended.err
+    return ended.out, ended.err
 
 
 @pytest.fixture
@@ -116,10 +114,10 @@ FULL = "".join(f"{n},{d},{3 + 1 / d}\n" for n in (1, 2, 3) for d in (4, 5, 6))
         ("[]", "has no records", "N, D and loss"),
     ],
 )
-def test_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str, hint: str) -> None:
+def test_bad_data(tmp_path: Path, cli: Cli, text: str, message: str, hint: str) -> None:
     path = tmp_path / "bad.csv"
     path.write_text(text)
-    out, err = run(capsys, "fit", str(path), code=2)
+    out, err = run(cli, "fit", str(path), code=2)
     first, second = err.rstrip("\n").split("\n")
     assert out == ""
     assert message.replace("DATA", str(path)) in first
@@ -145,27 +143,27 @@ def test_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str,
         (["ladder", "llama3-8b", "--snr", "loud"], 2, "--snr 'loud' is not a number"),
     ],
 )
-def test_mistakes(capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str) -> None:
-    out, err = run(capsys, *words, code=code)
+def test_mistakes(cli: Cli, words: list[str], code: int, message: str) -> None:
+    out, err = run(cli, *words, code=code)
     assert out == ""
     assert message in err
     assert "Traceback" not in err
 
 
-def test_too_few_for_the_law_asked_for(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_for_the_law_asked_for(family: Path, cli: Cli) -> None:
     text = "".join(line for line in family.read_text().splitlines(True) if ",3.0," not in line)
     family.write_text(text)
-    _, err = run(capsys, "fit", family, "--law", "shannon", code=2)
+    _, err = run(cli, "fit", family, "--law", "shannon", code=2)
     assert "shannon has 8 parameters and needs 4 sizes x 8 token budgets; 32-bit has 3 x 8." in err
-    out, _ = run(capsys, "fit", family, "--law", "shannon,openai", *QUICK)
+    out, _ = run(cli, "fit", family, "--law", "shannon,openai", *QUICK)
     assert "* Not fitted: shannon has 8 parameters" in out
 
 
 # what it prints
 
 
-def test_fit_prints_the_findings_beside_the_fit(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, _ = run(capsys, "fit", family, *QUICK)
+def test_fit_prints_the_findings_beside_the_fit(family: Path, cli: Cli) -> None:
+    out, _ = run(cli, "fit", family, *QUICK)
     blocks = out.split("\n\n")
     assert "64 points, levels 32-bit, 4-bit" in blocks[0]
     assert "N: billions of total parameters" in blocks[0]
@@ -180,9 +178,9 @@ def test_fit_prints_the_findings_beside_the_fit(family: Path, capsys: pytest.Cap
     assert "none in range" in out
 
 
-def test_forms_carry_the_same_numbers(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_forms_carry_the_same_numbers(family: Path, cli: Cli) -> None:
     words = ("fit", family, "--law", "chinchilla,openai", "--level", "4-bit", *QUICK)
-    whole = json.loads(run(capsys, *words, "-o", "json")[0])
+    whole = json.loads(run(cli, *words, "-o", "json")[0])
     (level,) = whole["levels"]
     assert (level["level"], level["bits"], level["n"], level["sizes"], level["budgets"]) == ("4-bit", 4.0, 32, 4, 8)
     chinchilla = level["laws"]["chinchilla"]
@@ -191,20 +189,20 @@ def test_forms_carry_the_same_numbers(family: Path, capsys: pytest.CaptureFixtur
     assert level["main"] == "chinchilla"
     assert level["constants"]["c"]["low"] < chinchilla["constants"]["c"] < level["constants"]["c"]["high"]
     assert whole["settings"]["starts"] == 4
-    rows = list(csv.DictReader(io.StringIO(run(capsys, *words, "-o", "csv")[0])))
+    rows = list(csv.DictReader(io.StringIO(run(cli, *words, "-o", "csv")[0])))
     assert [row["law"] for row in rows] == ["chinchilla", "openai"]
     assert float(rows[0]["RMSE"]) == chinchilla["rmse"]
-    assert f"{chinchilla['rmse']:.4f}" in run(capsys, *words, "-o", "md")[0]
-    assert run(capsys, *words, "-o", "json")[0] == run(capsys, *words, "-o", "json")[0]  # the seed decides
+    assert f"{chinchilla['rmse']:.4f}" in run(cli, *words, "-o", "md")[0]
+    assert run(cli, *words, "-o", "json")[0] == run(cli, *words, "-o", "json")[0]  # the seed decides
 
 
-def test_predict_says_where_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_says_where_it_does_not_know(cli: Cli) -> None:
     words = ("predict", "pythia", "--level", "2-bit", "--N", "6.86,40", "--D", "100", "--resamples", "40")
-    out, _ = run(capsys, *words)
+    out, _ = run(cli, *words)
     assert "2-bit: N = 40 is outside the data (0.162 to 11.8)." in out
     assert "held out (n = 5), shannon missed by 0.68" in out
     assert "Do not extrapolate." in out
-    (level,) = json.loads(run(capsys, *words, "-o", "json")[0])["levels"]
+    (level,) = json.loads(run(cli, *words, "-o", "json")[0])["levels"]
     inside, beyond = level["predictions"]
     assert inside["loss"]["low"] < 4.34 < inside["loss"]["high"] < 4.6  # measured: 4.287 and 4.388 around it
     assert (inside["outside"], inside["best_size"]["estimate"]) == ("", None)
@@ -212,37 +210,37 @@ def test_predict_says_where_it_does_not_know(capsys: pytest.CaptureFixture[str])
     assert beyond["loss"]["high"] - beyond["loss"]["low"] > inside["loss"]["high"] - inside["loss"]["low"]
 
 
-def test_plots_are_written(tmp_path: Path, family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plots_are_written(tmp_path: Path, family: Path, cli: Cli) -> None:
     target = tmp_path / "loss.png"
-    run(capsys, "plot", family, target, "--law", "chinchilla", *QUICK)
+    run(cli, "plot", family, target, "--law", "chinchilla", *QUICK)
     assert target.read_bytes()[:4] == b"\x89PNG"
     assert target.stat().st_size > 30_000
-    run(capsys, "ladder", "llama3-8b", "--plot", tmp_path / "line.svg")
+    run(cli, "ladder", "llama3-8b", "--plot", tmp_path / "line.svg")
     drawn = (tmp_path / "line.svg").read_text()
     for word in ("q8_0", "q2_K", "left out (below 3 bits)", "R2 0.994, n = 6", "SNR of the weights (dB)"):
         assert word in drawn
     assert sorted(p.name for p in tmp_path.iterdir()) == ["family.csv", "line.svg", "loss.png"]
 
 
-def test_ladder_prints_the_line_and_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
-    out, _ = run(capsys, "ladder", "llama3-8b", "--snr", "25,14")
+def test_ladder_prints_the_line_and_what_it_cannot_tell(cli: Cli) -> None:
+    out, _ = run(cli, "ladder", "llama3-8b", "--snr", "25,14")
     assert "log10 KLD = 0.623 - 0.829 SNR/10" in out
     assert "KLD of each file predicted from the others, 95 % intervals: 6 of 6 inside" in out
     assert "One checkpoint cannot tell alpha, beta, gamma or delta" in out
     assert "Left out, below 3 bits: q2_K." in out
     assert "Outside the files fitted (16.4 to 45.4 dB): 14 dB." in out
-    whole = json.loads(run(capsys, "ladder", "llama3-8b", "-o", "json")[0])
+    whole = json.loads(run(cli, "ladder", "llama3-8b", "-o", "json")[0])
     assert [fit["of"] for fit in whole["fits"]] == ["KLD", "loss"]
-    assert len(list(csv.DictReader(io.StringIO(run(capsys, "ladder", "llama3-8b", "-o", "csv")[0])))) == 12
+    assert len(list(csv.DictReader(io.StringIO(run(cli, "ladder", "llama3-8b", "-o", "csv")[0])))) == 12
 
 
-def test_short_ladders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_ladders(tmp_path: Path, cli: Cli) -> None:
     """Three files hold a line but none to spare; two hold nothing."""
     path = tmp_path / "ladder.csv"
     path.write_text("type,snr_db,kld\nQ8_0,45,0.001\nQ6_K,35,0.006\nQ4_0,21,0.08\n")
-    out, _ = run(capsys, "ladder", path)
+    out, _ = run(cli, "ladder", path)
     assert "n = 3 files" in out
     assert "Too few files to predict one from the others." in out
     path.write_text("type,snr_db,kld\nQ8_0,45,0.001\nQ2_K,10.5,0.6\nQ4_0,21,0.08\n")
-    _, err = run(capsys, "ladder", path, code=2)
+    _, err = run(cli, "ladder", path, code=2)
     assert "2 of 3 files have a noise to fit and 3 bits or more; 3 are needed." in err

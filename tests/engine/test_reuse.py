@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import tiny
-from test_engine import F32, ROUNDING, load, spread, tokens
+from support.loaded import F32, ROUNDING, load, spread, tokens
 
 from ggufloop.backend.capi import Refused
 from ggufloop.engine import LoopedLlama, llama_cpp

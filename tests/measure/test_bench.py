@@ -13,15 +13,15 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from support.cli import Cli, Ran
 from support.fake_bench import Clock, FakeSpeed
 
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.cli import main
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench, bench_run
@@ -164,19 +164,12 @@ def test_weight_cost_counts_what_a_token_reads(family: str, tied: bool, tiny_mod
 # the command on a fake clock
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Run = Callable[..., Ran]
 
 
 @pytest.fixture
 def run(
-    clock: Clock, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    clock: Clock, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cli: Cli,
 ) -> Run:  # fmt: skip
     """run("-p", "4") is `ggufloop bench MODEL -t 1 -p 4` on a FakeSpeed; the stock library is as fast as it."""
     path = tiny_model("llama")
@@ -207,9 +200,7 @@ def run(
     monkeypatch.setitem(sys.modules, "ggufloop.engine", types.SimpleNamespace(LoopedLlama=FakeSpeed))
 
     def run(*words: str) -> Ran:
-        with pytest.raises(SystemExit) as e:
-            main(["bench", str(path), "-t", "1", *words])
-        return Ran(e.value.code, *capsys.readouterr())  # type: ignore[arg-type]
+        return cli("bench", path, "-t", "1", *words)
 
     return run
 

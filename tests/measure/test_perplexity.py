@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli import Cli
 from support.hub_server import HubServer
 
 from ggufloop.backend import library
-from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
@@ -290,15 +290,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Run:
     """run("--text", ...) on the tiny model; exit code, stdout and stderr."""
     model = str(tiny_model("llama"))
 
     def call(*args: object, command: str = "perplexity", name: str = model) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main([command, name, "-t", "1", *map(str, args)])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
+        return cli(command, name, "-t", "1", *args)
 
     return call
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.cli import Cli
 
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
@@ -32,14 +33,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(tiny_model: TinyModel, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tiny_model: TinyModel, cli: Cli) -> Run:
     """run("--text", ...) on the tiny model; exit code, stdout and stderr."""
 
     def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["perplexity", str(tiny_model("llama")), "-t", "1", *map(str, args)])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
+        return cli("perplexity", tiny_model("llama"), "-t", "1", *args)
 
     return call
 

@@ -12,13 +12,13 @@ import types
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from support.cli import Cli, Ran
 from support.fake_trace import FakeTracer, State
 
-from ggufloop.cli import main
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import trace as tracing
@@ -252,20 +252,14 @@ def test_no_tokens() -> None:
 # the command
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 class Bench:
     """Runs `trace` on a FakeTracer in place of the engine; `model` is a real (tiny) file, `llm` the last one opened."""
 
-    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, model: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
         self.model = model
         self.llm: FakeTracer | None = None
         self.prepare: Callable[[FakeTracer], None] = lambda llm: None
-        self._capsys = capsys
+        self._cli = cli
         active = types.SimpleNamespace(patch_id="0123456789ab")
         engine = types.SimpleNamespace(LoopedLlama=self._open, ACTIVE=active)
         monkeypatch.setitem(sys.modules, "ggufloop.engine", engine)
@@ -275,18 +269,13 @@ class Bench:
         self.prepare(self.llm)
         return self.llm
 
-    def __call__(self, *args: str) -> Result:
-        with pytest.raises(SystemExit) as e:
-            main(["trace", *(str(self.model) if arg == "MODEL" else arg for arg in args)])
-        out, err = self._capsys.readouterr()
-        return Result(int(e.value.code or 0), out, err)
+    def __call__(self, *args: str) -> Ran:
+        return self._cli("trace", *(self.model if arg == "MODEL" else arg for arg in args))
 
 
 @pytest.fixture
-def bench(
-    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Bench:
-    return Bench(tiny_model("llama"), monkeypatch, capsys)
+def bench(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Bench:
+    return Bench(tiny_model("llama"), monkeypatch, cli)
 
 
 def test_the_table(bench: Bench) -> None:

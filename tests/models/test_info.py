@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from support import tiny
+from support.cli import Cli
 
-from ggufloop.cli import main
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.models import architectures
@@ -26,20 +26,6 @@ from ggufloop.models.gguf import check_model_file, read_header, read_model
 from ggufloop.models.info import KV_PREDICTED, KV_TYPES, describe, plain_kv_bytes
 
 TinyModel = Callable[[str], Path]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """run("inspect", ...) -> exit code, stdout, stderr."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as e:
-            main([str(a) for a in args])
-        out, err = capsys.readouterr()
-        return int(e.value.code or 0), out, err
-
-    return call
 
 
 # good files
@@ -74,7 +60,7 @@ memory        {memory:.1f} MiB with the loop
 """
 
 
-def test_text(tiny_model: TinyModel, run: Run) -> None:
+def test_text(tiny_model: TinyModel, cli: Cli) -> None:
     path = tiny_model("gemma3")
     reader = GGUFReader(path)  # another reader says what is in the file
     weights = sum(int(t.n_elements) for t in reader.tensors)
@@ -92,13 +78,13 @@ def test_text(tiny_model: TinyModel, run: Run) -> None:
         mib=mib,
         memory=mib + 0.5,
     )
-    assert run("inspect", path, "-c", 256) == (0, plain, "")
+    assert cli("inspect", path, "-c", 256) == (0, plain, "")
     looped = plain + LOOPED.format(memory=mib + 0.75)
-    assert run("inspect", "-m", path, "-c", 256, "--window", "4:6", "--kv", "each") == (0, looped, "")
+    assert cli("inspect", "-m", path, "-c", 256, "--window", "4:6", "--kv", "each") == (0, looped, "")
 
 
-def test_json(tiny_model: TinyModel, run: Run) -> None:
-    code, out, err = run(
+def test_json(tiny_model: TinyModel, cli: Cli) -> None:
+    code, out, err = cli(
         "inspect", tiny_model("deepseek2"), "-o", "json", "-c", 300, "--window", "auto", "--kv", "each"
     )
     data = json.loads(out)
@@ -115,10 +101,10 @@ def test_json(tiny_model: TinyModel, run: Run) -> None:
     assert data["schema_version"] == 1
 
 
-def test_every_flag_of_a_loop_arrives(tiny_model: TinyModel, run: Run) -> None:
+def test_every_flag_of_a_loop_arrives(tiny_model: TinyModel, cli: Cli) -> None:
     flags = "--window 2:4 --K 4 --mode layer --kv last --routing free --decode entropy:1.5"
     more = "--loop-attention 8 --loop-sinks 2 --halt 0.01"
-    code, out, err = run("inspect", tiny_model("qwen3"), *flags.split(), *more.split())
+    code, out, err = cli("inspect", tiny_model("qwen3"), *flags.split(), *more.split())
     assert (code, err) == (0, "")
     spec = "2:4 k=4 mode=layer kv=last decode=entropy:1.5 routing=free attention=8 sinks=2 halt=0.01"
     assert f"loop          {spec}\n" in out
@@ -126,8 +112,8 @@ def test_every_flag_of_a_loop_arrives(tiny_model: TinyModel, run: Run) -> None:
 
 
 @pytest.mark.model
-def test_real_models(smollm2: Path, gemma: Path, run: Run) -> None:
-    code, out, err = run("inspect", smollm2, "--window", "auto", "--K", 6, "--passes", 3)
+def test_real_models(smollm2: Path, gemma: Path, cli: Cli) -> None:
+    code, out, err = cli("inspect", smollm2, "--window", "auto", "--K", 6, "--passes", 3)
     assert (code, err) == (0, "")
     assert (
         out
@@ -351,17 +337,17 @@ BAD = {
 
 
 @pytest.mark.parametrize(("data", "message", "hint"), BAD.values(), ids=BAD)
-def test_bad_files(tmp_path: Path, run: Run, data: bytes, message: str, hint: str) -> None:
+def test_bad_files(tmp_path: Path, cli: Cli, data: bytes, message: str, hint: str) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(data)
-    assert run("inspect", path) == (1, "", f"error: {path} {message}\n  {hint}\n")
+    assert cli("inspect", path) == (1, "", f"error: {path} {message}\n  {hint}\n")
 
 
-def test_files_that_are_not_there(tmp_path: Path, run: Run) -> None:
+def test_files_that_are_not_there(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "a.gguf"
     hint = "check the path; `ggufloop list` shows the models known by name."
-    assert run("inspect", path) == (1, "", f"error: model file {path} does not exist.\n  {hint}\n")
-    assert run("inspect", tmp_path) == (
+    assert cli("inspect", path) == (1, "", f"error: model file {path} does not exist.\n  {hint}\n")
+    assert cli("inspect", tmp_path) == (
         1, "", f"error: {tmp_path} is a folder, not a model file.\n  name the .gguf file in it.\n"
     )  # fmt: skip
 
@@ -373,16 +359,16 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         check_model_file(tmp_path / "pipe.gguf")
 
 
-def test_truncated_files(tiny_model: TinyModel, tmp_path: Path, run: Run) -> None:
+def test_truncated_files(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
     data = tiny_model("qwen3").read_bytes()
     path = tmp_path / "cut.gguf"
     path.write_bytes(data[:1000])
     message = f"error: {path} is truncated: its header is incomplete after 1000 bytes.\n  {AGAIN}\n"
-    assert run("inspect", path) == (1, "", message)
+    assert cli("inspect", path) == (1, "", message)
     end = read_header(tiny_model("qwen3")).data_end
     path.write_bytes(data[: end - 1])
     message = f"error: {path} is truncated: {end} bytes expected, it has {end - 1}.\n  {AGAIN}\n"
-    assert run("inspect", path) == (1, "", message)
+    assert cli("inspect", path) == (1, "", message)
     path.write_bytes(data[:end])
     check_model_file(path)
 
@@ -473,14 +459,14 @@ def test_architectures_that_cannot_loop(arch: str, reason: str, hint: str) -> No
     assert e.value.hint.startswith(hint)
 
 
-def test_inspect_of_an_architecture_that_cannot_loop(tiny_model: TinyModel, tmp_path: Path, run: Run) -> None:
+def test_inspect_of_an_architecture_that_cannot_loop(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tiny_model("gemma3").read_bytes().replace(b"gemma3", b"eagle3"))
-    code, out, err = run("inspect", path)
+    code, out, err = cli("inspect", path)
     assert (code, err) == (0, "")
     assert out.endswith("\ncan loop      no: it is a draft model without a stack of its own\n")
     assert "architecture  eagle3\n" in out
-    assert run("inspect", path, "--window", "2:4")[0] == 1
+    assert cli("inspect", path, "--window", "2:4")[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -494,8 +480,8 @@ def test_inspect_of_an_architecture_that_cannot_loop(tiny_model: TinyModel, tmp_
         (["-ctv", "q8"], "'q8' is not known; did you mean q8_0? Known: f32, "),
     ],
 )
-def test_bad_flags(tiny_model: TinyModel, run: Run, args: list[str], message: str) -> None:
-    code, out, err = run("inspect", tiny_model("qwen3"), *args)
+def test_bad_flags(tiny_model: TinyModel, cli: Cli, args: list[str], message: str) -> None:
+    code, out, err = cli("inspect", tiny_model("qwen3"), *args)
     assert (code, out) == (2, "")
     assert message in err
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.own_models import OWN
 
 from ggufloop import files
 from ggufloop.errors import GgufloopError, UsageError
@@ -56,23 +57,6 @@ def test_rule_of_thumb() -> None:
         assert b - a == max(1, min(4, n // 3))
         assert abs((a + b) / 2 - 0.48 * n) <= 0.5 or n < 5
     assert [registry.rule_of_thumb(n) for n in (18, 30, 36)] == [(7, 11), (12, 16), (15, 19)]
-
-
-OWN = """
-[mine]
-file = "mine.gguf"
-architecture = "qwen3"
-layers = 12
-sources = [{ hf = "me/mine-GGUF" }]
-window = "3:5"
-origin = "my sweep"
-
-[qwen3-4b]
-file = "other.gguf"
-architecture = "qwen3"
-layers = 36
-sources = [{ hf = "me/other" }]
-"""
 
 
 def test_own_models(own_models: Callable[[str], None]) -> None:

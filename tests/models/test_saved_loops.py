@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from support import tiny
-from test_registry import OWN
+from support.cli import Cli
+from support.own_models import OWN
 
-from ggufloop.cli import main
 from ggufloop.cli.loop_options import as_flags, loop_from_flags, loop_suggestion, loops_from_flags
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry
@@ -54,22 +54,18 @@ def files(tmp_path: Path, own_cache: Path, own_models: Callable[[str], None]) ->
     return first, second
 
 
-def inspect(capsys: pytest.CaptureFixture[str], path: Path, *flags: str) -> tuple[str, str]:
+def inspect(cli: Cli, path: Path, *flags: str) -> tuple[str, str]:
     """The loop that inspect says these flags are, and its notes."""
-    with pytest.raises(SystemExit) as e:
-        main(["inspect", str(path), "-o", "json", *flags])
-    out, err = capsys.readouterr()
-    assert e.value.code == 0, err
+    code, out, err = cli("inspect", path, "-o", "json", *flags)
+    assert code == 0, err
     return json.loads(out)["loop"]["spec"], err
 
 
-def test_a_loop_belongs_to_the_file_it_was_confirmed_on(
-    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_loop_belongs_to_the_file_it_was_confirmed_on(files: tuple[Path, Path], cli: Cli, tmp_path: Path) -> None:
     first, second = files
     registry.save_loop(first, HEUN, "sweep")
-    assert inspect(capsys, first, "--window", "auto") == (str(HEUN), "")
-    assert inspect(capsys, second, "--window", "auto") == (
+    assert inspect(cli, first, "--window", "auto") == (str(HEUN), "")
+    assert inspect(cli, second, "--window", "auto") == (
         "2:4 k=3",  # the rule of thumb
         f"note: the loop {HEUN} was confirmed on Mine-Q4_K_M.gguf and is not used for Mine-Q8_0.gguf; to try it: "
         "--window 1:3 --K 4 --mode layer --solver heun\n",
@@ -78,8 +74,8 @@ def test_a_loop_belongs_to_the_file_it_was_confirmed_on(
     assert registry.suggest_window(second) == ((2, 4), registry.RULE_OF_THUMB)
     renamed = tmp_path / "other-name.gguf"
     first.rename(renamed)
-    assert inspect(capsys, renamed, "--window", "auto") == (str(HEUN), "")  # by what is in it
-    assert inspect(capsys, second, "--window", "2:5") == ("2:5 k=3", "")
+    assert inspect(cli, renamed, "--window", "auto") == (str(HEUN), "")  # by what is in it
+    assert inspect(cli, second, "--window", "2:5") == ("2:5 k=3", "")
 
 
 def test_each_file_keeps_its_own_loop(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -113,7 +109,7 @@ def test_a_shipped_window_stays_for_other_quantisations(
 
 def test_an_entry_that_does_not_name_its_file_works_and_says_so(
     files: tuple[Path, Path],
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
     own_models: Callable[[str], None],
 ) -> None:
     old = 'file = "Mine-Q4_K_M.gguf"\narchitecture = "qwen3"\nlayers = 6\nsources = []\n'
@@ -121,11 +117,11 @@ def test_an_entry_that_does_not_name_its_file_works_and_says_so(
     note = (f"note: the loop {HEUN} of entry mine does not say which file it was confirmed on; "
             "`ggufloop sweep --save` would.\n")  # fmt: skip
     for path in files:
-        assert inspect(capsys, path, "--window", "auto") == (str(HEUN), note)
+        assert inspect(cli, path, "--window", "auto") == (str(HEUN), note)
         assert registry.suggest_window(path) == ((1, 3), "old")
     registry.save_loop(files[1], HEUN, "new")
     assert "old" not in registry.user_models_path().read_text()
-    assert inspect(capsys, files[1], "--window", "auto") == (str(HEUN), "")
+    assert inspect(cli, files[1], "--window", "auto") == (str(HEUN), "")
     assert registry.suggest_loop(files[0]) is None
 
 
@@ -142,11 +138,9 @@ def test_an_entry_that_does_not_name_its_file_works_and_says_so(
         ("--mode layer", "1:3 k=3 mode=layer"),
     ],
 )
-def test_a_flag_given_at_its_default_counts(
-    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str], flags: str, loop: str
-) -> None:
+def test_a_flag_given_at_its_default_counts(files: tuple[Path, Path], cli: Cli, flags: str, loop: str) -> None:
     registry.save_loop(files[0], HEUN, "sweep")
-    assert inspect(capsys, files[0], "--window", "auto", *flags.split())[0] == loop
+    assert inspect(cli, files[0], "--window", "auto", *flags.split())[0] == loop
 
 
 def test_lists_of_flags_too(files: tuple[Path, Path]) -> None:
@@ -167,9 +161,9 @@ def test_a_note_is_said_once(files: tuple[Path, Path], capsys: pytest.CaptureFix
     "text", ["2:4 k=3", "1:3 k=4 solver=heun mode=layer", "2:4 k=3 halt=0.01",
              "2:4 k=6 passes=3 kv=frozen decode=first:8 attention=9 sinks=2", "2:4 k=3 damping=0.25 beta=0.5"]
 )  # fmt: skip
-def test_a_loop_as_flags_is_that_loop(text: str, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loop_as_flags_is_that_loop(text: str, files: tuple[Path, Path], cli: Cli) -> None:
     loop = LoopSpec.parse(text)
-    assert inspect(capsys, files[0], *as_flags(loop).split())[0] == str(loop)
+    assert inspect(cli, files[0], *as_flags(loop).split())[0] == str(loop)
 
 
 def test_a_damaged_identity(own_models: Callable[[str], None]) -> None:

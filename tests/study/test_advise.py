@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cli import Cli
 
-from ggufloop.cli import main
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure import stats
 from ggufloop.measure.stats import Estimate
@@ -482,12 +482,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(cli: Cli) -> Run:
     def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["advise", *map(str, args)])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
+        return cli("advise", *args)
 
     return call
 

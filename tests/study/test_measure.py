@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.cli import Cli
 
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.cli import main
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
@@ -236,7 +236,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(
     tiny_model: Callable[[str], Path], tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> Run:  # fmt: skip
     """run("--types", ...) in an empty folder with text.txt; exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
@@ -244,10 +244,7 @@ def run(
     model = str(tiny_model("llama"))
 
     def call(*args: object, name: str | None = model) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["compare", *([name] if name else []), *map(str, args)])
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
+        return cli("compare", *([name] if name else []), *args)
 
     return call
 
