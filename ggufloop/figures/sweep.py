@@ -41,7 +41,7 @@ def heat_map(outcome: Outcome, loops: Sequence[LoopSpec], model: str) -> Figure:
     gains = {c.name: c.gain.mean for c in outcome.decision.loops}
     panels = _panels(loops)
     scale = max(float(np.quantile(np.abs(list(gains.values())), 0.75)), _LEAST_SCALE)
-    finalists = {c.name for c in outcome.decision.loops if c.whole}
+    whole = {c.name for c in outcome.decision.loops if c.whole}
     title = f"{model}: gain over plain in {outcome.measure.unit}, {outcome.measure.name} (blue is better)"
     with style():
         figure, axes = new_figure(len(panels), title, width=10.0)
@@ -50,7 +50,7 @@ def heat_map(outcome: Outcome, loops: Sequence[LoopSpec], model: str) -> Figure:
         assert grid is not None
         grid.set_height_ratios([1.15 + 0.32 * len(p.rows) for p in panels])
         for ax, panel in zip(axes, panels, strict=True):
-            image = _draw(ax, panel, gains, finalists, outcome.decision.winner, scale)
+            image = _draw(ax, panel, gains, whole, outcome.decision.winner, scale)
         bar = figure.colorbar(image, ax=axes, extend="both", shrink=min(1.0, 3 / len(panels)), pad=0.01, aspect=30)
         bar.ax.tick_params(labelsize=8)
     return figure
@@ -88,7 +88,7 @@ def _kind(loop: LoopSpec) -> str:
     return "".join(f", {word}" for word in others)
 
 
-def _draw(ax: Axes, panel: _Panel, gains: dict[str, float], finalists: set[str], winner: str | None,
+def _draw(ax: Axes, panel: _Panel, gains: dict[str, float], whole: set[str], winner: str | None,
           scale: float) -> Any:  # fmt: skip
     from matplotlib.patches import Rectangle
 
@@ -96,7 +96,7 @@ def _draw(ax: Axes, panel: _Panel, gains: dict[str, float], finalists: set[str],
     for (row, column), name in panel.loops.items():
         i, j = panel.rows.index(row), panel.columns.index(column)
         values[i, j] = gain = gains[name]
-        if name in finalists:
+        if name in whole:
             ax.add_patch(Rectangle((j - 0.47, i - 0.44), 0.94, 0.88, fill=False, edgecolor=INK, linewidth=1.6))
         if len(panel.columns) <= _MOST_WRITTEN:
             text = _short(gain) + ("\u2605" if name == winner else "")

@@ -32,14 +32,15 @@ UNUSABLE = -1000.0
 
 
 class Measure(Protocol):
-    """A source of scores. n: items there are; item, unit: what an item and a score are, in words; least: how many say
-    enough to drop the worse half of some loops."""
+    """A source of scores. n: items to score; available: those there are; item, unit: what an item and a score are, in
+    words; least: how many say enough to drop the worse half of some loops."""
 
     name: str
     item: str
     unit: str
     least: int
     n: int
+    available: int
 
     @property
     def places(self) -> Sequence[tuple[int, int]] | None:
@@ -72,6 +73,7 @@ class TextMeasure:
         self._tokens = [tokenize(llm, t.text) for t in texts]
         chunks = [(d, i) for d, tokens in enumerate(self._tokens) for i in range(count_chunks(tokens, n_ctx))]
         self._order = [chunks[i] for i in np.random.default_rng(_SEED).permutation(len(chunks))]
+        self.available = len(chunks)
         self.n = min(len(chunks), limit or len(chunks))
 
     @property
@@ -109,6 +111,7 @@ class TaskMeasure:
         self._tasks = tasks
         sizes = {task: min(size, limit or size) for task, size in self._tasks.sizes().items()}
         self._docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
+        self.available = sum(self._tasks.sizes().values())
         self.n = len(self._docs)
 
     def identity(self) -> dict[str, Any]:
@@ -136,10 +139,10 @@ class TaskMeasure:
 
 
 def check_enough(measure: Measure) -> None:
-    """Raise GgufloopError if there are too few items to split into two halves."""
+    """Raise GgufloopError if there are too few items to compare loops on."""
     if measure.n < 4:
         raise GgufloopError(
-            f"{measure.name} has {measure.n} {measure.item}{'s' if measure.n != 1 else ''}, too few to choose by some "
-            "and test on others.",
+            f"{measure.name} has {measure.n} {measure.item}{'s' if measure.n != 1 else ''}, too few to compare "
+            "loops on.",
             "take a longer text, a smaller -c, or more questions; thousands give an answer.",
         )

@@ -84,7 +84,10 @@ def text(run: PerplexityRun, source: str) -> str:
         out.append(f"  over chunks: {_estimate(against.over_chunks, 'chunks')}")
     out += [f"  over tokens: {_estimate(against.over_tokens, 'tokens')}, taken as independent",
             f"  {_verdict(against.change, result.chunks)}", ""]  # fmt: skip
-    return "\n".join(out) + "\n" + (against.kl.block() if result.n >= 100 else "under 100 tokens: no KL statistics.\n")
+    if result.n < 100:
+        return "\n".join([*out, "under 100 tokens: no KL statistics."]) + "\n"
+    ours = "" if against.chunked is None else "\n" + against.chunked.lines(result.n, result.chunks)
+    return "\n".join(out) + "\n" + against.kl.block() + ours
 
 
 def _several(run: PerplexityRun, source: str) -> str:
@@ -146,4 +149,6 @@ def _record(result: TextScore, run: PerplexityRun, source: str) -> Any:
             f.name: v._asdict() if hasattr(v := getattr(block, f.name), "_asdict") else v
             for f in dataclasses.fields(block)
         }
+        if against.chunked is not None:
+            data["kl_over_chunks"] = {name: value._asdict() for name, value in against.chunked._asdict().items()}
     return finite(data)

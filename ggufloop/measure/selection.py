@@ -134,25 +134,6 @@ class Decision:
             f"more{raced}; about {self.n_needed} {item}s for each would find such a gain with 80 % power.{tail}"
         )
 
-    # What the table of the command calls them, from when half of the items chose the finalists.
-
-    @property
-    def finalists(self) -> tuple[Judged, ...]:
-        """All loops."""
-        return self.loops
-
-    @property
-    def selection(self) -> tuple[Judged, ...]:
-        """None: no item only chooses."""
-        return ()
-
-    n_select = 0
-
-    @property
-    def n_confirm(self) -> int:
-        """All items."""
-        return self.n
-
 
 Places = Sequence[tuple[int, int]]
 Answer = Mapping[str, ArrayLike]
@@ -325,11 +306,9 @@ def _checked(names: Iterable[str], n_items: int, finalists: int, worth: float, l
     if twice is not None:
         raise UsageError(f"{twice} is named twice.", "compare each loop once.")
     if n_items < 4:
-        raise UsageError(
-            f"{n_items} items cannot be split into two halves.", "use 4 at least, thousands for an answer."
-        )
+        raise UsageError(f"{n_items} items are too few to tell anything.", "use 4 at least, thousands for an answer.")
     if finalists < 1:
-        raise UsageError(f"{finalists} finalists cannot be confirmed.", "use 1 at least.")
+        raise UsageError(f"{finalists} finalists cannot win a race.", "use 1 at least.")
     if not 0 < worth < math.inf:
         raise UsageError(f"worth {worth:g} is not a finite number above 0.", "use the smallest gain that would matter.")
     if not 0 < level < 1:

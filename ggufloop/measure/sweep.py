@@ -1,4 +1,4 @@
-"""Which of many loops helps a model: every loop against plain on the same items, told by items that chose nothing.
+"""Which of many loops helps a model: every loop against plain on the same items.
 
     with Journal.open(path, header, partial(check_record, measures)) as journal:
         outcome = sweep(llm, loops, TextMeasure(llm, text, n_ctx=512), journal)
@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import reading
+from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.items import Measure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
-from ggufloop.measure.verdict import LEVEL, adjusted_level
+from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
 from ggufloop.progress import Progress, Step, silent
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class CachedScores:
         self._llm, self._measure, self._journal = llm, measure, journal
         self._progress, self._total = progress, total
         self._known: dict[str, dict[int, float]] = {}
+        self._asked: dict[str, set[int]] = {}
         self.seconds: dict[str, float] = {}
         self._work = 0.0  # wanted so far
         for record in journal.records:
@@ -159,7 +161,9 @@ class CachedScores:
         known = self._known.setdefault(name, {})
         missing = [i for i in items if i not in known]
         cost = (1.0 if loop is None else loop.relative_cost(self._llm.n_layer())) / self._measure.n
-        self._work += cost * (len(items) - len(missing))
+        asked = self._asked.setdefault(name, set())
+        self._work += cost * (len(set(items) - asked) - len(missing))
+        asked.update(items)
         if missing:
             self._llm.set_loop(loop)
         size = 1
@@ -195,11 +199,13 @@ def sweep(
     level: float = LEVEL,
     looks: int = 1,
     progress: Progress = silent,
+    listener: Listener = SILENT,
 ) -> Outcome:
     """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
 
     journal: with a header that names all this depends on. looks: how many at growing n were planned, which share
-    `level`. The loop in force is the old one afterwards.
+    `level`. listener: is told after the first items how likely each verdict is. The loop in force is the old one
+    afterwards.
     Raises GgufloopError for fewer than 4 items, UsageError as `decide` does.
     """
     check_enough(measure)
@@ -214,10 +220,16 @@ def sweep(
     before = llm.loop
     try:
         plain = scores.of(None, range(n), PLAIN)
+        now = adjusted_level(level, look, looks)
         steps = decide(list(by_name), n, seed, finalists=finalists, racing=racing, least=measure.least, worth=worth,
-                       level=adjusted_level(level, look, looks), places=measure.places)  # fmt: skip
+                       level=now, places=measure.places)  # fmt: skip
         try:
             request = next(steps)
+            if n >= LEAST_ITEMS:
+                drawn = np.random.default_rng(seed).permutation(n)[: 4 * measure.least]
+                few = _in_order(measure, request.items if len(request.items) < n else drawn)
+                pilot = [scores.of(by_name[name], few, "pilot") - plain[few] for name in request.names]
+                listener.note(outlook(measure, few, pilot, worth, now / len(loops)))
             while True:
                 items = request.items
                 request = steps.send(
@@ -242,6 +254,29 @@ def sweep(
         ),
         look,
         looks,
+    )
+
+
+def _in_order(measure: Measure, items: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The items in the order of their texts."""
+    places = measure.places
+    return np.array(sorted(items.tolist(), key=lambda i: i if places is None else places[i]), dtype=np.intp)
+
+
+def outlook(
+    measure: Measure, items: Sequence[int] | NDArray[np.intp], pilot: Sequence[Values], worth: float, level: float
+) -> str:
+    """How likely the verdicts on one loop are, in words, from the gains of loops on some `items` in their order."""
+    documents = None if measure.places is None else [measure.places[i][0] for i in items]
+    found = forecast(pilot, measure.n, worth, documents=documents, level=level)
+    head = f"{measure.name}, {measure.n} {measure.item}s, judged by a pilot of {len(items)}:"
+    if not found:
+        return f"{head} no loop differs from plain."
+    hurts, half_hurts, none, half_helps, helps = found
+    return (
+        f"{head} of a loop that gains {worth:g} it would be said that it helps in {helps.helps:.0%}, at half of that "
+        f"in {half_helps.helps:.0%}; of one that loses it that it hurts in {hurts.hurts:.0%} and "
+        f"{half_hurts.hurts:.0%}; of one without effect that it has {SAME} {worth:g} in {none.same:.0%}."
     )
 
 

@@ -11,14 +11,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ggufloop.measure.selection import Decision, Judged
 from ggufloop.measure.sweep import Outcome
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.progress import duration
 from ggufloop.table import Cell, Column, Table
 
 _COLUMNS = (Column("measure"), Column("loop"), Column("layers", ".2f"), Column("n", "d"), Column("gain", "+.5f"),
-            Column("low", "+.5f"), Column("high", "+.5f"), Column("held-out n", "d"), Column("held-out gain", "+.5f"),
-            Column("held-out low", "+.5f"), Column("held-out high", "+.5f"), Column("p (Holm)", ".3g"))  # fmt: skip
+            Column("low", "+.5f"), Column("high", "+.5f"), Column("p (Holm)", ".3g"), Column("settled"),
+            Column("verdict"))  # fmt: skip
 
 
 def text(result: SweepResult) -> str:
@@ -40,19 +41,13 @@ def record(result: SweepResult) -> dict[str, Any]:
 
 
 def rows(outcome: Outcome, costs: Mapping[str, float]) -> list[list[Cell]]:
-    """One row per loop, in the order of the selection."""
-    decision = outcome.decision
-    held_out = {c.name: c for c in decision.finalists}
-    gains = {s.name: s.gain for s in decision.selection}
-    found: list[list[Cell]] = []
-    for name in gains or held_out:
-        gain, end = gains.get(name), held_out.get(name)
-        first: list[Cell] = [None] * 4 if gain is None else [gain.n, gain.mean, gain.low, gain.high]
-        last: list[Cell] = (
-            [None] * 5 if end is None else [end.gain.n, end.gain.mean, end.gain.low, end.gain.high, end.p]
-        )
-        found.append([outcome.measure.name, name, costs[name], *first, *last])
-    return found
+    """One row per loop, in the order of the decision: scored on more items first, then by gain."""
+    m = outcome.measure
+    return [
+        [m.name, c.name, costs[c.name], c.gain.n, c.gain.mean, c.gain.low, c.gain.high, c.p,
+         "yes" if c.settled else "no", c.verdict.phrase(m.item, m.available)]
+        for c in outcome.decision.loops
+    ]  # fmt: skip
 
 
 def verdict(outcome: Outcome) -> str:
@@ -63,14 +58,9 @@ def verdict(outcome: Outcome) -> str:
 def _section(outcome: Outcome, costs: Mapping[str, float]) -> str:
     """One measure for eyes."""
     d, m, spent = outcome.decision, outcome.measure, outcome.cost
-    head = [f"## {m.name}: {m.n} {m.item}s, gain in {m.unit} over plain ({outcome.plain:.5f}); above 0 is better", ""]
-    if d.selection:
-        head += [f"n: {m.item}s of the selection half ({d.n_select}) a loop was scored on, worse halves dropped early. "
-                 "The best gains of many are too good to be quoted.", f"held-out: the other {d.n_confirm}, which chose "
-                 f"nothing; their intervals hold for all {len(d.finalists)} finalists together.", ""]  # fmt: skip
-    kept = [i for i in range(1, len(_COLUMNS)) if d.selection or not 3 <= i <= 6]  # a single loop is not selected
-    cells = [[row[i] for i in kept] for row in rows(outcome, costs)]
-    shown = Table(tuple(_COLUMNS[i] for i in kept), cells).render("md")
+    head = [f"## {m.name}: {m.n} {m.item}s, gain in {m.unit} over plain ({outcome.plain:.5f}); above 0 is better", "",
+            *_reading(d, m.item)]  # fmt: skip
+    shown = Table(_COLUMNS[1:], [row[1:] for row in rows(outcome, costs)]).render("md")
     clock = spent.seconds / max(spent.plain_seconds, 1e-4)  # a journal rounds to that
     tail = [
         "",
@@ -83,9 +73,29 @@ def _section(outcome: Outcome, costs: Mapping[str, float]) -> str:
     return "\n".join(head) + "\n" + shown + "\n".join(tail)
 
 
+def _reading(d: Decision, item: str) -> list[str]:
+    """How to read the table, where it needs that: of one loop on all items it does not."""
+    found = []
+    if len(d.loops) > 1:
+        found += [f"Intervals hold for all {len(d.loops)} loops together; p is corrected for all of them. The largest "
+                  "gain of many is partly luck."]  # fmt: skip
+    if not all(c.whole for c in d.loops):
+        found += [f"n below {d.n}: settled, so a gain of {d.worth:g} is ruled out, or dropped by the race before that "
+                  f"was known. Only a loop scored on all {item}s can help."]  # fmt: skip
+    return [*found, ""] if found else []
+
+
 def _record(outcome: Outcome) -> dict[str, Any]:
-    d = dataclasses.asdict(outcome.decision)
-    cost = dataclasses.asdict(outcome.cost)
-    return {"measure": outcome.measure.name, "n": outcome.measure.n, **outcome.measure.identity(),
-            "unit": outcome.measure.unit, "plain": outcome.plain, **d, "cost": cost,
-            "words": verdict(outcome)}  # fmt: skip
+    d, m = outcome.decision, outcome.measure
+    decided = {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != "loops"}
+    return {"measure": m.name, "n": m.n, **m.identity(), "unit": m.unit, "plain": outcome.plain, **decided,
+            "loops": list(map(_loop, d.loops)), "look": outcome.look, "looks": outcome.planned,
+            "cost": dataclasses.asdict(outcome.cost), "words": verdict(outcome)}  # fmt: skip
+
+
+def _loop(c: Judged) -> dict[str, Any]:
+    """One loop: level is of its interval low to high, near the interval of the equivalence."""
+    gain, v = c.gain, c.verdict
+    return {"name": c.name, "gain": gain.mean, "low": gain.low, "high": gain.high, "level": gain.level, "n": gain.n,
+            "p": c.p, "verdict": v.word, "small": v.small, "near": [v.near.low, v.near.high], "needed": v.needed,
+            "settled": c.settled, "whole": c.whole}  # fmt: skip

@@ -9,6 +9,7 @@ Every score is kept in the journal; the same call goes on from there. A measure 
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -28,8 +29,9 @@ from ggufloop.measure.corpus import Text
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.multiple_choice import SEQUENCES
-from ggufloop.measure.selection import FINALISTS, WORTH
-from ggufloop.measure.sweep import Outcome, check_record, items_within, sweep
+from ggufloop.measure.selection import FINALISTS
+from ggufloop.measure.sweep import Outcome, check_record, items_within, registered, sweep
+from ggufloop.measure.verdict import HURTS, LEVEL, WORTHS
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, silent
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CONTEXT, TASK_CONTEXT = 512, 2048
 SEED = 1234
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,12 @@ class SweepPlan:
     text           its chunks of `chunk` tokens, the first `chunks` of them; tasks: of lm-eval, one verdict for each
     limit          questions of each task; chat: asked in the model's chat template
     budget         as many items as fit into this time: 90s, 30m, 2h
-    racing         drop the worse loops early; finalists: loops tested on the held-out items
-    worth          the smallest gain that would matter; seed: of the random halves
+    racing         drop the worse loops early; finalists: loops it leaves for the last items
+    worth          the smallest gain that would matter, None: `verdict.WORTHS` of each measure's unit
+    looks          decisions planned as items grow in number, which share the level; seed: of their random order
     offline        download no questions
 
-    Raises UsageError if there is nothing to measure.
+    Raises UsageError if there is nothing to measure, or for a worth or looks not above 0.
     """
 
     text: Text | None = None
@@ -66,7 +68,8 @@ class SweepPlan:
     chat: bool = False
     budget: str | None = None
     racing: bool = True
-    worth: float = WORTH
+    worth: float | None = None
+    looks: int = 1
     finalists: int = FINALISTS
     seed: int = SEED
     offline: bool = False
@@ -76,8 +79,17 @@ class SweepPlan:
             raise UsageError("nothing to measure is given.", "give --text FILE (or pydoc), --tasks NAME, or both.")
         if len(set(self.tasks)) < len(self.tasks):
             raise UsageError(f"a task is named twice in {','.join(self.tasks)}.", "name each once.")
+        if self.worth is not None and not 0 < self.worth < math.inf:
+            raise UsageError(f"worth {self.worth:g} is not a finite number above 0.",
+                             "use the smallest gain that would matter.")  # fmt: skip
+        if self.looks < 1:
+            raise UsageError(f"{self.looks} looks decide nothing.", "plan 1 at least.")
         if self.budget is not None:
             seconds(self.budget)
+
+    def worth_of(self, measure: Measure) -> float:
+        """The smallest gain that would matter in its unit."""
+        return WORTHS[measure.unit] if self.worth is None else self.worth
 
     @property
     def context(self) -> int:
@@ -137,6 +149,7 @@ def run_sweep(
                          "flash_attn": settings.uses_flash(path), "batch_size": settings.n_batch,
                          "ubatch_size": settings.n_ubatch},
             "measures": [m.identity() for m in measures],
+            **registered(measures, plan.worth_of(measures[0]), plan.looks),
         }  # fmt: skip
         target = journal_path(path, journal)
         with Journal.open(target, header, partial(check_record, measures)) as kept:
@@ -145,7 +158,8 @@ def run_sweep(
             _keep_budget(llm, loops, measures, plan, kept)
             outcomes = [
                 sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                      worth=plan.worth, level=LEVEL / len(measures), progress=progress)
+                      worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress,
+                      listener=listener)
                 for measure in measures
             ]  # fmt: skip
         costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
@@ -193,20 +207,21 @@ def _per_item(llm: LoopedLlama, measure: Measure) -> float:
 
 
 def save_winner(path: Path, loops: Iterable[LoopSpec], outcomes: Sequence[Outcome]) -> str:
-    """Write what the last measure with a winner confirmed into the user's models.toml, and say so.
+    """Write the loop that the last measure with a winner found to help into the user's models.toml, and say so.
 
-    Raises GgufloopError where another measure shows harm.
+    Raises GgufloopError where it hurts on another measure.
     """
     won = [o for o in outcomes if o.decision.winner is not None]
     if not won:
-        return "nothing was confirmed, so nothing is saved."
+        return "no loop was shown to help, so none is saved."
     outcome = won[-1]
     name = outcome.decision.winner
-    harmed = [o.measure.name for o in outcomes for c in o.decision.finalists if c.name == name and c.gain.high < 0]
+    harmed = [o.measure.name for o in outcomes for c in o.decision.loops if c.name == name and c.verdict.word == HURTS]
     if harmed:
-        raise GgufloopError(f"{name} helps on {outcome.measure.name} and harms on {harmed[0]}: it is not saved.",
+        raise GgufloopError(f"{name} helps on {outcome.measure.name} and hurts on {harmed[0]}: it is not saved.",
                             "choose with --tasks or --text alone.")  # fmt: skip
-    gain = next(c.gain for c in outcome.decision.finalists if c.name == name)
-    origin = f"sweep of {date.today()}: {gain.show('+.4f')} held-out {outcome.measure.item}s of {outcome.measure.name}"
+    best = next(c for c in outcome.decision.loops if c.name == name)
+    origin = (f"sweep of {date.today()}: {best.verdict.phrase()}, {best.gain.show('+.4f')} {outcome.measure.item}s of "
+              f"{outcome.measure.name}, the best of {len(outcome.decision.loops)}")  # fmt: skip
     where = save_loop(path, next(loop for loop in loops if str(loop) == name), origin)
     return f"saved {name} as --window auto of {path.name} in {where}."

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.endpoints import ChanceGuard, choice_log_probability, fit_temperature, guard
+from ggufloop.measure.endpoints import (
+    ChanceGuard,
+    NoiseFloor,
+    choice_log_probability,
+    fit_temperature,
+    guard,
+    noise_floor,
+)
 from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
 from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
 from ggufloop.progress import Progress, silent
@@ -198,6 +205,11 @@ def compare(plain: Sequence[Item], looped: Sequence[Item], worth: float = WORTHS
         choice=_choice(plain, looped),
         guard=_guard(plain),
     )
+
+
+def noise_between(looped: Sequence[Item], again: Sequence[Item]) -> NoiseFloor:
+    """How far two runs of one loop differ in accuracy. Raises UsageError as `endpoints.noise_floor` does."""
+    return noise_floor([i.right for i in looped], [i.right for i in again])
 
 
 def _scored(items: Sequence[Item]) -> bool:

@@ -3,46 +3,74 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufloop.files import file_sha256, write_text
+from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
 from ggufloop.measure.tasks import SEED, Comparison, Run
+from ggufloop.measure.verdict import Verdict
 from ggufloop.reading import finite
 
 SCHEMA_VERSION = 1
 
 
-def text(name: str, c: Comparison) -> str:
-    """The paired block of one task, for eyes."""
-    gold = "not scored" if c.gold is None else f"{c.gold.show('+.4f')}  (mean change in nats, paired bootstrap)"
+def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFloor | None = None) -> str:
+    """The paired block of one task, for eyes. available: how many questions it has; noise: of the loop run twice."""
+    choice = "not scored: no answers are offered"
+    if c.choice is not None:
+        choice = f"{c.choice.gain.show('+.4f')}  (nats; by it alone: {c.choice.phrase('question', available)})"
+    warning = c.guard.sentence() if c.guard is not None else ""
     lines = [
         f"{name}: looped against plain on the same questions (95 % intervals)",
         f"  plain accuracy       {c.plain.show()}  (Wilson)",
         f"  looped accuracy      {c.looped.show()}  (Wilson)",
-        f"  difference           {c.difference.show('+.4f')}  (paired bootstrap)",
+        f"  difference           {c.difference.show('+.4f')}  (exact limits of both counts)",
         f"  flips                {c.gained} became right, {c.lost} became wrong; McNemar exact p = {c.p:.4g}",
-        f"  right answer's logp  {gold}",
+        f"  choice log-prob.     {choice}",
+        f"  verdict on accuracy  {c.verdict.phrase('question', available)}",
+        *(
+            []
+            if noise is None
+            else [
+                f"  noise floor          {noise.difference.show('+.4f')}  (damping moved "
+                f"by {NUDGE:g}: {noise.changed} answers differ)"
+            ]
+        ),
+        *textwrap.wrap(warning, 100, initial_indent="  ", subsequent_indent="  "),
     ]
-    if not c.gained + c.lost:
-        lines.append(f"  no question flipped: the share that does is below {c.flips_below:.4f}.")
-    elif c.needed is None:
-        lines.append("  both answer equally many questions right.")
-    else:
-        size = f"{abs(c.difference.mean):.4f}, {c.needed} questions would see it with 80 % power"
-        lines.append(f"  if the true difference is {size}.")
-    if not c.conclusive:
-        lines.append(f"  {c.n} questions do not tell the two apart.")
     return "\n".join(lines) + "\n"
+
+
+def _verdict(v: Verdict | None) -> dict[str, Any] | None:
+    if v is None:
+        return None
+    return {"word": v.word, "gain": _estimate(v.gain), "p": v.gain.p, "near": [v.near.low, v.near.high],
+            "worth": v.worth, "needed": v.needed}  # fmt: skip
+
+
+def _guard(g: ChanceGuard | None) -> dict[str, Any] | None:
+    if g is None:
+        return None
+    return {"accuracy": _estimate(g.accuracy), "chance": g.chance, "letters": g.letters, "at_chance": g.at_chance}
 
 
 def _estimate(e: Any) -> dict[str, float | int] | None:
     return None if e is None else {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "level": e.level}
 
 
+def _noise(found: NoiseFloor | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"difference": _estimate(found.difference), "typical": found.typical, "changed": found.changed}
+
+
 def record(
-    path: Path, runs: dict[str, Run], compared: dict[str, Comparison], settings: dict[str, Any]
-) -> dict[str, Any]:
+    path: Path, runs: dict[str, Run], compared: dict[str, Comparison], settings: dict[str, Any],
+    noise: Mapping[str, NoiseFloor],
+) -> dict[str, Any]:  # fmt: skip
     """For JSON."""
     from ggufloop.engine import ACTIVE
 
@@ -73,6 +101,10 @@ def record(
                 "mcnemar_p": c.p,
                 "gold_logprob": _estimate(c.gold),
                 "n_for_80_percent_power": c.needed,
+                "verdict": _verdict(c.verdict),
+                "choice": _verdict(c.choice),
+                "guard": _guard(c.guard),
+                "noise_floor": _noise(noise.get(name)),
             }
             for name, c in compared.items()
         },

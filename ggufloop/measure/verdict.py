@@ -3,7 +3,7 @@
     v = judge(looped - plain, worth=0.01)                # helps, hurts, no effect larger than 0.01, cannot tell
     v = judge_flips(gained=32, lost=2, n=1200, worth=0.01)
     v.phrase("question", available=5153)                 # with the n it would take
-    chances(n=1200, flips=0.03, worth=0.01)              # before the run: how likely each word is
+    chances(n=1200, flips=0.03, worth=0.01)              # before the run: how likely each word is; see forecast()
     adjusted_level(0.05, look=2, planned=3)              # what a second look at growing data costs
 
 "helps" and "hurts" are two-sided tests at `level`: McNemar's exact one of answers that are right or wrong, Student's of
@@ -178,6 +178,23 @@ def chances_of_mean(
         helps, hurts = 1 - at(far), at(-far)
         found.append(Chance(effect, helps, hurts, same, max(0.0, 1 - helps - hurts - same)))
     return found
+
+
+def forecast(
+    pilot: Sequence[ArrayLike], n: int, worth: float, *, documents: ArrayLike | None = None, level: float = LEVEL
+) -> list[Chance]:
+    """The same at no effect and +-worth, whole and half, from a pilot: the differences of some loops on some items.
+
+    Flips are shared by the loops; the spread of other scores is that of the middle loop. Empty if nothing differs.
+    """
+    effects = [share * worth for share in (-1, -0.5, 0, 0.5, 1)]
+    gains = [numbers(x, "items", 2) for x in pilot]
+    every = np.concatenate(gains)
+    if documents is None and np.isin(every, (-1.0, 0.0, 1.0)).all():
+        flips = max(1, int(np.count_nonzero(every))) / len(every)  # none seen: as if one had
+        return chances(n, flips, worth, effects, level=level, runs=400)
+    sd = float(np.median([paired_mean(x, documents).sd for x in gains]))
+    return chances_of_mean(n, sd, worth, effects, level=level) if sd else []
 
 
 def _chance(effect: float, words: Sequence[str], weights: ArrayLike) -> Chance:

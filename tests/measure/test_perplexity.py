@@ -328,8 +328,13 @@ def test_a_loop_is_compared_with_the_plain_model(run: Run, file: Path) -> None:
     same = low <= 0 <= high
     assert ("no difference can be concluded" in out) == same
     assert ("better than the base.\n" in out) == (high < 0)
-    assert "\nMean    KLD: " in out
-    assert out.endswith(" %\n")
+    theirs, ours = out.split("\n====== Errors over 5 chunks ======\n")
+    assert theirs.endswith(" %\n")
+    assert re.search(r"\nMean    KLD: .*\n", theirs)
+    (mean, wide), (same, narrow) = (re.search(r"Mean    KLD: +(\S+) . +(\S+)", s).groups() for s in (ours, theirs))  # type: ignore[union-attr]
+    assert mean == same
+    assert wide != narrow
+    assert ours.endswith("Fewer than 10 of 155 tokens lie beyond percentiles above 93.55 or below 6.452 %.\n")
     code, out, _ = run("--text", file, "-c", 64, "--window", "2:5", "--kl-base", "none")
     assert code == 0
     assert "KLD" not in out
@@ -344,6 +349,7 @@ def test_programs_get_every_number(run: Run, file: Path) -> None:
     assert (data["loop"], data["n"], data["chunks"], data["n_ctx"]) == (str(LoopSpec.parse("2:5 k=2")), 124, 4, 64)
     assert "patch_id" in data
     assert set(data["kl_statistics"]["kl_at"]) >= {"0.0", "0.5", "0.999"}
+    assert data["kl_over_chunks"]["kl"]["mean"] == pytest.approx(data["kl_statistics"]["kl"]["mean"])
     rows = [json.loads(line) for line in run(*args, "-o", "jsonl")[1].splitlines()]
     assert [row["loop"] for row in rows] == ["plain", data["loop"]]
     assert rows[1]["PPL"] == data["ppl"]

@@ -307,8 +307,8 @@ ONES = [1.0] * 8
     [
         (lambda: next(decide([], 9)), "no loops to choose from."),
         (lambda: next(decide(["a", "b", "a"], 9)), "a is named twice."),
-        (lambda: next(decide(["a"], 3)), "3 items cannot be split into two halves."),
-        (lambda: next(decide(["a"], 9, finalists=0)), "0 finalists cannot be confirmed."),
+        (lambda: next(decide(["a"], 3)), "3 items are too few to tell anything."),
+        (lambda: next(decide(["a"], 9, finalists=0)), "0 finalists cannot win a race."),
         (lambda: next(decide(["a"], 9, worth=0.0)), "worth 0 is not a finite number above 0."),
         (lambda: next(decide(["a"], 9, level=5)), "level 5 is not in the range 0<x<1."),
         (lambda: run(decide(["a"], 8), lambda r: {"b": ONES}), "no scores for a."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,15 +18,16 @@ from ggufloop.cli.options import number_ranges
 from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
+from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
+from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
 from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
-from ggufloop.measure.sweep_report import record
-from ggufloop.measure.sweep_run import SweepPlan, run_sweep, save_winner, seconds
+from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 
 TinyModel = Callable[[str], Path]
@@ -52,7 +54,7 @@ class FakeMeasure:
     places = None
 
     def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
-        self.n = n
+        self.n = self.available = n
         self.gains = gains or {}
         self.asked: list[tuple[str, int]] = []
         self.stop_after = stop_after
@@ -154,6 +156,29 @@ def test_verdicts_in_words(tmp_path: Path, gains: dict[str, float], n: int, what
     assert len(outcome.decision.loops) == len(WINDOWS)
 
 
+def test_every_loop_has_its_word(tmp_path: Path) -> None:
+    """In the table and for programs, with the interval and p of all items it saw; no loop is left out."""
+    gains = {str(WINDOWS[3]): 0.05, str(WINDOWS[4]): -0.05}
+    outcome = run(FakeMeasure(240, gains), tmp_path / "j")
+    costs = {str(w): w.relative_cost(LAYERS) for w in WINDOWS}
+    found = SweepResult(Path("m.gguf"), tuple(WINDOWS), 0, {}, costs, (outcome,))
+    loops = {c["name"]: c for c in sweep_report.record(found)["results"][0]["loops"]}
+    rows = {row[1]: row for row in sweep_report.table(found).rows}
+    assert set(loops) == set(rows) == set(costs)
+    best, worst = loops[str(WINDOWS[3])], loops[str(WINDOWS[4])]
+    assert (best["verdict"], best["whole"], best["n"], best["settled"]) == ("helps", True, 240, False)
+    assert (worst["verdict"], worst["whole"], worst["settled"]) == ("hurts", False, True)
+    assert best["low"] > 0 > worst["high"]
+    assert best["p"] < 0.05
+    assert rows[str(WINDOWS[3])][3:] == [240, best["gain"], best["low"], best["high"], best["p"], "no", "helps"]
+    shown = sweep_report.text(found)
+    assert "Intervals hold for all 25 loops together" in shown
+    assert "n below 240: settled" in shown
+    assert sum(line.startswith("| ") for line in shown.splitlines()) == 2 + 25
+    alone = run(FakeMeasure(60), tmp_path / "k", WINDOWS[:1])
+    assert "together" not in sweep_report.text(SweepResult(Path("m.gguf"), tuple(WINDOWS[:1]), 0, {}, costs, (alone,)))
+
+
 def test_looks_are_counted(tmp_path: Path) -> None:
     """Ten seeds, or five growing n, are so many looks; the same command again is the same one."""
     loops = WINDOWS[:3]
@@ -174,6 +199,30 @@ def test_what_decides_is_registered() -> None:
     said = registered([measure, measure], 0.01, 2)  # type: ignore[list-item]
     assert said == {"primary": "fake", "unit": "nats per token", "worth": 0.01, "level": 0.05, "looks": 2,
                     "secondary": ["fake"]}  # fmt: skip
+
+
+def test_the_chances_are_told_before_the_rest_is_scored(tmp_path: Path) -> None:
+    """Raced or not, once, from items that are asked for anyway; a power that grows with n."""
+    found = []
+    for n, racing in ((240, True), (240, False), (24_000, False)):
+        told: list[tuple[str, int]] = []
+        measure = FakeMeasure(n)
+        loops = WINDOWS[: 25 if racing else 2]
+
+        def note(said: str, told: list[tuple[str, int]] = told, measure: FakeMeasure = measure) -> None:
+            told.append((said, len(measure.asked)))
+
+        listener = Listener(note=note)
+        run(measure, tmp_path / f"{n} {racing}", loops, racing=racing, worth=0.002, listener=listener)
+        assert len(set(measure.asked)) == len(measure.asked)
+        ((said, scored),) = told
+        assert scored - n < n * len(loops) / 2
+        assert said.startswith(f"fake, {n} chunks, judged by a pilot of ")
+        found.append(int(re.search(r"that it helps in (\d+)%, at half", said)[1]))  # type: ignore[index]
+    assert found[0] < found[1] < found[2] == 100
+    few: list[str] = []
+    run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], listener=Listener(note=few.append))
+    assert few == []
 
 
 def test_too_few_items(tmp_path: Path) -> None:
@@ -316,6 +365,16 @@ def test_the_command_goes_on_from_its_journal(
     assert code == 0, err
     assert "4 loops against plain" in out
     assert "Verdict: " in out
+    assert "70 chunks, judged by a pilot of 28:" in err
+    head = Journal.header(journal)
+    assert head is not None
+    assert [head[name] for name in ("primary", "worth", "level", "looks", "secondary")] == [
+        str(text),
+        0.01,
+        0.05,
+        1,
+        [],
+    ]
     lines = journal.read_text(encoding="utf-8").splitlines()
     code, out, err = command(capsys, *args, "-o", "json", "--plot", str(tmp_path / "p.png"))
     assert code == 0, err
@@ -329,6 +388,8 @@ def test_the_command_goes_on_from_its_journal(
     code, out, err = command(capsys, *args[:-4], "-c", "64", *args[-2:])
     assert code == 1
     assert "is of another run: measures is" in err
+    code, out, err = command(capsys, *args, "--worth", "0.02", "--looks", "2")
+    assert "is of another run: worth is 0.01 there and 0.02 here; looks is 1 there and 2 here." in err
     code, out, err = command(capsys, *args, "-ctk", "q8_0", "--save")
     assert "is of another run: settings is" in err
 
@@ -346,9 +407,9 @@ def test_from_python_as_from_the_command_line(
     settings = ContextSettings(n_ctx=plan.context, n_threads=1)
     found = run_sweep(path, loops, plan, tmp_path / "by-call", settings)
     asked = json.loads(out)
-    assert record(found)["results"][0]["plain"] == asked["results"][0]["plain"]
-    assert [f["gain"] for f in record(found)["results"][0]["finalists"]] == [
-        f["gain"] for f in asked["results"][0]["finalists"]]  # fmt: skip
+    assert sweep_report.record(found)["results"][0]["plain"] == asked["results"][0]["plain"]
+    assert [f["gain"] for f in sweep_report.record(found)["results"][0]["loops"]] == [
+        f["gain"] for f in asked["results"][0]["loops"]]  # fmt: skip
     heads = [(tmp_path / name).read_text().splitlines()[0] for name in ("by-command", "by-call")]
     assert heads[0] == heads[1]
 
@@ -439,9 +500,9 @@ def test_only_what_was_confirmed_is_saved(
         run(FakeMeasure(120, gains), tmp_path / name, loops) for name, gains in (("a", {}), ("b", {best: 0.1}))
     )
     bad = run(FakeMeasure(120, {str(loop): -0.1 for loop in loops}), tmp_path / "c", loops)
-    assert save_winner(path, loops, [null]) == "nothing was confirmed, so nothing is saved."
+    assert save_winner(path, loops, [null]) == "no loop was shown to help, so none is saved."
     assert not own.exists()
-    with pytest.raises(GgufloopError, match="helps on fake and harms on fake"):
+    with pytest.raises(GgufloopError, match="helps on fake and hurts on fake"):
         save_winner(path, loops, [good, bad])
     assert not own.exists()
     save_winner(path, loops, [null, good])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ pytest.importorskip("lm_eval")
 import lm_eval.tasks
 from lm_eval.utils import get_rolling_token_windows
 
+from ggufloop.measure import tasks_report
 from ggufloop.measure.lm_eval_model import LoopedLM
 from ggufloop.measure.tasks import Item, compare, evaluate
 from ggufloop.tasks.loading import load_tasks
@@ -214,22 +216,40 @@ def test_paired_on_the_command_line(
     assert (done.returncode, done.stderr) == (0, "")
     assert out.count("|arithmetic_guess|") == 2
     assert "brackets: looped against plain on the same questions (95 % intervals)\n" in out
-    assert "6 questions do not tell the two apart." in out
+    assert re.search(r"  choice log-prob\.     [-+]\d\.\d{4} \[.*\(nats; by it alone: ", out)
+    assert re.search(r"  verdict on accuracy  cannot tell: \d+ questions would(, and there are \d{3,})?\n", out)
+    assert "right answer's logp" not in out
+    assert re.search(r"\n  accuracy 0\.\d{3} .* is not above chance, 0\.\d{3};", out)
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(s["loop"], s["task"]) for s in logged] == [
         (loop, task) for loop in ("plain", "2:5 k=3") for task in ("arithmetic_guess", "brackets") for _ in range(6)
     ]
-    code, out, _ = run([*args, *loop, "-o", "json"], capfd)
+    code, out, _ = run([*args, *loop, "--noise-floor", "-o", "json"], capfd)
     data = json.loads(out)
     assert code == 0
     assert data["schema_version"] == 1
-    assert [r["loop"] for r in data["runs"]] == ["plain", "2:5 k=3"]
+    plain, looped, again = (r["loop"] for r in data["runs"])
+    assert (plain, looped) == ("plain", "2:5 k=3")
+    assert again.startswith("2:5 k=3 ")
+    assert {c["noise_floor"]["difference"]["n"] for c in data["paired"].values()} == {6}
     for task, c in data["paired"].items():
         golds = [[s["filtered_resps"][s["target"]][0] for s in logged if (s["loop"], s["task"]) == (name, task)]
                  for name in ("plain", "2:5 k=3")]  # fmt: skip
         assert c["n"] == c["gold_logprob"]["n"] == 6
         assert c["gold_logprob"]["mean"] == pytest.approx(np.mean(np.subtract(*golds[::-1])))
         assert c["looped"]["mean"] - c["plain"]["mean"] == pytest.approx(c["difference"]["mean"])
+        assert c["verdict"]["word"] == "cannot tell"
+        assert c["choice"]["gain"]["n"] == 6
+        assert sum(c["guard"]["letters"]) == pytest.approx(1)
+        assert c["guard"]["accuracy"]["mean"] == c["plain"]["mean"]
+
+
+def test_what_a_task_has_is_said() -> None:
+    """And that there are enough questions is not."""
+    c = compare(items("11110000"), items("10111100"))
+    assert f"  verdict on accuracy  cannot tell: {c.verdict.needed} questions would\n" in tasks_report.text("t", c)
+    assert f"cannot tell: {c.verdict.needed} questions would, and there are 90\n" in tasks_report.text("t", c, 90)
+    assert "not scored: no answers are offered\n" in tasks_report.text("t", c)
 
 
 def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +265,7 @@ def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: 
     [
         ([], "error: no task is named.\n"),
         (["--tasks", "brackets", "--paired"], "error: --paired compares a loop with the plain model"),
+        (["--tasks", "brackets", "--noise-floor"], "error: --noise-floor is of a comparison.\n"),
         (["--tasks", "brackets", "-o", "md"], "error: output form 'md' is not known.\n"),
         (["--tasks", "brackets", "--log-samples", "/no/such/folder/x"], "error: there is no folder /no/such/folder.\n"),
     ],

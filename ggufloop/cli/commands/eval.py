@@ -23,6 +23,7 @@ from ggufloop.progress import named
 from ggufloop.tasks.loading import BENCHMARKS, TASKS, load_tasks
 
 if TYPE_CHECKING:
+    from ggufloop.measure.endpoints import NoiseFloor
     from ggufloop.measure.tasks import Comparison, Run
 
 
@@ -53,6 +54,8 @@ def _compare(plain: Run, looped: Run) -> dict[str, Comparison]:
               help="Worked examples before each question; without it, as many as the task has it.")  # fmt: skip
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
 @click.option("--paired", is_flag=True, help="Run plain and looped on the same questions and compare them.")
+@click.option("--noise-floor", "floor", is_flag=True, help="With --paired: run the loop again with its damping "
+              "moved by 1e-5, and say how far that differs.")  # fmt: skip
 @click.option("--log-samples", "log", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
               help="Write each question with its answers and their scores to FILE, one per line.")  # fmt: skip
 @loop_options
@@ -67,6 +70,7 @@ def command(
     num_fewshot: int | None,
     chat: bool,
     paired: bool,
+    floor: bool,
     log: Path | None,
     form: str,
     **flags: Any,
@@ -85,11 +89,14 @@ def command(
         raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
     if paired and flags["window"] is None:
         raise UsageError("--paired compares a loop with the plain model, and no loop is given.", "give --window A:B.")
+    if floor and not paired:
+        raise UsageError("--noise-floor is of a comparison.", "give --paired as well.")
     settings = replace(context_from_flags(flags), n_seq=SEQUENCES)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     from ggufloop.measure import tasks_report
-    from ggufloop.measure.tasks import evaluate
+    from ggufloop.measure.endpoints import nudged
+    from ggufloop.measure.tasks import evaluate, noise_between
 
     with shown() as progress:
         tasks = load_tasks([name.strip() for name in names.split(",")], flags["offline"], num_fewshot, progress,
@@ -99,7 +106,10 @@ def command(
     if paired and (loop is None or not loop.is_loop):
         raise UsageError(f"the loop {loop} is one evaluation, the plain model.", "give --K 2 or more.")
     runs: dict[str, Run] = {}
-    for spec in [None, loop] if paired else [loop]:
+    specs = [None, loop] if paired else [loop]
+    if floor and loop is not None:
+        specs.append(nudged(loop))
+    for spec in specs:
         opened.llm.set_loop(spec)
         with shown() as progress:
             runs["plain" if spec is None else str(spec)] = evaluate(
@@ -107,13 +117,19 @@ def command(
             )
     if log is not None:
         tasks_report.write_samples(log, runs)
-    compared = _compare(*runs.values()) if paired else {}
+    compared: dict[str, Comparison] = {}
+    noise: dict[str, NoiseFloor] = {}
+    if paired:
+        plain, looped, *again = runs.values()
+        compared = _compare(plain, looped)
+        noise = {name: noise_between(looped.items[name], run.items[name]) for run in again for name in compared}
     if form == "json":
         asked = {"limit": limit, "num_fewshot": num_fewshot, "chat_template": chat, "served": tasks.served}
-        told = tasks_report.record(opened.path, runs, compared, asked)
+        told = tasks_report.record(opened.path, runs, compared, asked, noise)
         click.echo(json.dumps(told, indent=2, default=str))
         return
     for name, run in runs.items():
         click.echo(f"{opened.path.name}, {name}\n\n{run.table()}")
     for name, comparison in compared.items():
-        click.echo(tasks_report.text(name, comparison))
+        available = sum(tasks.sizes()[task] for task in tasks.members[name])
+        click.echo(tasks_report.text(name, comparison, available, noise.get(name)))

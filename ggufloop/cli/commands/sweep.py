@@ -1,4 +1,4 @@
-"""`ggufloop sweep MODEL`: many loops against plain on the same items, a verdict from items that chose nothing."""
+"""`ggufloop sweep MODEL`: many loops against plain on the same items, a verdict on each."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.measure import sweep_report
-from ggufloop.measure.selection import FINALISTS, WORTH
+from ggufloop.measure.selection import FINALISTS
 from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, journal_path, run_sweep, save_winner
+from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
 
 
 @click.command(name="sweep", cls=Command)
@@ -36,19 +37,29 @@ from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, jo
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N questions of each task.")
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
 @click.option("--budget", metavar="TIME", help="Use as many items as fit into this time: 90s, 30m, 2h.")
-@click.option("--no-racing", is_flag=True, help="Score every loop on the whole selection half.")
-@click.option("--worth", type=float, default=WORTH, show_default=True, metavar="X",
-              help="The smallest gain that would matter.")  # fmt: skip
+@click.option("--no-racing", is_flag=True, help="Score every loop on all items.")
+@click.option("--worth", type=float, metavar="X", help="The smallest gain that would matter (default: "
+              f"{WORTHS[ACCURACY]:g} of accuracy, {WORTHS[NATS]:g} nats per token).")  # fmt: skip
+@click.option(
+    "--looks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Verdicts planned on this journal as it grows, which share the 5 %; one more confirms nothing.",
+)
 @click.option("--finalists", type=click.IntRange(min=1), default=FINALISTS, show_default=True, metavar="N",
-              help="How many of the loops are tested on the held-out items.")  # fmt: skip
-@click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the random halves.")
+              help="How many loops the race leaves for the last items.")  # fmt: skip
+@click.option(
+    "-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the random order of items."
+)
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
               help="Keep every score here and go on from it (default: sweep-MODEL.jsonl).")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Keep it in DIR/MODEL/sweep.jsonl instead, where `ggufloop results` finds it.")  # fmt: skip
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
               help="Draw gains over start, width and K; with several measures one file each.")  # fmt: skip
-@click.option("--save", is_flag=True, help="Write a confirmed loop into your models.toml, for --window auto.")
+@click.option("--save", is_flag=True, help="Write a loop that helps into your models.toml, for --window auto.")
 @output_option()
 @batch_options
 @click.pass_context
@@ -58,9 +69,9 @@ def command(
 ) -> None:  # fmt: skip
     """Which window, K, solver, beta, mode or kv helps this model? Every loop is scored against plain on the same items.
 
-    One half of the items, drawn at random, chooses: the worse loops are dropped early. The other half tests the
-    finalists, with Holm's correction. "No window helps" and "not enough data" are answers. Scores are kept in a file;
-    after Ctrl-C the same command goes on.
+    The worse loops are dropped early, and each is judged on all items it was scored on, with Holm's correction over all
+    loops: it helps, hurts, has no effect larger than --worth, or the data cannot tell. Scores are kept in a file; after
+    Ctrl-C the same command goes on.
 
     \b
     ggufloop sweep smollm2-135m --start 8:20:2 --width 2,4 --K 2,3 --text pydoc --chunks 120
@@ -73,7 +84,9 @@ def command(
 
         style.check_target(plot)
     named = tuple(split_list(tasks, "--tasks")) if tasks else ()
-    own = {name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "finalists", "seed")}
+    own = {
+        name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "looks", "finalists", "seed")
+    }
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
     plan = SweepPlan(source, named, budget=budget, racing=not no_racing, offline=flags["offline"], **own)
     settings = context_from_flags(flags, n_ctx=plan.context)

@@ -163,7 +163,7 @@ function journalView(slices) {
   return [
     el("p", {}, "A sweep's scores so far: the gain of each loop over plain, paired, on the items both were scored on; "
       + "above 0 is better. The best of many is too good to be quoted: the verdict that ",
-      el("code", {}, "ggufloop sweep"), " prints is told by held-out items."),
+      el("code", {}, "ggufloop sweep"), " prints is corrected for all loops asked about."),
     table(["measure", "loop", "items", "score", "gain", "95 % low", "95 % high", "seconds"],
       rows.map((r) => [name(r.measure), r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
   ];
