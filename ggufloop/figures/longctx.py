@@ -30,6 +30,7 @@ def length_figure(found: Sequence[LengthCell], title: str) -> Figure:
             spread = [[c.score.mean - c.score.low for c in line], [c.score.high - c.score.mean for c in line]]
             axes.errorbar(places, scores, yerr=spread, marker="o", capsize=2, color=color, label=loop)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+        axes.set_xlim(-0.5, len(lengths) - 0.5)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("tokens of prompt and answer")
         axes.set_ylabel("score")

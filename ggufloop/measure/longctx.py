@@ -4,25 +4,28 @@
     for cell in cells(found):                      # a row per length and loop, and per task
         cell.score, cell.gain                      # stats.Estimate; gain: paired with plain, None for plain itself
 
-Answers are greedy. A score is a number from 0 to 1 per sample, and samples are independent, so means have t intervals
-and gains paired ones. A cell in which plain answers almost nothing, or almost everything, cannot show much: it says so.
+Answers are greedy. A score is a number from 0 to 1 per sample, and samples are independent. The interval of a mean is
+Wilson's, which holds for such numbers too, as none of one mean vary more than zeros and ones. That of a paired gain is
+Student's, and never narrower than what n samples of which none changed can rule out (1 - 0.025^(1/n)). A cell in which
+plain answers almost nothing, or almost everything, cannot show much: it says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufloop.errors import UsageError
 from ggufloop.generate.complete import complete, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.stats import Estimate, mean_interval
+from ggufloop.measure.stats import Estimate, mean_interval, wilson
 from ggufloop.models.template import ChatTemplate
 from ggufloop.progress import Progress, Step, silent
 from ggufloop.tasks import ruler
@@ -144,7 +147,14 @@ def cells(found: Scores) -> list[LengthCell]:
             plain = np.concatenate([found[length, name, PLAIN] for name in asked])
             for loop in loops:
                 looped = np.concatenate([found[length, name, loop] for name in asked])
-                gain = None if loop == PLAIN else mean_interval(looped - plain)
+                gain = None if loop == PLAIN else _gain(looped - plain)
                 low, high = bool(plain.mean() <= FLOOR), bool(plain.mean() >= CEILING)
-                rows.append(LengthCell(length, task, loop, mean_interval(looped), gain, low, high))
+                rows.append(LengthCell(length, task, loop, wilson(float(looped.sum()), len(looped)), gain, low, high))
     return rows
+
+
+def _gain(changes: NDArray[np.float64]) -> Estimate:
+    """The mean of paired differences, and an interval that is no point where nothing changed."""
+    found = mean_interval(changes)
+    half = max(found.high - found.mean, 1 - ((1 - found.level) / 2) ** (1 / found.n))
+    return replace(found, low=max(found.mean - half, -1.0), high=min(found.mean + half, 1.0))

@@ -189,8 +189,11 @@ def flips_interval(gained: int, lost: int, n: int, level: float = 0.95) -> Paire
     return PairedEstimate(mean, max(-1.0, low / n), min(1.0, high / n), n, level, p=mcnemar_exact(gained, lost), sd=sd)
 
 
-def wilson(k: int, n: int, level: float = 0.95) -> Estimate:
-    """A share k/n with Wilson's score interval (Wilson 1927). Raises UsageError unless 0 <= k <= n and n >= 1."""
+def wilson(k: float, n: int, level: float = 0.95) -> Estimate:
+    """A share k/n with Wilson's score interval (Wilson 1927); k may be a sum of n numbers from 0 to 1.
+
+    Raises UsageError unless 0 <= k <= n and n >= 1.
+    """
     _check_share(level, "level")
     if n < 1:
         raise UsageError(f"a share of {n} items is not defined.", "score one item at least.")

@@ -102,6 +102,9 @@ def test_a_reader_answers_and_its_loop_does_not(journal: Callable[[], Journal]) 
     whole, lost = rows[:2]
     assert (whole.score.mean, whole.score.n, whole.gain) == (pytest.approx(0.9), 8, None)
     assert lost.gain.mean == pytest.approx(-0.9)
+    assert [0 <= r.score.low < r.score.high <= 1 for r in rows] == [True] * len(rows)
+    same = cells({key: [1.0] * 50 for key in found})[1]
+    assert (same.gain.mean, same.gain.high) == (0, pytest.approx(3.7 / 100, abs=0.001))  # none of 100 changed
     assert [r.at_ceiling for r in rows[:6]] == [False, False, True, True, False, False]
 
 

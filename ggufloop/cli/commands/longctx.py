@@ -37,7 +37,7 @@ from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
               f"{', '.join(PROSE_TASKS)}.")  # fmt: skip
 @click.option("-c", "--ctx-size", "lengths", metavar="N,...", default=",".join(map(str, LENGTHS)), show_default=True,
               help="Lengths in tokens of this model, prompt and answer together.")  # fmt: skip
-@click.option("-n", "--samples", "n", type=click.IntRange(min=2), metavar="N", default=SAMPLES, show_default=True,
+@click.option("-n", "--samples", "samples", type=click.IntRange(min=2), metavar="N", default=SAMPLES, show_default=True,
               help="Samples of each task at each length.")  # fmt: skip
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the samples.")
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
@@ -49,8 +49,8 @@ from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
 @batch_options
 @click.pass_context
 def command(
-    ctx: click.Context, /, text: str | None, dataset: str | None, tasks: str | None, lengths: str, n: int, seed: int,
-    chat: bool, journal: Path | None, plot: Path | None, form: str, **flags: Any,
+    ctx: click.Context, /, text: str | None, dataset: str | None, tasks: str | None, lengths: str, samples: int,
+    seed: int, chat: bool, journal: Path | None, plot: Path | None, form: str, **flags: Any,
 ) -> None:  # fmt: skip
     """What loops do to long contexts: RULER's tasks at several lengths, each loop against plain on the same samples.
 
@@ -65,7 +65,7 @@ def command(
         style.check_target(plot)
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
     named = tuple(split_list(tasks, "--tasks")) if tasks else TASKS
-    plan = LongPlan(tuple(whole_numbers(lengths, "-c")), named, n, seed, chat, source)
+    plan = LongPlan(tuple(whole_numbers(lengths, "-c")), named, samples, seed, chat, source)
     settings = context_from_flags(flags, n_ctx=max(plan.lengths))
     path = resolve_model(flags)
     loops = loops_from_flags(flags.pop("window"), loop_suggestion(path), **flags)
