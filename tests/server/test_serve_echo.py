@@ -169,7 +169,7 @@ def test_lm_eval_finds_what_ggufloop_eval_finds(loop: str | None, serve: Serve, 
         client, tasks=tasks.loaded, task_manager=tasks.manager, limit=200, bootstrap_iters=0
     )
     exact = {"type_k": 0, "type_v": 0, "flash_attn": False}
-    llm = LoopedLlama(model, loop=loop, verbose=False, **ENGINE | exact)
+    llm = LoopedLlama(model, loop=loop, n_seq=8, verbose=False, **ENGINE | exact)
     try:
         ours = evaluate(llm, tasks, limit=200)
     finally:
