@@ -29,9 +29,10 @@ from ggufloop.measure.lm_eval_model import LoopedLM
 from ggufloop.measure.multiple_choice import SEQUENCES, ChoiceQuestion, ScoredChoice, score_questions
 from ggufloop.measure.perplexity import chunk_at, tokenize
 from ggufloop.measure.score import score
-from ggufloop.measure.tasks import evaluate, load_tasks
+from ggufloop.measure.tasks import evaluate
 from ggufloop.models import registry
 from ggufloop.table import FORMS, Column, Table
+from ggufloop.tasks.loading import load_tasks
 
 TOKENS = 512
 
