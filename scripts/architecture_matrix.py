@@ -18,10 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from oracles import matrix  # noqa: E402
-from support import archs  # noqa: E402  # found once the path above is set
+from oracles import matrix  # noqa: E402  # found once the path is set
+from support import archs  # noqa: E402  # found once the path is set
 
-from ggufloop.models.architectures import KNOWN, LOOPS, WINDOW_RULES, refusal  # noqa: E402
+from ggufloop.models.architectures import KNOWN, LOOPS, WINDOW_RULES, refusal  # noqa: E402  # found once the path is set
 
 PAGE = ROOT / "docs" / "architectures.md"
 

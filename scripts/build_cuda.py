@@ -24,11 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpu_library import library  # noqa: E402
+from gpu_library import library  # noqa: E402  # found once the path is set
 
-from ggufloop.backend import download, toolchain  # noqa: E402
-from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
-from ggufloop.files import atomic_path, cache_dir  # noqa: E402
+from ggufloop.backend import download, toolchain  # noqa: E402  # found once the path is set
+from ggufloop.errors import BackendError, GgufloopError  # noqa: E402  # found once the path is set
+from ggufloop.files import atomic_path, cache_dir  # noqa: E402  # found once the path is set
 
 DRIVER = "libcuda.so.1"
 STUB_ERROR = 34  # CUDA_ERROR_STUB_LIBRARY

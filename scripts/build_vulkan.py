@@ -27,10 +27,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpu_library import library  # noqa: E402
+from gpu_library import library  # noqa: E402  # found once the path is set
 
-from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
-from ggufloop.files import atomic_path, cache_dir  # noqa: E402
+from ggufloop.errors import BackendError, GgufloopError  # noqa: E402  # found once the path is set
+from ggufloop.files import atomic_path, cache_dir  # noqa: E402  # found once the path is set
 
 NEWER = "trixie"  # the Debian whose headers are new enough
 HEADERS = ("libvulkan-dev", "spirv-headers")

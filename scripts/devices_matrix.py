@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support import archs, rpc_worker  # noqa: E402
+from support import archs, rpc_worker  # noqa: E402  # found once the path is set
 
 LOOPS = ("", "k=3", "k=3 kv=each", "k=3 kv=frozen", "k=3 mode=layer kv=last")
 

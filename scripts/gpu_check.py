@@ -25,11 +25,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
-from gpu_checks.device import Row  # noqa: E402
+from gpu_checks.device import Row  # noqa: E402  # found once the path is set
 
-from ggufloop.backend import library as backend  # noqa: E402
-from ggufloop.backend import probe  # noqa: E402
-from ggufloop.errors import GgufloopError  # noqa: E402
+from ggufloop.backend import library as backend  # noqa: E402  # found once the path is set
+from ggufloop.backend import probe  # noqa: E402  # found once the path is set
+from ggufloop.errors import GgufloopError  # noqa: E402  # found once the path is set
 
 UNFUSED = {"GGML_CUDA_DISABLE_FUSION": "1", "GGML_VK_DISABLE_FUSION": "1", "GGML_METAL_FUSION_DISABLE": "1"}
 

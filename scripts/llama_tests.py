@@ -27,15 +27,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from support import tiny  # noqa: E402
+from support import tiny  # noqa: E402  # found once the path is set
 
-from ggufloop.backend import build, download, toolchain  # noqa: E402
-from ggufloop.backend import library as backend  # noqa: E402
-from ggufloop.backend.library import Backend  # noqa: E402
-from ggufloop.backend.log import BuildLog  # noqa: E402
-from ggufloop.errors import BackendError, GgufloopError  # noqa: E402
-from ggufloop.files import atomic_path, cache_dir, lock  # noqa: E402
-from ggufloop.progress import Step  # noqa: E402
+from ggufloop.backend import build, download, toolchain  # noqa: E402  # found once the path is set
+from ggufloop.backend import library as backend  # noqa: E402  # found once the path is set
+from ggufloop.backend.library import Backend  # noqa: E402  # found once the path is set
+from ggufloop.backend.log import BuildLog  # noqa: E402  # found once the path is set
+from ggufloop.errors import BackendError, GgufloopError  # noqa: E402  # found once the path is set
+from ggufloop.files import atomic_path, cache_dir, lock  # noqa: E402  # found once the path is set
+from ggufloop.progress import Step  # noqa: E402  # found once the path is set
 
 # What a loop adds to a graph, in the types it adds it in, not in the largest shapes; all of them take minutes.
 _OPS = "ADD,SUB,MUL,DIV,SCALE,SQR,SQRT,STEP,SUM,SUM_ROWS,CPY,CONT"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar}| "
 _COUNT = "{n_fmt}/{total_fmt} {unit}s, "
 
 
-class _Shown:
+class _Shown(ABC):
     """One task at a time: the next begins with another total or unit, or where `done` falls."""
 
     def __init__(self) -> None:
@@ -45,12 +46,15 @@ class _Shown:
             self.go_on(step)
         self._step = step
 
+    @abstractmethod
     def begin(self, step: Step) -> None:
-        raise NotImplementedError
+        """Show the first step of a task."""
 
+    @abstractmethod
     def go_on(self, step: Step) -> None:
-        raise NotImplementedError
+        """Show a later one."""
 
+    @abstractmethod
     def close(self) -> None:
         """Leave the terminal as it was found."""
 
@@ -94,6 +98,9 @@ class _Log(_Shown):
             share = f"{100 * step.done / step.total:.0f} %"
             count = f" of {step.total:.0f} {step.unit}s" if step.unit not in ("", _BYTES) else ""
             click.echo(f"{step.text}: {share}{count}, about {duration(left)} left", err=True)
+
+    def close(self) -> None:
+        """Lines leave nothing open."""
 
 
 @contextmanager

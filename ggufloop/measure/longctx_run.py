@@ -48,8 +48,10 @@ class LongPlan:
 
     def __post_init__(self) -> None:
         for what, given in (("length", self.lengths), ("task", self.tasks)):
-            if not given or len(set(given)) < len(given):
-                raise UsageError(f"a {what} is given twice or not at all in {given}.", "give each once.")
+            if not given:
+                raise UsageError(f"no {what} is given.", "give one at least.")
+            if len(set(given)) < len(given):
+                raise UsageError(f"a {what} is given twice in {','.join(map(str, given))}.", "give each once.")
         for task in self.tasks:
             if task not in (*ruler.TASKS, *ruler.PROSE_TASKS):
                 hint = nearest(task, (*ruler.TASKS, *ruler.PROSE_TASKS))

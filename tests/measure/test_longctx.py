@@ -14,8 +14,10 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.longctx import PLAIN, cells, check_record, long_context
+from ggufloop.measure.longctx_run import LongPlan
 from ggufloop.records import Timings
 from ggufloop.tasks import ruler
+from ggufloop.tasks.ruler import PROSE_TASKS
 
 LOOP = LoopSpec((2, 4), 3)
 HEADER = {"what": "a test"}
@@ -136,6 +138,12 @@ def test_what_is_refused(journal: Callable[[], Journal]) -> None:
     with pytest.raises(UsageError, match="400 tokens do not hold a sample of niah_single_1"):
         long_context(Reader(), [], ["niah_single_1", "vt"], [2600, 400], 2, journal())
     assert Reader.asked == 0  # before anything was asked
+    for plan, said in (
+        ({"lengths": (512, 512)}, "a length is given twice in 512,512"), ({"lengths": ()}, "no length is given"),
+        ({"tasks": ("niah",)}, "task 'niah' is not one"), ({"tasks": PROSE_TASKS}, "needs prose"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            LongPlan(**plan)
     kept = journal()
     for score in (2.0, 1.0):  # what is damaged at the end would be dropped
         record = {"length": 2600, "task": "vt", "loop": PLAIN, "sample": 0, "score": score, "answer": ""}

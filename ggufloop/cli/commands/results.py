@@ -28,4 +28,7 @@ def command(folder: Path, form: str) -> None:
     found = collect(folder)
     for why in found.skipped:
         terminal.note(f"left out: {why}")
+    if not found.listing().rows and form == "text":
+        click.echo(f"{folder} holds no sweep and no study.", err=True)
+        return
     click.echo(found.listing().render("md") if form == "text" else found.table().render(form), nl=False)
