@@ -124,7 +124,8 @@ class Header:
     @property
     def keeps_state(self) -> bool:
         """Whether some layer is recurrent: what it keeps of a sequence is a state, which costs memory for each."""
-        return any(_STATE.search(tensor.name) for tensor in self.tensors)
+        linear = f"{self.text('general.architecture')}.full_attention_interval"  # some have no tensors of their own
+        return linear in self.metadata or any(_STATE.search(tensor.name) for tensor in self.tensors)
 
 
 def unusable(path: Path, why: str) -> GgufloopError:

@@ -16,6 +16,7 @@ from support import archs, zoo
 from ggufloop.engine import LoopedLlama, llama_cpp
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
+from ggufloop.models.gguf import read_header
 
 FAMILIES = ("qwen35", "granitehybrid", "lfm2", "mamba2", "falcon-h1", "rwkv7")
 TEXT = np.random.default_rng(3).integers(0, 256, 40).tolist()
@@ -34,6 +35,18 @@ def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[LoopedLlama]:
     model = LoopedLlama(path, n_ctx=256, n_threads=1, n_threads_batch=1, type_k=0, type_v=0, verbose=False)
     yield model
     model.close()
+
+
+def test_a_header_tells_whether_llama_cpp_keeps_a_state(tmp_path: Path) -> None:
+    """Of every architecture that can loop; else a model that answers questions takes the memory of 128 states."""
+    told, kept = {}, {}
+    for name, row in archs.ROWS.items():
+        path = zoo.write(tmp_path / "m.gguf", row)
+        model = LoopedLlama(path, n_ctx=64, n_threads=1, verbose=False)
+        told[name], kept[name] = read_header(path).keeps_state, model.in_step
+        model.close()
+    assert told == kept
+    assert 0 < sum(kept.values()) < len(kept)
 
 
 def loop(llm: LoopedLlama, settings: str) -> LoopSpec:
