@@ -17,7 +17,7 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
-from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.logits import Logits, log_probabilities
@@ -137,9 +137,7 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
         """The conversation as the model's own template writes it; without `add_generation_prompt` it ends in the middle
         of the assistant's last message. Raises UsageError if the model has no template."""
         if self._template is None:
-            self._template = ChatTemplate.of(self.llm)
-        if self._template is None:
-            raise UsageError("this model has no chat template.", "leave out --apply-chat-template.")
+            self._template = ChatTemplate.needed(self.llm)
         begun = "" if add_generation_prompt else chat_history[-1]["content"]
         return self._template.render(chat_history if add_generation_prompt else chat_history[:-1]) + begun
 

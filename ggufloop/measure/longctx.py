@@ -83,7 +83,7 @@ def long_context(
         raise UsageError(
             f"{max(lengths)} tokens do not fit the context of {llm.n_ctx()}.", "give a larger -c, or shorter lengths."
         )
-    template = _template(llm) if chat else None
+    template = ChatTemplate.needed(llm) if chat else None
     specs: list[LoopSpec | None] = [None, *loops]
     known = {(r["length"], r["task"], r["loop"], r["sample"]): r["score"] for r in journal.records}
     found: dict[tuple[int, str, str], list[float]] = {}
@@ -110,13 +110,6 @@ def long_context(
     finally:
         llm.set_loop(before)
     return found
-
-
-def _template(llm: LoopedLlama) -> ChatTemplate:
-    template = ChatTemplate.of(llm)
-    if template is None:
-        raise UsageError("this model has no chat template.", "leave out --apply-chat-template.")
-    return template
 
 
 def _text(template: ChatTemplate | None, prompt: str, prefix: str) -> str:

@@ -21,7 +21,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from ggufloop.errors import GgufloopError
+from ggufloop.errors import GgufloopError, UsageError
 
 
 class Message(TypedDict):
@@ -160,6 +160,14 @@ class ChatTemplate:
             return model.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
 
         return cls(source, bos=text(model.token_bos()), eos=text(model.token_eos()))
+
+    @classmethod
+    def needed(cls, model: _HasMetadata, hint: str = "leave out --apply-chat-template.") -> ChatTemplate:
+        """The same. Raises UsageError if the model carries none."""
+        found = cls.of(model)
+        if found is None:
+            raise UsageError("this model has no chat template.", hint)
+        return found
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """The prompt that asks for the next answer.

@@ -41,9 +41,7 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
     """The prompt as tokens that fit one batch. Raises UsageError, GgufloopError."""
     llm = opened.llm
     if chat:
-        template = ChatTemplate.of(llm)
-        if template is None:
-            raise UsageError("this model has no chat template.", "leave out --chat: the text is then taken as it is.")
+        template = ChatTemplate.needed(llm, "leave out --chat: the text is then taken as it is.")
         text = template.render([{"role": "user", "content": text}])
     tokens = prompt_tokens(llm, text)
     if len(tokens) > llm.n_ctx():
