@@ -52,6 +52,7 @@ reading interrupts progress
 files table
 setting solvers
 loop logits
+recipes
 models
 backend
 engine

@@ -78,7 +78,7 @@ def said(words: str, lists: bool) -> Any:
 def test_a_row_is_a_flag() -> None:
     told = said("--tint blue --loop-glow 2", lists=False)
     assert (told["tint"], told["glow"], told["kv"]) == ("blue", 2.0, None)
-    assert set(told) == {*settings(LoopSpec), "tint", "glow"}
+    assert set(told) == {*settings(LoopSpec), "tint", "glow", "recipe"}
     error = said("--tint bleu", lists=False)
     assert isinstance(error, UsageError)
     assert (error.message, error.hint) == ("tint 'bleu' is not known.", "did you mean blue? Known: red, blue.")
@@ -148,7 +148,7 @@ def known_settings() -> str:
 
 def test_options_say_where_help_has_them_and_the_readme_has_them_all() -> None:
     command = loop_options(click.Command("x"))
-    assert [param.name for param in command.params] == list(reversed(settings(LoopSpec)))
+    assert [param.name for param in command.params] == ["recipe", *reversed(settings(LoopSpec))]
     assert {param.section for param in command.params if isinstance(param, LoopOption)} == {"Loop"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert {setting.flag for setting in settings(LoopSpec).values()} <= set(re.findall(r"--[\w-]+", readme))

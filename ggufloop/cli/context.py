@@ -125,7 +125,7 @@ def model_and_loop(flags: dict[str, Any]) -> tuple[Path, LoopSpec | None, Sugges
     What can be refused without the model is refused before it is downloaded. Raises UsageError, GgufloopError.
     """
     find = cache(lambda: resolve_model(flags))
-    suggest = cache(lambda: loop_suggestion(find())())
+    suggest = cache(lambda *asked: loop_suggestion(find())(*asked))
     loop = loop_from_flags(
         flags.pop("window", None), suggest, **{name: flags.pop(name) for name in LOOP_FLAGS if name in flags}
     )

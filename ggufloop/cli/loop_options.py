@@ -11,6 +11,8 @@ parsed, the rest in `loop_from_flags`, before any model is loaded. A command tha
 
 A command that runs several loops in turn takes lists where the table has `many`: `loop_list_options` and
 `loops_from_flags`. A list stays the text that was typed, which a study's file repeats.
+
+`--recipe` is a loop as it was published (recipes.py): it says whatever no flag beside it says, the window too.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ from click.shell_completion import CompletionItem
 from ggufloop.cli.options import number_ranges, split_list
 from ggufloop.errors import UsageError
 from ggufloop.loop import DEFAULT_K, LoopSpec, settled
+from ggufloop.recipes import RECIPES, recipe_loop, recipe_settings
 from ggufloop.setting import Setting, settings
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-Suggest = Callable[[], "tuple[int, int] | LoopSpec"]
+Suggest = Callable[..., "tuple[int, int] | LoopSpec"]
+"""What `--window auto` means for a model: suggest(); with the name of a recipe, that recipe's loop on it."""
 
-LOOP_FLAGS = tuple(name for name in settings(LoopSpec) if name != "window")
+LOOP_FLAGS = (*(name for name in settings(LoopSpec) if name != "window"), "recipe")
 """The parameters of `loop_options` besides the window."""
 
 
@@ -41,6 +45,23 @@ class LoopOption(click.Option):
     """One setting. section: where a command's help has it."""
 
     section = "Loop"
+
+
+class _Recipe(click.ParamType[str]):
+    """The name of a recipe, or several."""
+
+    name = "recipe"
+
+    def __init__(self, many: bool) -> None:
+        self.many = many
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        for name in split_list(value, "--recipe") if self.many else [value]:
+            recipe_settings(name)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in RECIPES if name.startswith(incomplete)]
 
 
 class _Spelled(click.ParamType[Any]):
@@ -75,6 +96,10 @@ def _values(setting: Setting, text: str, many: bool = True) -> list[Any]:
 
 def loop_options(command: C, loop: type[LoopSpec] = LoopSpec, lists: bool = False) -> C:
     """Add the loop flags to a command; their values go to `loop_from_flags`."""
+    command = click.option(
+        "--recipe", cls=LoopOption, type=_Recipe(lists), metavar="NAME,..." if lists else "NAME",
+        help=f"A loop as it was published, window and all: {', '.join(RECIPES)}. Flags beside it count instead.",
+    )(command)  # fmt: skip
     for setting in reversed(settings(loop).values()):
         many = lists and setting.many
         value = setting.metavar or (setting.name.upper() if setting.words else "N" if setting.kind is int else "X")
@@ -116,10 +141,12 @@ def loop_suggestion(path: Path) -> Suggest:
     Says so where a saved loop is not of this file, or does not tell.
     """
 
-    def suggest() -> tuple[int, int] | LoopSpec:
+    def suggest(recipe: str | None = None, window: Any = None) -> tuple[int, int] | LoopSpec:
         from ggufloop.cli import terminal
         from ggufloop.models import registry
 
+        if recipe is not None:
+            return _published(recipe, path, window)
         saved = registry.saved_loop(path)
         if saved is None:
             return registry.suggest_window(path)[0]
@@ -135,14 +162,34 @@ def loop_suggestion(path: Path) -> Suggest:
     return cache(suggest)
 
 
-def loop_from_flags(window: str | None, suggest: Suggest, **flags: Any) -> LoopSpec | None:
-    """The LoopSpec the loop flags say, None without --window.
+def _published(recipe: str, path: Path, window: Any) -> LoopSpec:
+    """A recipe's loop on a model file, which is said. Raises UsageError if there is none."""
+    from ggufloop.cli import terminal
+    from ggufloop.models.hubfiles import split_name
+    from ggufloop.models.info import describe
+    from ggufloop.opening import check_loops
+
+    info = describe(path)
+    loop = recipe_loop(recipe, info.n_layer, split_name(path.name)[0], bool(info.experts), window)
+    if window is None:
+        try:
+            check_loops(path, [loop])
+        except UsageError as e:
+            raise UsageError(f"recipe {recipe} cannot run on this model: {e.message}", e.hint) from None
+    terminal.note(f"recipe {recipe} ({RECIPES[recipe].source}): {as_flags(loop)}")
+    return loop
+
+
+def loop_from_flags(window: str | None, suggest: Suggest, recipe: str | None = None, **flags: Any) -> LoopSpec | None:
+    """The LoopSpec the loop flags say, None without --window and --recipe.
 
     window: the flag's text; 'auto' calls `suggest()` for the model's window, or for its loop, which is taken whole if
-    no other flag is given. flags: the other loop flags by name, None where not given: a flag that is given at its
-    default counts as given. Raises UsageError.
+    no other flag is given. recipe: what is not given is as `suggest(recipe)` has it. flags: the other loop flags by
+    name, None where not given: a flag that is given at its default counts as given. Raises UsageError.
     """
     given = {name: flags[name] for name in LOOP_FLAGS if flags.get(name) is not None}
+    if recipe is not None:
+        return _with_recipe(recipe, window, suggest, given)
     if window is None:
         if given:
             name = next(iter(given))
@@ -159,13 +206,33 @@ def loop_from_flags(window: str | None, suggest: Suggest, **flags: Any) -> LoopS
     return LoopSpec(found, **{"k": DEFAULT_K, **given})
 
 
+def _with_recipe(recipe: str, window: str | None, suggest: Suggest, given: dict[str, Any]) -> LoopSpec:
+    """A recipe's loop on this model, but for what was given beside it. Raises UsageError."""
+    found: Any = window
+    if window == "auto":
+        found = suggest()
+        found = found.window if isinstance(found, LoopSpec) else found
+    published = suggest(recipe, found)
+    assert isinstance(published, LoopSpec)
+    table = settings(LoopSpec)
+    values = {name: getattr(published, name) for name in table}
+    said = {name: value for name, value in values.items() if value != table[name].usual(published)}
+    try:
+        return LoopSpec(**said | given)
+    except UsageError as e:
+        if not given:
+            raise
+        its = as_flags(published).partition(" --K ")[2]
+        raise UsageError(e.message, f"recipe {recipe} is --K {its}; give what does not fit as well.") from None
+
+
 def loops_from_flags(
     window: str | None, suggest: Suggest, refused: list[UsageError] | None = None, **flags: Any
 ) -> list[LoopSpec]:
     """Every loop that the flags of `loop_list_options` say: all windows, each with all K, and so on.
 
     refused: gets the reasons of combinations that are no loop, such as repeat with kv first, instead of raising them.
-    Empty without --window. Raises UsageError as `loop_from_flags`.
+    Empty without --window and --recipe. Raises UsageError as `loop_from_flags`.
     """
     texts = flags | {"window": window}
     lists = {
@@ -173,7 +240,9 @@ def loops_from_flags(
         for name, setting in settled().items()
         if setting.many
     }
-    if window is None:
+    recipes = texts.get("recipe")
+    lists["recipe"] = [None] if recipes is None else split_list(recipes, "--recipe")
+    if window is None and recipes is None:
         loop_from_flags(None, suggest, **flags)  # raises for a flag that needs a window
         return []
     loops: list[LoopSpec] = []
@@ -187,4 +256,4 @@ def loops_from_flags(
         else:
             assert loop is not None
             loops.append(loop)
-    return loops
+    return list(dict.fromkeys(loops)) if recipes is not None else loops

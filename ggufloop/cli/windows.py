@@ -41,8 +41,10 @@ def sweep_loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
     if window is not None and (start or width):
         raise UsageError("windows are given twice, by --window and by --start or --width.", "leave out one.")
     refused: list[UsageError] = []
+    if window is None and (start or width or flags["recipe"] is None):
+        window = grid(start, width, n_layer)
     asked = loops_from_flags(
-        window or grid(start, width, n_layer),
+        window,
         loop_suggestion(path),
         refused,
         **{name: flags.pop(name) for name in LOOP_FLAGS},

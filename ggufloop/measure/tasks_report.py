@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufloop.files import file_sha256, write_text
 from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
+from ggufloop.measure.published import Published, published
 from ggufloop.measure.tasks import SEED, Comparison, Run
 from ggufloop.measure.verdict import Verdict
+from ggufloop.models.info import describe
 from ggufloop.reading import finite
 
 SCHEMA_VERSION = 1
@@ -42,6 +45,23 @@ def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFlo
         *textwrap.wrap(warning, 100, initial_indent="  ", subsequent_indent="  "),
     ]
     return "\n".join(lines) + "\n"
+
+
+def others(path: Path, tasks: Iterable[str]) -> str:
+    """What is published of this model on these tasks, to be read beside the table; '' if nothing is."""
+    lines = [
+        line
+        for name, scores in _published(path, tasks).items()
+        for score in scores
+        for line in textwrap.wrap(f"{name}: {score.line()}", 78, initial_indent="  ", subsequent_indent="      ")
+    ]
+    return "\n".join(["published, perhaps with other prompts or shots:", *lines, ""]) if lines else ""
+
+
+def _published(path: Path, tasks: Iterable[str]) -> dict[str, list[Published]]:
+    n_layer = describe(path).n_layer
+    found = {task: published(path.name, n_layer, task) for task in tasks}
+    return {task: scores for task, scores in found.items() if scores}
 
 
 def _verdict(v: Verdict | None) -> dict[str, Any] | None:
@@ -90,6 +110,10 @@ def record(
             }
             for loop, run in runs.items()
         ],
+        "published": {
+            task: [dataclasses.asdict(score) for score in scores]
+            for task, scores in _published(path, dict.fromkeys(t for run in runs.values() for t in run.items)).items()
+        },
         "paired": {
             name: {
                 "n": c.n,

@@ -75,7 +75,9 @@ def command(
         BenchPlan(tuple(works)).check_context(settings.n_ctx)
     find = cache(lambda: resolve_model(flags))
     loops = loops_from_flags(
-        flags.pop("window"), cache(lambda: loop_suggestion(find())()), **{name: flags.pop(name) for name in LOOP_FLAGS}
+        flags.pop("window"),
+        cache(lambda *asked: loop_suggestion(find())(*asked)),
+        **{name: flags.pop(name) for name in LOOP_FLAGS},
     )
     plan = BenchPlan(tuple(works), tuple(loops), stock, compare, repetitions, not no_warmup)
     variants = plan.variants(bool(settings.rpc_servers), terminal.LISTENER)

@@ -11,7 +11,13 @@ import click
 from ggufloop.cli import study_file, terminal
 from ggufloop.cli.context import batch_options, context_from_flags
 from ggufloop.cli.help import Command
-from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_flags, window_suggestion
+from ggufloop.cli.loop_options import (
+    LOOP_FLAGS,
+    loop_list_options,
+    loop_suggestion,
+    loops_from_flags,
+    window_suggestion,
+)
 from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
@@ -28,10 +34,12 @@ KS = "2,3,6"
 
 def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec]:
     """The loops of this model, all of one window. Raises UsageError."""
+    if word is None and asked["recipe"] is not None:
+        return loops_from_flags(None, loop_suggestion(path), **asked)
     if word is not None and "," in word:
         raise UsageError(f"--window {word} is several windows, and a study is of one.", "give one, and another --out.")
     window = window_suggestion(path)() if word in (None, "auto") else parse_window(str(word))
-    return loops_from_flags("{}:{}".format(*window), lambda: window, **asked)
+    return loops_from_flags("{}:{}".format(*window), loop_suggestion(path), **asked)
 
 
 @click.command(name="compare", cls=Command)
@@ -86,13 +94,13 @@ def command(
     plan = StudyPlan(text_from_flags(text, dataset, offline), tuple(words), chunk, chunks, tuple(named), limit,
                      reference, offline)  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}
-    found = []
+    found, ks = [], asked["k"] or (KS if asked["recipe"] is None else None)
     for path, name in paths.items():
-        loops = _loops(path, window, asked | {"k": asked["k"] or KS})
+        loops = _loops(path, window, asked | {"k": ks})
         folder = out / path.stem
         again = f"ggufloop compare --study {shlex.quote(str(folder / 'study.toml'))}"
         of_one = ctx.params | {"models": (name,), "window": "{}:{}".format(*loops[0].window), "out": str(out),
-                               "k": asked["k"] or KS}  # fmt: skip
+                               "k": ks}  # fmt: skip
 
         def begun(folder: Path = folder, of_one: dict[str, Any] = of_one) -> None:
             page.check(folder)

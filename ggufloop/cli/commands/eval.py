@@ -87,7 +87,7 @@ def command(
     if names is None:
         known = ", ".join((*TASKS, *BENCHMARKS))
         raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
-    if paired and flags["window"] is None:
+    if paired and flags["window"] is None and flags["recipe"] is None:
         raise UsageError("--paired compares a loop with the plain model, and no loop is given.", "give --window A:B.")
     if floor and not paired:
         raise UsageError("--noise-floor is of a comparison.", "give --paired as well.")
@@ -133,3 +133,4 @@ def command(
     for name, comparison in compared.items():
         available = sum(tasks.sizes()[task] for task in tasks.members[name])
         click.echo(tasks_report.text(name, comparison, available, noise.get(name)))
+    click.echo(tasks_report.others(opened.path, tasks.members), nl=False)

@@ -39,6 +39,12 @@ def command(stock: bool, words: tuple[str, ...], **flags: Any) -> None:
             "--window auto needs a model, and the program's is not looked at.", "give a window like 12:16."
         )
 
+    if flags["recipe"] is not None:
+        raise UsageError(
+            "--recipe needs a model, and the program's is not looked at.",
+            "`ggufloop inspect MODEL --recipe NAME` says its flags: give those.",
+        )
+
     def nothing() -> Any:
         raise AssertionError("auto was refused")
 

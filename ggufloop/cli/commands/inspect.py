@@ -40,9 +40,10 @@ def command(window: str | None, n_ctx: int | None, type_k: str, type_v: str, for
     MODEL is a GGUF file, a name of `ggufloop list`, or user/repo[:quant] on Hugging Face.
     """
     loop_flags = {name: flags.pop(name) for name in list(flags) if name in LOOP_FLAGS}
-    loop_from_flags(window, lambda: (1, 2), **loop_flags)  # a wrong flag is said before anything is downloaded
+    if loop_flags["recipe"] is None:
+        loop_from_flags(window, lambda: (1, 2), **loop_flags)  # a wrong flag is said before anything is downloaded
     info = describe(resolve_model(flags))
-    if window is not None:
+    if window is not None or loop_flags["recipe"] is not None:
         check_architecture(info.architecture)
     loop = origin = None
     if refusal(info.architecture) is None and info.n_layer > 2:

@@ -90,7 +90,7 @@ def command(
     ggufloop trace smollm2-135m --window 12:16 --K 6 -f notes.txt --plot trace.png
     """
     text = _text(prompt, file)
-    if no_lens and flags["window"] is None:
+    if no_lens and flags["window"] is None and flags["recipe"] is None:
         raise UsageError("without --window there is only the logit lens.", "leave out --no-lens, or give a window.")
     settings = context_from_flags(flags)
     if plot is not None:
