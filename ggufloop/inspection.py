@@ -7,6 +7,7 @@ Everything is computed from the file's header. The memory of the K/V cache is fo
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ggufloop.backend.settings import DEFAULT_CONTEXT
 from ggufloop.loop import LoopSpec
 from ggufloop.models.architectures import refusal
 from ggufloop.models.info import KV_PREDICTED, ModelInfo, plain_kv_bytes
-from ggufloop.models.registry import suggest_window
+from ggufloop.models.registry import rests_on, suggest_window
 from ggufloop.opening import check_loops
 from ggufloop.table import Cell, Column, Table
 
@@ -37,6 +38,7 @@ class Inspection:
     info: ModelInfo
     reason: str | None
     suggestion: tuple[tuple[int, int], str] | None
+    rests_on: str
     n_ctx: int
     types: tuple[str, str]
     kv_bytes: list[int] | None
@@ -54,7 +56,7 @@ def inspect(
     if n_ctx is None:
         n_ctx = min(DEFAULT_CONTEXT, info.n_ctx_train)
     if reason is not None:
-        return Inspection(info, reason, None, n_ctx, types, None, None)
+        return Inspection(info, reason, None, "", n_ctx, types, None, None)
     sizes = None
     if info.architecture in KV_PREDICTED:
         sizes = plain_kv_bytes(info, n_ctx, *types, flash_attn=True)
@@ -62,7 +64,7 @@ def inspect(
     if loop is not None:
         check_loops(info.files[0], [loop])
         looped = ModelLoop(loop, origin, None if sizes is None else loop.extra_kv_bytes(sizes))
-    return Inspection(info, None, suggest_window(info), n_ctx, types, sizes, looped)
+    return Inspection(info, None, suggest_window(info), rests_on(info), n_ctx, types, sizes, looped)
 
 
 def text(report: Inspection) -> str:
@@ -100,6 +102,7 @@ def _loop_lines(report: Inspection) -> list[tuple[str, str]]:
     lines = [
         ("can loop", f"yes, windows within 1:{info.n_layer - 1}"),
         ("suggested", f"--window {window[0]}:{window[1]} ({origin})"),
+        *(("", line) for line in textwrap.wrap(f"which rests on {report.rests_on}", 64)),
         *_memory_lines(report),
     ]
     if report.loop is None:
@@ -192,10 +195,12 @@ def record(report: Inspection) -> dict[str, Any]:
         "kv_bytes": None if report.kv_bytes is None else sum(report.kv_bytes),
         "suggested_window": None,
         "suggested_window_origin": None,
+        "suggested_window_rests_on": None,
         "loop": None,
     }
     if report.suggestion is not None:
         data["suggested_window"], data["suggested_window_origin"] = report.suggestion
+        data["suggested_window_rests_on"] = report.rests_on
     if report.loop is not None:
         spec = report.loop.spec
         data["loop"] = {

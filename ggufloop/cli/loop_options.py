@@ -149,17 +149,27 @@ def loop_suggestion(path: Path) -> Suggest:
             return _published(recipe, path, window)
         saved = registry.saved_loop(path)
         if saved is None:
-            return registry.suggest_window(path)[0]
+            return _suggested(path)
         if not saved.applies:
             terminal.note(f"the loop {saved.loop} was confirmed on {saved.file} and is not used for {path.name}; "
                           f"to try it: {as_flags(saved.loop)}")  # fmt: skip
-            return registry.suggest_window(path)[0]
+            return _suggested(path)
         if not saved.file:
             terminal.note(f"the loop {saved.loop} of entry {saved.entry} does not say which file it was confirmed on; "
                           "`ggufloop sweep --save` would.")  # fmt: skip
         return saved.loop
 
     return cache(suggest)
+
+
+def _suggested(path: Path) -> tuple[int, int]:
+    """The window suggested for a model file nobody confirmed a loop on; what it rests on is said."""
+    from ggufloop.cli import terminal
+    from ggufloop.models import registry
+
+    window = registry.suggest_window(path)[0]
+    terminal.note("--window {}:{} rests on {}".format(*window, registry.rests_on(path)))
+    return window
 
 
 def _published(recipe: str, path: Path, window: Any) -> LoopSpec:

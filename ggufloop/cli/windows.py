@@ -41,10 +41,9 @@ def sweep_loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
     if window is not None and (start or width):
         raise UsageError("windows are given twice, by --window and by --start or --width.", "leave out one.")
     refused: list[UsageError] = []
-    if window is None and (start or width or flags["recipe"] is None):
-        window = grid(start, width, n_layer)
+    of_recipe = flags["recipe"] is not None and not (start or width)
     asked = loops_from_flags(
-        window,
+        window or (None if of_recipe else grid(start, width, n_layer)),
         loop_suggestion(path),
         refused,
         **{name: flags.pop(name) for name in LOOP_FLAGS},

@@ -361,6 +361,15 @@ def suggest_window(model: Path | ModelInfo) -> tuple[tuple[int, int], str]:
     return next((w for w in windows if _can_loop(info, w, metadata)), thumb), RULE_OF_THUMB
 
 
+def rests_on(model: Path | ModelInfo) -> str:
+    """What the suggested window of a model file rests on, and what not. Raises as `suggest_window` does."""
+    saved, (_, origin) = saved_loop(model), suggest_window(model)
+    if saved is not None and saved.applies and saved.file:
+        return "a sweep of this very file."
+    what = "a rule of depth from published work" if origin == RULE_OF_THUMB else "what is known of this model"
+    return f"{what}, not on a gain measured on this file: it may harm. `ggufloop sweep` measures."
+
+
 @dataclass(frozen=True)
 class Saved:
     """A loop saved for a model. file: the one it was confirmed on, '' if the entry does not say."""

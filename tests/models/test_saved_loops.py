@@ -68,7 +68,12 @@ def test_a_loop_belongs_to_the_file_it_was_confirmed_on(files: tuple[Path, Path]
     assert inspect(cli, second, "--window", "auto") == (
         "2:4 k=3",  # the rule of thumb
         f"note: the loop {HEUN} was confirmed on Mine-Q4_K_M.gguf and is not used for Mine-Q8_0.gguf; to try it: "
-        "--window 1:3 --K 4 --mode layer --solver heun\n",
+        f"--window 1:3 --K 4 --mode layer --solver heun\nnote: --window 2:4 rests on {registry.rests_on(second)}\n",
+    )
+    assert registry.rests_on(first) == "a sweep of this very file."
+    assert registry.rests_on(second) == (
+        "a rule of depth from published work, not on a gain measured on this file: it may harm. "
+        "`ggufloop sweep` measures."
     )
     assert registry.suggest_loop(second) is None
     assert registry.suggest_window(second) == ((2, 4), registry.RULE_OF_THUMB)
@@ -154,7 +159,8 @@ def test_lists_of_flags_too(files: tuple[Path, Path]) -> None:
 def test_a_note_is_said_once(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     registry.save_loop(files[0], HEUN, "sweep")
     loops_from_flags("auto", loop_suggestion(files[1]), **LISTS | {"k": "2,3,4"})
-    assert capsys.readouterr().err.count("note: ") == 1
+    err = capsys.readouterr().err
+    assert (err.count("note: the loop"), err.count("note: --window 2:4 rests on"), err.count("note: ")) == (1, 1, 2)
 
 
 @pytest.mark.parametrize(

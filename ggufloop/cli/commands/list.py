@@ -38,3 +38,6 @@ def command(form: str) -> None:
             )
         )
     click.echo(Table(columns, rows).render("md" if form == "text" else form), nl=False)
+    if form == "text":
+        click.echo("\nA window rests on published work, not on a gain measured on these files: it may harm.\n"
+                   "`ggufloop sweep MODEL` measures.")  # fmt: skip
