@@ -38,7 +38,7 @@ def ladder(s: Study, types: list[str]) -> str:
             t, f"{f.nbytes / 2**20:.0f}", f"{f.bits_per_weight:.2f}",
             *("" if math.isinf(snr) else f"{snr:.1f}" for snr in (f.window_snr, f.snr)),
             "{:.3f} +/- {:.2f}".format(*cell.ppl),
-            "" if is_reference else interval(analysis.lost(s, t), "+.4f"),
+            "" if is_reference else interval(-analysis.lost(s, t), "+.4f"),
             "" if is_reference else interval(analysis.kld(s, t), ".4f"),
             "" if is_reference else f"{100 * cell.mean('same_top'):.1f}",
         ])  # fmt: skip
@@ -49,7 +49,7 @@ def ladder(s: Study, types: list[str]) -> str:
         "SNR of window, dB",
         "of all, dB",
         "PPL",
-        "NLL lost by quantising",
+        f"gain over {s.types[0]}",
         "KLD",
         "same top %",
     ]
@@ -68,17 +68,17 @@ def amplification(s: Study, types: list[str]) -> str:
     return table(["A_K", *(name for _, name in loops)], rows)
 
 
-def changes(s: Study, types: list[str]) -> str:
+def gains(s: Study, types: list[str]) -> str:
     """In bold what Holm's correction leaves."""
     loops, rows = loops_of(s), []
     for t in types:
         said = analysis.verdicts(s, t)
         cells = []
         for loop, _ in loops:
-            text = interval(said[loop].change, "+.4f")
+            text = interval(said[loop].gain, "+.4f")
             cells.append(f"**{text}**" if said[loop].word in (HELPS, HURTS) else text)
         rows.append([t, *cells])
-    return table(["NLL change", *(name for _, name in loops)], rows)
+    return table(["gain by looping", *(name for _, name in loops)], rows)
 
 
 def interactions(s: Study, types: list[str]) -> str:
@@ -87,7 +87,7 @@ def interactions(s: Study, types: list[str]) -> str:
     for t in types[1:]:
         found = [analysis.interaction(s, t, loop) for loop, _ in loops_of(s)]
         rows.append([t, *(f"**{interval(e, '+.3f')}**" if e.low * e.high > 0 else interval(e, "+.3f") for e in found)])
-    return table([f"more than {types[0]}", *(name for _, name in loops_of(s))], rows)
+    return table([f"gain beyond {types[0]}'s", *(name for _, name in loops_of(s))], rows)
 
 
 def costs(s: Study, types: list[str]) -> str:
@@ -125,7 +125,7 @@ def main() -> None:
         print(ladder(s, types))
         if loops_of(s):
             print(amplification(s, types))
-            print(changes(s, types))
+            print(gains(s, types))
             print(interactions(s, types))
             print(costs(s, types))
         if arguments.figures is not None:

@@ -225,7 +225,8 @@ class Figure:
 class Divergence:
     """Model against base on the same tokens.
 
-    over_tokens  mean NLL change in nats per token with its 95 % interval, tokens taken as independent.
+    over_tokens  mean gain over the base in nats per token, above 0 better, with its 95 % interval, tokens taken as
+                 independent.
     over_chunks  the same with chunks as the independent items, which allows for what the tokens of a text have in
                  common; None for a single chunk.
     chunked      the KL block's means with errors over chunks, to be printed after it; None for a single chunk.
@@ -238,7 +239,7 @@ class Divergence:
     chunked: ChunkValues | None
 
     @property
-    def change(self) -> stats.Estimate:
+    def gain(self) -> stats.Estimate:
         """The interval to conclude from: over chunks if there are two at least."""
         return self.over_chunks or self.over_tokens
 
@@ -326,11 +327,11 @@ def perplexity(
         progress(Step(f"PPL {math.exp(nll[: i + 1].mean()):.4f}", i + 1, n_chunk, "chunk"))
     against = None
     if base is not None:
-        change = nll - base_nll
+        gain = base_nll - nll
         against = Divergence(
             _figure(base_nll, n_bytes),
-            stats.mean_interval(change.ravel()),
-            stats.mean_interval(change.mean(axis=1)) if n_chunk > 1 else None,
+            stats.mean_interval(gain.ravel()),
+            stats.mean_interval(gain.mean(axis=1)) if n_chunk > 1 else None,
             KLStatistics.of(record),
             ChunkValues.of(record, n_chunk) if n_chunk > 1 else None,
         )

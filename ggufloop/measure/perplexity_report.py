@@ -20,12 +20,12 @@ from ggufloop.table import Cell, Column, Table
 SCHEMA_VERSION = 1
 
 _COLUMNS = (Column("model"), Column("loop"), Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"),
-            Column("+/-", ".5f"), Column("bits/byte", ".4f"), Column("NLL change", ".5f"), Column("low", ".5f"),
+            Column("+/-", ".5f"), Column("bits/byte", ".4f"), Column("gain", ".5f"), Column("low", ".5f"),
             Column("high", ".5f"), Column("KL", ".6f"), Column("KL +/-", ".6f"), Column("same top", ".5f"),
             Column("same top +/-", ".5f"))  # fmt: skip
 _CONTEXTS = (Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"), Column("+/-", ".5f"),
              Column("bits/byte", ".4f"))  # fmt: skip
-_AGAINST = (Column("base PPL", ".4f"), Column("+/-", ".5f"), Column("NLL change", "+.5f"), Column("low", "+.5f"),
+_AGAINST = (Column("base PPL", ".4f"), Column("+/-", ".5f"), Column("gain", "+.5f"), Column("low", "+.5f"),
             Column("high", "+.5f"), Column("over"), Column("KL", ".6f"), Column("+/-", ".6f"))  # fmt: skip
 
 
@@ -34,8 +34,8 @@ def _row(name: str, loop: str, result: TextScore, figure: Figure, compared: bool
                        figure.bits_per_byte]  # fmt: skip
     if not compared or result.against is None:
         return [*row, *[None] * 7]
-    change, kl = result.against.change, result.against.kl
-    return [*row, change.mean, change.low, change.high, *kl.kl, *kl.same_top]
+    gain, kl = result.against.gain, result.against.kl
+    return [*row, gain.mean, gain.low, gain.high, *kl.kl, *kl.same_top]
 
 
 def table(run: PerplexityRun) -> Table:
@@ -48,12 +48,12 @@ def table(run: PerplexityRun) -> Table:
     return Table(_COLUMNS, rows)
 
 
-def _verdict(change: Estimate, chunks: int) -> str:
+def _verdict(gain: Estimate, chunks: int) -> str:
     if chunks < 2:
         return "one chunk says nothing about other texts; score more of them."
-    if change.low <= 0 <= change.high:
+    if gain.low <= 0 <= gain.high:
         return "no difference can be concluded from this text."
-    return "the model predicts this text better than the base." if change.high < 0 else "the model predicts it worse."
+    return "the model predicts this text better than the base." if gain.low > 0 else "the model predicts it worse."
 
 
 def _estimate(estimate: Estimate, what: str) -> str:
@@ -79,11 +79,11 @@ def text(run: PerplexityRun, source: str) -> str:
     out += [f"base    {run.base}: PPL = {against.base.ppl:.4f} +/- {against.base.error:.5f}, "
             f"bits per byte {against.base.bits_per_byte:.4f}",
             line, f"bits per byte: {model.bits_per_byte:.4f}", "",
-            "Change of negative log-likelihood, paired, 95 % intervals (below 0: better than the base):"]  # fmt: skip
+            "Gain over the base, paired, 95 % intervals (above 0: better than the base):"]  # fmt: skip
     if against.over_chunks is not None:
         out.append(f"  over chunks: {_estimate(against.over_chunks, 'chunks')}")
     out += [f"  over tokens: {_estimate(against.over_tokens, 'tokens')}, taken as independent",
-            f"  {_verdict(against.change, result.chunks)}", ""]  # fmt: skip
+            f"  {_verdict(against.gain, result.chunks)}", ""]  # fmt: skip
     if result.n < 100:
         return "\n".join([*out, "under 100 tokens: no KL statistics."]) + "\n"
     ours = "" if against.chunked is None else "\n" + against.chunked.lines(result.n, result.chunks)
@@ -96,15 +96,15 @@ def _several(run: PerplexityRun, source: str) -> str:
     for r in run.results:
         rows.append([r.n_ctx, r.chunks, r.n, r.model.ppl, r.model.error, r.model.bits_per_byte])
         if r.against is not None:
-            change, figure = r.against.change, r.against.base
+            gain, figure = r.against.gain, r.against.base
             over = "tokens" if r.against.over_chunks is None else "chunks"
-            rows[-1] += [figure.ppl, figure.error, change.mean, change.low, change.high, over, *r.against.kl.kl]
+            rows[-1] += [figure.ppl, figure.error, gain.mean, gain.low, gain.high, over, *r.against.kl.kl]
     loop, compared = run.results[0].loop, run.results[0].against is not None
     out = [f"model   {run.path.name}, {'no loop' if loop is None else loop}", f"text    {source}"]
     out += [f"base    {run.base}"] if compared else []
     out += ["", Table((*_CONTEXTS, *_AGAINST) if compared else _CONTEXTS, rows).render("md")]
     if compared:
-        out += ["NLL change: nats per token against the base, paired, with its 95 % interval over chunks, or, with one",
+        out += ["gain: nats per token over the base, paired, with its 95 % interval over chunks, or, with one",
                 "chunk, over tokens taken as independent; +/-: standard error over tokens."]  # fmt: skip
     out.append("Rows score different tokens, those with more text before them in larger contexts.")
     return "\n".join(out) + "\n"
@@ -141,7 +141,7 @@ def _record(result: TextScore, run: PerplexityRun, source: str) -> Any:
             "sha256": None if run.base_path is None else file_sha256(run.base_path),
             **dataclasses.asdict(against.base),
         }
-        data["nll_change"] = {
+        data["gain"] = {
             "over_tokens": dataclasses.asdict(against.over_tokens),
             "over_chunks": None if against.over_chunks is None else dataclasses.asdict(against.over_chunks),
         }

@@ -1,7 +1,7 @@
 """Perplexity of a model file on a text, against a base, in one context or several: `ggufloop perplexity`.
 
     run = run_perplexity(path, local("notes.txt"), LoopSpec((12, 16), 3), base=PLAIN)
-    run.results[0].model.ppl, run.results[0].against.change
+    run.results[0].model.ppl, run.results[0].against.gain
     run_perplexity(path, text, save=Path("f16.kld"))                     # a KL base, as llama-perplexity writes it
     run_perplexity(path, base=KLBase.open(Path("f16.kld")))              # and compared with: it brings the text
 

@@ -279,13 +279,14 @@ def _ties(result: Level) -> list[str]:
             alike.setdefault(other.rmse, []).append(name)
     for group in alike.values():
         name, other = " = ".join(group), result.fits[group[0]]
-        gap = other.residuals() ** 2 - fit.residuals() ** 2
+        gap = fit.residuals() ** 2 - other.residuals() ** 2
         sizes = [float(gap[result.points.n == size].mean()) for size in result.points.sizes]
         e = mean_interval(sizes)
-        said = f"{name} (R2 {other.r2:.3f}; squared error {e.mean:+.5f} [{e.low:+.5f}, {e.high:+.5f}], n = {e.n} sizes)"
-        if e.high < 0:
+        gain = f"{e.mean:+.5f} [{e.low:+.5f}, {e.high:+.5f}], n = {e.n} sizes"
+        said = f"{name} (R2 {other.r2:.3f}; gain in squared error {gain})"
+        if e.low > 0:
             names["better"].append(said)
-        elif e.low <= 0 and abs(other.r2 - fit.r2) <= TIE_R2:
+        elif e.high >= 0 and abs(other.r2 - fit.r2) <= TIE_R2:
             names["tie"].append(said)
     out = []
     if names["tie"]:

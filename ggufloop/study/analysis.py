@@ -1,6 +1,6 @@
-"""What a study says, with intervals: what looping changes, what it does to the noise of quantisation, and the verdict.
+"""What a study says, with intervals: what looping gains, what it does to the noise of quantisation, and the verdict.
 
-    change(study, "Q4_K_M", "12:16 k=3")              # paired change of the NLL, below 0: looping helps
+    gain(study, "Q4_K_M", "12:16 k=3")                # paired gain by looping, above 0: it helps
     amplification(study, "Q4_K_M", "12:16 k=3")       # A_K, None where there is no noise to amplify
     verdicts(study, "Q4_K_M")                         # by loop, corrected for how many there are
 
@@ -48,11 +48,12 @@ for quantised weights do. Quantising to the type a file has already gives some 8
 
 
 @dataclass(frozen=True)
-class LoopChange:
-    """change: of the NLL by looping, nats per token, the chunks neighbours of one text (`dependence.paired_mean`);
-    p: corrected by Holm over the loops of this file; word: of the four, against `WORTH`."""
+class LoopGain:
+    """gain: by looping, nats per token, the chunks neighbours of one text (`dependence.paired_mean`), its interval at a
+    level that holds for all loops of this file together, so that one without 0 does not stand beside "cannot tell";
+    p: corrected by Holm over these loops; word: of the four, against `WORTH`."""
 
-    change: PairedEstimate
+    gain: PairedEstimate
     p: float
     word: str
 
@@ -62,10 +63,13 @@ class LoopChange:
         return f"{SAME} {WORTH:g}" if self.word == SAME else self.word
 
 
-def change(study: Study, type_: str, loop: str) -> PairedEstimate:
-    """NLL of the looped file minus the plain one, per chunk. Raises UsageError for fewer than 2 chunks."""
+def gain(study: Study, type_: str, loop: str) -> PairedEstimate:
+    """Log-probability of the looped file minus the plain one's, per chunk: above 0 looping helps, as everywhere.
+
+    Raises UsageError for fewer than 2 chunks.
+    """
     looped, plain = study.paired((type_, loop), (type_, PLAIN))
-    return paired_bootstrap(looped.values("nll"), plain.values("nll"), seed=SEED)
+    return paired_bootstrap(plain.values("nll"), looped.values("nll"), seed=SEED)
 
 
 def lost(study: Study, type_: str) -> PairedEstimate:
@@ -75,14 +79,14 @@ def lost(study: Study, type_: str) -> PairedEstimate:
 
 
 def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
-    """What looping changes in this file beyond what it does to the reference, NLL per chunk; 0: bits do not matter.
+    """What looping gains in this file beyond what it gains in the reference, per chunk; 0: bits do not matter.
 
     Raises UsageError for fewer than 2 chunks.
     """
     reference = study.types[0]
     cells = study.paired((type_, loop), (type_, PLAIN), (reference, loop), (reference, PLAIN))
     looped, plain, ref_looped, ref_plain = (cell.values("nll") for cell in cells)
-    return paired_bootstrap(looped - plain, ref_looped - ref_plain, seed=SEED)
+    return paired_bootstrap(plain - looped, ref_plain - ref_looped, seed=SEED)
 
 
 def kld(study: Study, type_: str, loop: str = PLAIN) -> Estimate:
@@ -128,17 +132,17 @@ def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
     )
 
 
-def verdicts(study: Study, type_: str) -> dict[str, LoopChange]:
+def verdicts(study: Study, type_: str) -> dict[str, LoopGain]:
     """Of each loop this file was measured under on two chunks at least that the plain model has too."""
     loops = [loop for loop in study.loops if loop != PLAIN and _is_measured(study, type_, loop)]
     judged = []
     for loop in loops:
         looped, plain = (cell.values("nll") for cell in study.paired((type_, loop), (type_, PLAIN)))
-        judged.append(judge(plain - looped, WORTH, documents=[0] * len(plain)))
+        judged.append(judge(plain - looped, WORTH, documents=[0] * len(plain), level=LEVEL / len(loops)))
     found = {}
     for loop, v, p in zip(loops, judged, holm([v.gain.p for v in judged]), strict=True):
         word = v.word if p <= LEVEL else SAME if v.small else UNSURE
-        found[loop] = LoopChange(-v.gain, float(p), word)
+        found[loop] = LoopGain(v.gain, float(p), word)
     return found
 
 
@@ -148,7 +152,7 @@ def _is_measured(study: Study, type_: str, loop: str) -> bool:
     return len(indices) == 2 and len(indices[0] & indices[1]) >= 2
 
 
-def task_change(study: Study, type_: str, loop: str, task: str) -> Comparison:
+def task_gain(study: Study, type_: str, loop: str, task: str) -> Comparison:
     """Looped against plain on a task's questions. Raises UsageError if they were not asked the same."""
     from ggufloop.measure.tasks import Item, compare
 
@@ -168,7 +172,7 @@ def tokens_per_second(study: Study, cell: Cell) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of a study with all that is said of it. Of the plain model there is no change and no verdict.
+    """One cell of a study with all that is said of it. Of the plain model there is no gain and no verdict.
 
     kld       from the reference under the same loop, over chunks; None for the reference
     answers   accuracy of each task, with Wilson's interval; flips: of the loop against plain, paired
@@ -187,7 +191,7 @@ class Row:
     answers: dict[str, Estimate]
     flips: dict[str, Comparison]
     speed: float
-    verdict: LoopChange | None
+    verdict: LoopGain | None
 
 
 def rows(study: Study) -> list[Row]:
@@ -201,7 +205,7 @@ def rows(study: Study) -> list[Row]:
     return found
 
 
-def _row(study: Study, type_: str, loop: str, verdict: LoopChange | None) -> Row:
+def _row(study: Study, type_: str, loop: str, verdict: LoopGain | None) -> Row:
     cell, is_reference = study.cell(type_, loop), type_ == study.types[0]
     plain_tasks = study.cell(type_).tasks if (type_, PLAIN) in study.cells else {}
     pairs = [task for task in cell.tasks if loop != PLAIN and task in plain_tasks]
@@ -216,7 +220,7 @@ def _row(study: Study, type_: str, loop: str, verdict: LoopChange | None) -> Row
         amplification=amplification(study, type_, loop) if verdict is not None else None,
         same_top=cell.mean("same_top"),
         answers={task: wilson(int(sum(t.right)), len(t.right)) for task, t in cell.tasks.items() if t.right},
-        flips={task: task_change(study, type_, loop, task) for task in pairs},
+        flips={task: task_gain(study, type_, loop, task) for task in pairs},
         speed=tokens_per_second(study, cell),
         verdict=verdict,
     )

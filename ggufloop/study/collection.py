@@ -19,8 +19,8 @@ import numpy as np
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
-from ggufloop.measure.stats import Estimate, mean_interval
 from ggufloop.measure.sweep import PLAIN
+from ggufloop.measure.verdict import NATS, WORTHS, judge
 from ggufloop.study import file as studies
 from ggufloop.table import Cell, Column, Table
 
@@ -88,8 +88,8 @@ def _sweep(records: list[dict[str, Any]]) -> Iterator[list[Cell]]:
     for (measure, loop), known in scores.items():
         plain = scores.get((measure, PLAIN), {})
         items = sorted(known.keys() & plain.keys())
-        change = np.array([known[i] - plain[i] for i in items])
-        yield [None, *_row(measure, loop, np.array(list(known.values())), change)]
+        gain = np.array([known[i] - plain[i] for i in items])
+        yield [None, *_row(measure, loop, np.array(list(known.values())), gain)]
 
 
 def _study(study: studies.Study) -> Iterator[list[Cell]]:
@@ -100,8 +100,9 @@ def _study(study: studies.Study) -> Iterator[list[Cell]]:
                 continue
             plain = study.cells.get((type_, PLAIN))
             before = {} if plain is None else {chunk.index: chunk.nll for chunk in plain.chunks}
-            change = np.array([before[c.index] - c.nll for c in cell.chunks if c.index in before])
-            yield [type_, *_row(study.header.text, loop, -np.array([c.nll for c in cell.chunks]), change)]
+            gain = np.array([before[c.index] - c.nll for c in cell.chunks if c.index in before])
+            scores = -np.array([c.nll for c in cell.chunks])
+            yield [type_, *_row(study.header.text, loop, scores, gain, neighbours=True)]
             for task, result in cell.tasks.items():
                 other = None if plain is None else plain.tasks.get(task)
                 known = {} if other is None else dict(zip(other.docs, other.right, strict=True))
@@ -110,7 +111,11 @@ def _study(study: studies.Study) -> Iterator[list[Cell]]:
                 yield [type_, *_row(task, loop, np.array(result.right), gain)]
 
 
-def _row(measure: str, loop: str, scores: Any, change: Any) -> list[Cell]:
-    gain: Estimate | None = mean_interval(change) if loop != PLAIN and len(change) > 1 else None
-    told: list[Cell] = [None] * 3 if gain is None else [gain.mean, gain.low, gain.high]
+def _row(measure: str, loop: str, scores: Any, gains: Any, neighbours: bool = False) -> list[Cell]:
+    """The gain with the interval of one verdict (`verdict.judge`): exact for answers, which may all be the same, and
+    of chunks that are neighbours in one text wider."""
+    told: list[Cell] = [None] * 3
+    if loop != PLAIN and len(gains) > 1:
+        gain = judge(gains, WORTHS[NATS], documents=[0] * len(gains) if neighbours else None).gain
+        told = [gain.mean, gain.low, gain.high]
     return [measure, loop, len(scores), float(scores.mean()) if len(scores) else None, *told]

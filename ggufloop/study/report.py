@@ -37,8 +37,8 @@ def shown(study: Study) -> Table:
     tasks = list(dict.fromkeys(task for row in found for task in row.answers))
     columns = [
         Column("type"), Column("MiB", ".1f"), Column("bits", ".2f"), Column("SNR dB", ".1f"), Column("loop"),
-        Column("chunks"), Column("PPL"), Column("NLL change by looping"), Column("KLD"), Column("A_K"),
-        Column("same top %", ".1f"), *[Column(part) for task in tasks for part in (task, f"{task} change")],
+        Column("chunks"), Column("PPL"), Column("gain by looping"), Column("KLD"), Column("A_K"),
+        Column("same top %", ".1f"), *[Column(part) for task in tasks for part in (task, f"{task} gain")],
         Column("t/s", ".1f"), Column("verdict"),
     ]  # fmt: skip
     return Table(tuple(columns), [_shown(row, tasks) for row in found])
@@ -59,7 +59,7 @@ def _shown(row: Row, tasks: list[str]) -> list[Cell]:
         row.loop,
         row.chunks,
         f"{row.ppl:.2f} +/- {row.error:.2f}",
-        "" if verdict is None else _interval(verdict.change, "+.4f"),
+        "" if verdict is None else _interval(verdict.gain, "+.4f"),
         "" if row.kld is None else _interval(row.kld, ".4f"),
         "" if row.amplification is None else _interval(row.amplification, ".2f"),
         100 * row.same_top,
@@ -73,15 +73,18 @@ def _interval(e: Estimate, form: str) -> str:
     return f"{e.mean:{form}} [{e.low:{form}}, {e.high:{form}}]"
 
 
+_OF_TASK = ("n", "accuracy", "gain", "gain low", "gain high", "McNemar p")
+
+
 def numbers(*studies: Study) -> Table:
     """The table for programs, one row per cell, of several models one after the other."""
     found = [(study, row) for study in studies for row in rows(study)]
     tasks = list(dict.fromkeys(task for _, row in found for task in row.answers))
     three = ("", " low", " high")
     names = ["model", "type", "bytes", "bits per weight", "SNR dB", "window SNR dB", "loop", "chunks", "n", "PPL",
-             "PPL error", *[f"NLL change{end}" for end in three], "p (Holm)", *[f"KLD{end}" for end in three],
+             "PPL error", *[f"gain{end}" for end in three], "p (Holm)", *[f"KLD{end}" for end in three],
              *[f"A_K{end}" for end in three], "same top",
-             *[f"{task} {what}" for task in tasks for what in ("n", "accuracy", "change", "low", "high", "McNemar p")],
+             *[f"{task} {what}" for task in tasks for what in _OF_TASK],
              "tokens per second", "verdict"]  # fmt: skip
     return Table(tuple(Column(name) for name in names), [_numbers(study, row, tasks) for study, row in found])
 
@@ -95,7 +98,7 @@ def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
     f, verdict = row.file, row.verdict
     return [
         study.header.model, f.type, f.nbytes, f.bits_per_weight, f.snr, f.window_snr, row.loop, row.chunks, row.n,
-        row.ppl, row.error, *_three(None if verdict is None else verdict.change),
+        row.ppl, row.error, *_three(None if verdict is None else verdict.gain),
         None if verdict is None else verdict.p, *_three(row.kld), *_three(row.amplification), row.same_top, *answers,
         row.speed, None if verdict is None else verdict.phrase,
     ]  # fmt: skip
@@ -115,7 +118,8 @@ def summary(study: Study) -> list[str]:
     out = [
         f"reference: {study.types[0]}, {source}"
         + (". What its quantisation lost before is in none of these numbers." if "dequantised" in source else "."),
-        f"{n} of {h.n_ctx} tokens of {h.text}, their second halves scored; changes paired by chunk, intervals 95 %.",
+        f"{n} of {h.n_ctx} tokens of {h.text}, their second halves scored; gains paired by chunk, intervals 95 %, "
+        "those of gains for all loops of a file together.",
         *_few(found),
         *_verdicts(found),
         *_line(study),
@@ -217,7 +221,7 @@ dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
 _COLUMNS = {
     "bits": "bits per weight, true size, all tensors",
     "SNR dB": "of the window's weights against the reference's",
-    "NLL change by looping": "nats per token, looped minus plain on the same chunks; below 0 looping helps",
+    "gain by looping": "nats per token, looped over plain on the same chunks; above 0 looping helps",
     "A_K": "KLD of the looped file over KLD of the plain one: 1 leaves the noise of quantisation as it is, "
     "K^2 is what K undamped passes reach at most",
     "same top %": "tokens at which file and reference, under the same loop, find the same token likeliest",

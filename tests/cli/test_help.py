@@ -142,7 +142,7 @@ def test_results_of_a_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_results_of_a_study(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
-    """The gain of a cell is what the study's own analysis calls its change, the other way up."""
+    """The gain of a cell is the one that the study's own analysis judges."""
     from ggufloop.backend.settings import ContextSettings
     from ggufloop.study import analysis
     from ggufloop.study.run import StudyPlan, run_study
@@ -155,8 +155,8 @@ def test_results_of_a_study(tmp_path: Path, tiny_model: Callable[[str], Path]) -
     found = collect(tmp_path)
     assert (found.files, found.skipped) == ([["llama/study.jsonl", "study", "llama.gguf", 4]], [])
     row = next(r for r in found.table().records() if (r["type"], r["loop"]) == ("Q4_0", "2:5 k=2"))
-    change = analysis.change(study, "Q4_0", "2:5 k=2")
-    assert row["gain"] == pytest.approx(-change.mean)
+    gain = analysis.verdicts(study, "Q4_0")["2:5 k=2"].gain  # of one loop, so at the level of one
+    assert [row[name] for name in ("gain", "low", "high")] == pytest.approx([gain.mean, gain.low, gain.high])
     assert (row["measure"], row["n"]) == ("t", 3)
 
 

@@ -170,7 +170,7 @@ def test_every_number_is_that_of_float64(name: str, loop: str, request: pytest.F
         assert figure.bits_per_byte == pytest.approx(x.sum() / math.log(2) / n_bytes, rel=1e-6)
     assert (result.n, result.n_bytes) == (len(chosen), n_bytes)
 
-    change = nll - base
+    change = base - nll  # a gain: above 0 the model is better
     assert against.over_tokens.mean == pytest.approx(change.mean(), abs=1e-6)
     assert against.over_tokens.n == len(chosen)
     assert against.over_tokens.high - against.over_tokens.mean == pytest.approx(
@@ -181,7 +181,7 @@ def test_every_number_is_that_of_float64(name: str, loop: str, request: pytest.F
     assert against.over_chunks.high - against.over_chunks.mean == pytest.approx(
         12.706 * change.reshape(chunks, -1).mean(axis=1).std(ddof=1) / math.sqrt(chunks), rel=1e-3
     )
-    assert against.change == against.over_chunks
+    assert against.gain == against.over_chunks
 
     step = 16 / 65535
     kl = np.where(plain > -16, np.exp(plain) * (plain - looped), 0).sum(axis=1)
@@ -354,7 +354,7 @@ def test_programs_get_every_number(run: Run, file: Path) -> None:
     assert [row["loop"] for row in rows] == ["plain", data["loop"]]
     assert rows[1]["PPL"] == data["ppl"]
     assert rows[0]["PPL"] == data["base"]["ppl"]
-    assert rows[1]["NLL change"] == data["nll_change"]["over_chunks"]["mean"]
+    assert rows[1]["gain"] == data["gain"]["over_chunks"]["mean"]
     assert rows[1]["KL"] == data["kl_statistics"]["kl"]["mean"]
     assert rows[0]["KL"] is None
     assert run(*args, "-o", "md")[1].count("\n") == 4
@@ -365,12 +365,12 @@ def test_another_model_as_the_base(run: Run, file: Path, tiny_model: TinyModel) 
     """The same model as its own base: nothing changes. Another one: as looked from both sides."""
     args = ("--text", file, "-c", 64, "--chunks", 4, "-o", "json")
     same = json.loads(run(*args, "--kl-base", tiny_model("llama"))[1])
-    assert same["nll_change"]["over_chunks"]["mean"] == 0
+    assert same["gain"]["over_chunks"]["mean"] == 0
     assert same["kl_statistics"]["same_top"]["mean"] == 1
     there = json.loads(run(*args, "--kl-base", tiny_model("qwen3"))[1])
     back = json.loads(run(*args, "--kl-base", tiny_model("llama"), name=str(tiny_model("qwen3")))[1])
     assert there["base"]["ppl"] == back["ppl"]
-    assert there["nll_change"]["over_tokens"]["mean"] == -back["nll_change"]["over_tokens"]["mean"]
+    assert there["gain"]["over_tokens"]["mean"] == -back["gain"]["over_tokens"]["mean"]
     assert there["kl_statistics"]["kl"]["mean"] > 0.1
 
 

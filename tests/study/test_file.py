@@ -12,8 +12,9 @@ from support.studies import FILES, HEADER, LOOPS, numbers, written
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure import stats
-from ggufloop.study import analysis
+from ggufloop.study import analysis, report
 from ggufloop.study import file as study
+from ggufloop.study.collection import collect
 from ggufloop.study.file import PLAIN, Chunk, TaskResult
 
 
@@ -101,12 +102,62 @@ def test_what_a_study_says(tmp_path: Path) -> None:
     assert analysis.amplification(s, "F32", LOOPS[0]) is None
     found = analysis.verdicts(s, "Q4_0")
     assert {loop: v.word for loop, v in found.items()} == {LOOPS[0]: analysis.HELPS, LOOPS[1]: analysis.UNSURE}
-    assert found[LOOPS[0]].change.mean == pytest.approx(-0.1)
-    assert found[LOOPS[0]].p == pytest.approx(2 * found[LOOPS[0]].change.p)  # of two loops
+    assert found[LOOPS[0]].gain.mean == pytest.approx(0.1)
+    assert analysis.gain(s, "Q4_0", LOOPS[0]).mean == pytest.approx(0.1)
+    assert found[LOOPS[0]].p == pytest.approx(2 * found[LOOPS[0]].gain.p)  # of two loops
     assert analysis.lost(s, "Q4_0").mean == 0
     assert analysis.interaction(s, "Q4_0", LOOPS[1]).mean == 0  # both files change alike
     assert analysis.kld(s, "Q4_0").mean == pytest.approx(numbers(1)["kl"].mean())
     assert analysis.tokens_per_second(s, s.cell("F32")) == 64 / np.median(numbers(1)["seconds"])
+
+
+def test_no_interval_without_0_stands_beside_cannot_tell(tmp_path: Path) -> None:
+    """Eight loops of small effects, many of which one test alone would call real: the interval is of all together."""
+    rng, alone = np.random.default_rng(3), 0
+    s = written(tmp_path / "s.jsonl", chunks=12)
+    for k in range(2, 10):
+        for i, chunk in enumerate(s.cell("Q4_0").chunks):
+            nll = chunk.nll - 0.01 * (k - 5) + float(rng.normal(0, 0.015))
+            study.add_chunk(tmp_path / "s.jsonl", "Q4_0", f"2:5 k={k} beta=0.5", Chunk(i, 31, 90, nll, 12, 0, 1, 1))
+    s = study.read(tmp_path / "s.jsonl")
+    for loop, found in analysis.verdicts(s, "Q4_0").items():
+        if found.word == analysis.UNSURE:
+            assert found.gain.low <= 0 <= found.gain.high, loop
+            assert found.p > analysis.LEVEL
+            plain, looped = (s.cell("Q4_0", name).values("nll") for name in (PLAIN, loop))
+            one = analysis.judge(plain - looped, analysis.WORTH, documents=[0] * 12).gain
+            alone += not one.low <= 0 <= one.high
+    assert alone, "or the level of one would have done"
+
+
+def test_an_answer_that_nothing_flipped_has_an_interval(tmp_path: Path) -> None:
+    """The rule of three, and not [0, 0], in `ggufloop results` as in the study's own table."""
+    path = tmp_path / "m" / "study.jsonl"
+    path.parent.mkdir()
+    written(path)
+    docs = tuple(("t", i) for i in range(40))
+    for loop in (PLAIN, LOOPS[0]):
+        study.add_task(path, "Q4_0", loop, "t", TaskResult(docs, (0.0, 1.0) * 20, (None,) * 40))
+    rows = collect(tmp_path).table().records()
+    row = next(r for r in rows if (r["type"], r["measure"], r["loop"]) == ("Q4_0", "t", LOOPS[0]))
+    own = analysis.task_gain(study.read(path), "Q4_0", LOOPS[0], "t").difference
+    assert (row["gain"], row["low"], row["high"]) == (0, own.low, own.high)
+    assert own.low < -0.05 < 0.05 < own.high
+
+
+def test_gains_are_above_0_where_the_loop_is_better(tmp_path: Path) -> None:
+    """Everywhere: the table, the csv, `ggufloop results`. Looped Q4_0 is better by 0.1."""
+    path = tmp_path / "m" / "study.jsonl"
+    path.parent.mkdir()
+    s = written(path)
+    (told,) = (row for row in report.numbers(s).records() if (row["type"], row["loop"]) == ("Q4_0", LOOPS[0]))
+    (kept,) = (row for row in collect(tmp_path).table().records() if (row["type"], row["loop"]) == ("Q4_0", LOOPS[0]))
+    (eyes,) = (row for row in report.shown(s).records() if (row["type"], row["loop"]) == ("Q4_0", LOOPS[0]))
+    assert told["gain"] == pytest.approx(0.1) == kept["gain"]
+    assert eyes["gain by looping"].startswith("+0.1000 [")
+    assert not any(
+        "change" in column.name for table in (report.numbers(s), report.shown(s)) for column in table.columns
+    )
 
 
 def test_tasks_of_a_study(tmp_path: Path) -> None:
@@ -115,10 +166,10 @@ def test_tasks_of_a_study(tmp_path: Path) -> None:
     docs = tuple(("t", i) for i in range(4))
     study.add_task(path, "Q4_0", PLAIN, "t", TaskResult(docs, (0.0, 0.0, 1.0, 1.0), (-2.0, -2.0, -1.0, None)))
     study.add_task(path, "Q4_0", LOOPS[0], "t", TaskResult(docs, (1.0, 1.0, 1.0, 0.0), (-1.0, -1.0, -1.0, None)))
-    c = analysis.task_change(study.read(path), "Q4_0", LOOPS[0], "t")
+    c = analysis.task_gain(study.read(path), "Q4_0", LOOPS[0], "t")
     assert (c.n, c.gained, c.lost, c.difference.mean, c.gold) == (4, 2, 1, 0.25, None)
     with pytest.raises(UsageError, match="Q4_0 was not asked u under 'plain'"):
-        analysis.task_change(study.read(path), "Q4_0", LOOPS[0], "u")
+        analysis.task_gain(study.read(path), "Q4_0", LOOPS[0], "u")
 
 
 def test_the_ratio_of_means_covers() -> None:

@@ -293,7 +293,7 @@ def test_the_command(run: Run) -> None:
     assert (folder / "study.jsonl").read_text().startswith(before)
     assert {row["chunks"] for row in rows} == {3}
     assert [row["type"] for row in rows[::3]] == ["F32", "Q4_0", "Q8_0"]
-    assert [rows[4][name] is None for name in ("verdict", "A_K", "KLD", "NLL change")] == [False] * 4
+    assert [rows[4][name] is None for name in ("verdict", "A_K", "KLD", "gain")] == [False] * 4
     assert rows[3]["A_K"] is None
 
 
@@ -379,7 +379,7 @@ def test_tasks_are_paired(run: Run, without_figures: None) -> None:
     assert code == 0, err
     rows = json.loads(out)
     assert [row["brackets n"] for row in rows] == [3] * 4
-    assert [row["brackets change"] is None for row in rows] == [True, False, True, False]
+    assert [row["brackets gain"] is None for row in rows] == [True, False, True, False]
     lines = Path("studies/llama/study.jsonl").read_text()
     assert run(*ASKED, "--K", 2, "--tasks", "brackets", "--limit", 3, "-o", "json")[1] == out
     assert Path("studies/llama/study.jsonl").read_text() == lines
