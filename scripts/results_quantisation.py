@@ -106,7 +106,7 @@ def draw(s: Study, folder: Path) -> None:
     """The two figures over SNR, named by the model up to its quantisation."""
     model = s.header.model.removesuffix(".gguf").lower()
     for name, figure in study_plots.figures(s).items():
-        if name != study_plots.SIZE:
+        if name not in (study_plots.SIZE, study_plots.KLD):
             with style.style():
                 figure.savefig(folder / f"{name}-{model}.png", dpi=85)
 

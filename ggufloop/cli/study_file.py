@@ -67,7 +67,7 @@ def _value(path: str, key: str, value: Any, parameter: click.Parameter) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{path}: {key} is true or false, not {reading.shown(value)}.", f"write: {key} = true")
         return value
-    if parameter.nargs == -1:
+    if parameter.nargs == -1 or parameter.multiple:
         return tuple(str(item) for item in items)
     if isinstance(value, list):
         return ",".join(str(item) for item in items)

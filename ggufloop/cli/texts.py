@@ -28,6 +28,24 @@ def text_options(command: C) -> C:
     )(command)  # fmt: skip
 
 
+def texts_option(command: C) -> C:
+    """As `text_options`, but --text may be repeated, its value a tuple: for `texts_from_flags`."""
+    command = text_options(command)
+    option = next(p for p in command.__click_params__ if p.name == "text")  # type: ignore[attr-defined]
+    option.multiple, option.default = True, ()
+    option.help = f"{option.help} Several, each with its own --text, are measured one by one."
+    return command
+
+
+def texts_from_flags(texts: tuple[str, ...], dataset: str | None, offline: bool) -> list[corpus.Text]:
+    """The texts they name, one at least. Raises as `text_from_flags`."""
+    if len(texts) > 1:
+        twice = next((text for i, text in enumerate(texts) if text in texts[:i]), None)
+        if twice is not None:
+            raise UsageError(f"the text {twice} is given twice.", "give each once.")
+    return [text_from_flags(text, dataset, offline) for text in texts or (None,)]
+
+
 def text_from_flags(text: str | None, dataset: str | None, offline: bool) -> corpus.Text:
     """The text they name. Raises UsageError unless exactly one does, GgufloopError if it cannot be had."""
     if (text is None) == (dataset is None):

@@ -7,18 +7,31 @@ publish(study, folder, "ggufloop compare --study ...")
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from ggufloop.figures import study as drawn
 from ggufloop.figures import style
+from ggufloop.figures.size import size_figure
 from ggufloop.files import write_text
-from ggufloop.study import report
+from ggufloop.study import pareto, report
 from ggufloop.study.file import Study
 
 
 def check(folder: Path) -> None:
     """Raise GgufloopError if no figure could be written there."""
     style.check_target(folder / f"{drawn.SIZE}.png")
+
+
+def publish_sizes(studies: Sequence[Study], folder: Path) -> None:
+    """KLD against bytes of several texts: kld-size.md, .csv and .png; of one text its report has it already."""
+    if len(studies) > 1:
+        found = pareto.table(studies)
+        write_text(folder / "kld-size.md", found.render("md") + "\n" + "\n".join(pareto.summary(studies)) + "\n")
+        write_text(folder / "kld-size.csv", pareto.numbers(studies).render("csv"))
+        figure = size_figure(studies)
+        if figure is not None:
+            style.save(figure, folder / f"{drawn.KLD}.png")
 
 
 def publish(study: Study, folder: Path, again: str) -> Path:

@@ -2,7 +2,7 @@
 
     for name, figure in figures(study, dark=False).items(): plots.save(figure, folder / f"{name}.png")
 
-Needs matplotlib (style.py). Loops that differ in K alone make one panel.
+Needs matplotlib (style.py). KLD over size is size.py's. Loops that differ in K alone make one panel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.errors import UsageError
-from ggufloop.figures.style import GRID, INK, new_figure, style
+from ggufloop.figures.size import size_figure
+from ggufloop.figures.style import GRID, INK, log_axis, new_figure, short, style
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.stats import Estimate
 from ggufloop.scaling import noise
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE, AMPLIFICATION, NOISE = "ppl-size", "amplification-snr", "kld-snr"
+SIZE, KLD, AMPLIFICATION, NOISE = "ppl-size", "kld-size", "amplification-snr", "kld-snr"
 PAD = 34  # points between axes and title, where the files are named
 
 
@@ -46,6 +47,9 @@ def figures(study: Study) -> dict[str, Figure]:
     with style():
         if len(whole) > 1 and whole[0] == study.types[0]:
             found[SIZE] = _size(study)
+        sizes = size_figure([study])
+        if sizes is not None:
+            found[KLD] = sizes
         noisy = [t for t in whole[1:] if study.file(t).window_snr < analysis.MOST_SNR]
         if noisy:
             if families(study):
@@ -80,13 +84,9 @@ def _named(axes: Axes, places: Mapping[str, float]) -> None:
         axes.axvline(x, color=GRID, linewidth=0.6, zorder=0)
         at = max((x - low) / (high - low), at + 0.03)
         axes.annotate(
-            _short(name), (at, 1.015), xycoords="axes fraction", rotation=40, fontsize=7.5, rotation_mode="anchor"
+            short(name), (at, 1.015), xycoords="axes fraction", rotation=40, fontsize=7.5, rotation_mode="anchor"
         )
     axes.set_xlim(low, high)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 12 else f"{name[:9]}..."
 
 
 def _title(study: Study) -> str:
@@ -119,7 +119,7 @@ def _size(study: Study) -> Figure:
             if (reference, loop) in ppl:
                 axes.axhline(ppl[reference, loop], color=colour, linewidth=0.9, linestyle=":")
         if drawn and max(drawn) > 3 * min(drawn):
-            _log(axes)
+            log_axis(axes)
         axes.set_title(f"Perplexity, {kind or 'no loops'} (dotted: {reference})", pad=PAD)
         axes.set_ylabel("perplexity")
         axes.set_xlabel("file size (MiB)")
@@ -147,7 +147,7 @@ def _amplification(study: Study, noisy: Sequence[str]) -> Figure:
             if found:
                 _bars(axes, x, found, color=colour, marker="o", label=f"K={k}")
         if top > 6:
-            _log(axes)
+            log_axis(axes)
         axes.set_title(f"Noise amplification A_K, {kind} (bars: 95 % interval over chunks)", pad=PAD)
         axes.set_ylabel("A_K")
         axes.set_xlabel("SNR of the window's weights (dB)")
@@ -189,7 +189,7 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
         said = f"ln KLD = {line.u.mean:.2f} + {line.eta.mean:.2f} ln r, R2 {line.r2:.3f}, n = {line.n} files"
     for t in study.types[1:]:
         if study.file(t).snr >= analysis.MOST_SNR and (t, PLAIN) in study.cells and len(study.cell(t).chunks) > 1:
-            label = f"{_short(t)}: the reference's weights"
+            label = f"{short(t)}: the reference's weights"
             axes.axhline(study.cell(t).mean("kl"), color=INK, linewidth=0.9, linestyle=":", label=label)
     markers = iter("sD^v<>" * 4)
     for kind, loops in families(study).items():
@@ -198,7 +198,7 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
             points = [(study.file(t).snr, study.cell(t, loop).mean("kl")) for t in usable if (t, loop) in study.cells]
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=3.5, label=f"{kind}, K={k}")
-    _log(axes)
+    log_axis(axes)
     axes.set_title(f"KLD to the reference under the same loop ({said})", pad=PAD)
     axes.set_ylabel("KLD (nats per token)")
     axes.set_xlabel("SNR of all weights (dB)")
@@ -206,16 +206,3 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
     _named(axes, dict(zip(usable, snr, strict=True)))
     axes.legend(loc="best", ncols=2, fontsize=8)
     return figure
-
-
-def _log(axes: Axes) -> None:
-    """A logarithmic axis whose ticks, in a short one 2 and 5 as well, are written as plain numbers."""
-    from matplotlib.ticker import FuncFormatter
-
-    def text(value: float, position: int) -> str:
-        low, high = axes.get_ylim()
-        return f"{value:g}" if f"{value:e}"[0] in ("125" if high / low < 300 else "1") else ""
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(text))
-    axes.yaxis.set_minor_formatter(FuncFormatter(text))

@@ -62,6 +62,24 @@ def new_figure(panels: int, title: str, width: float = 8.0, height: float = 3.1)
     return figure, [figure.add_subplot(panels, 1, i + 1) for i in range(panels)]
 
 
+def log_axis(axes: Axes) -> None:
+    """A logarithmic axis whose ticks, in a short one 2 and 5 as well, are written as plain numbers."""
+    from matplotlib.ticker import FuncFormatter
+
+    def text(value: float, position: int) -> str:
+        low, high = axes.get_ylim()
+        return f"{value:g}" if f"{value:e}"[0] in ("125" if high / low < 300 else "1") else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(text))
+    axes.yaxis.set_minor_formatter(FuncFormatter(text))
+
+
+def short(name: str, most: int = 12) -> str:
+    """A name cut to `most` characters, its end kept: that is where files say their type."""
+    return name if len(name) <= most else f"{name[: most // 3]}...{name[-(most - most // 3 - 3) :]}"
+
+
 def shades(n: int) -> list[Any]:
     """n colours for an ordered series, early ones light and late ones dark, all readable on white."""
     from matplotlib import colormaps

@@ -10,6 +10,7 @@ further loss, and nobody's full precision. What its first quantisation lost is i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ggufloop.errors import UsageError
 from ggufloop.files import file_sha256
 from ggufloop.models.info import ModelInfo, describe
 from ggufloop.progress import Progress, silent
-from ggufloop.quant.quantize import UNQUANTISED, Quantized, default_name, file_type, quantize
+from ggufloop.quant.quantize import UNQUANTISED, Overrides, Quantized, default_name, file_type, quantize
 from ggufloop.quant.snr import decibel, tensor_snr, window_snr
 from ggufloop.study.file import File
 
@@ -35,8 +36,11 @@ class LadderFile:
     file: File
 
 
-def type_name(word: str) -> str:
-    """What a study calls an entry of --types: a file type, SOURCE, or an existing GGUF file. Raises UsageError."""
+def type_name(word: str, among: Iterable[str] = ()) -> str:
+    """What a study calls an entry of --types: a file type, SOURCE, or an existing GGUF file. Raises UsageError.
+
+    among: the other entries; a file of a name that another one has is called by its folder too, its uploader's perhaps.
+    """
     if word == SOURCE:
         return SOURCE
     if not _is_path(word):
@@ -44,7 +48,8 @@ def type_name(word: str) -> str:
     path = Path(word).expanduser()
     if not path.is_file():
         raise UsageError(f"there is no file {word}.", "--types takes types to quantise to, and files as they are.")
-    return path.name
+    same = [Path(other) for other in among if _is_path(other) and Path(other).name == path.name and other != word]
+    return f"{path.absolute().parent.name}/{path.name}" if same else path.name
 
 
 def _is_path(word: str) -> bool:
@@ -82,19 +87,20 @@ def make(
     known: Iterable[File] = (),
     threads: int | None = None,
     progress: Progress = silent,
+    name: str = "",
 ) -> LadderFile:
     """The file that an entry of --types means: quantised from the reference into `folder`, or one measured as it is.
 
-    known: what a study has recorded already; a file that is still the same is not looked at again. Raises GgufloopError
-    for a file of another model, and as `quantize`.
+    name: what the study calls it, if not by `type_name`. known: what a study has recorded already; a file that is
+    still the same is not looked at again. Raises GgufloopError for a file of another model, and as `quantize`.
     """
-    as_it_is = word == SOURCE or _is_path(word)
+    as_it_is, name = word == SOURCE or _is_path(word), name or type_name(word)
     if as_it_is:
         path = source if word == SOURCE else Path(word).expanduser()
     else:
         path = folder / default_name(ref.path, file_type(word))
     for file in known:
-        if file.type == type_name(word) and path.is_file() and file_sha256(path) == file.sha256:
+        if file.type == name and path.is_file() and file_sha256(path) == file.sha256:
             return LadderFile(path, file)
     note = f"{path.name} as it is"
     if not as_it_is:
@@ -102,7 +108,26 @@ def make(
     tensors = tensor_snr(path, ref.path, progress=progress)
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
-    return LadderFile(path, _file(path, type_name(word), whole, window_snr(tensors, window), note))
+    return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), note))
+
+
+def varied(
+    ref: LadderFile,
+    base: str,
+    name: str,
+    overrides: Overrides,
+    folder: Path,
+    window: tuple[int, int],
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> LadderFile:
+    """A file of type `base` with some tensors at others, called `name`, quantised from the reference into `folder`."""
+    path = folder / default_name(ref.path, base, *([re.sub(r"[^\w.]+", "-", name)] if overrides else []))
+    note = _fallbacks(quantize(ref.path, path, base, overrides=overrides, threads=threads, progress=progress))
+    tensors = tensor_snr(path, ref.path, progress=progress)
+    matrices = [t for t in tensors if t.is_matrix]
+    whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
+    return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), note))
 
 
 def _file(path: Path, name: str, snr: float, of_window: float, note: str) -> File:

@@ -19,9 +19,9 @@ from ggufloop.errors import UsageError
 from ggufloop.measure.stats import Estimate
 from ggufloop.measure.verdict import HELPS, HURTS
 from ggufloop.scaling import noise
-from ggufloop.study import analysis
+from ggufloop.study import analysis, pareto
 from ggufloop.study.analysis import Row, rows
-from ggufloop.study.file import Study
+from ggufloop.study.file import PLAIN, Study
 from ggufloop.table import Cell, Column, Table
 
 _ENOUGH = 6  # chunks from which on 95 % can be had
@@ -79,14 +79,21 @@ _OF_TASK = ("n", "accuracy", "gain", "gain low", "gain high", "McNemar p")
 def numbers(*studies: Study) -> Table:
     """The table for programs, one row per cell, of several models one after the other."""
     found = [(study, row) for study in studies for row in rows(study)]
+    best = {id(study): {p.file.type: p.best for p in pareto.points(study)} for study in studies}
     tasks = list(dict.fromkeys(task for _, row in found for task in row.answers))
     three = ("", " low", " high")
-    names = ["model", "type", "bytes", "bits per weight", "SNR dB", "window SNR dB", "loop", "chunks", "n", "PPL",
-             "PPL error", *[f"gain{end}" for end in three], "p (Holm)", *[f"KLD{end}" for end in three],
+    names = ["model", "text", "type", "bytes", "bits per weight", "SNR dB", "window SNR dB", "loop", "chunks", "n",
+             "PPL", "PPL error", *[f"gain{end}" for end in three], "p (Holm)", *[f"KLD{end}" for end in three],
              *[f"A_K{end}" for end in three], "same top",
              *[f"{task} {what}" for task in tasks for what in _OF_TASK],
-             "tokens per second", "verdict"]  # fmt: skip
-    return Table(tuple(Column(name) for name in names), [_numbers(study, row, tasks) for study, row in found])
+             "tokens per second", "verdict", "front"]  # fmt: skip
+    return Table(
+        tuple(Column(name) for name in names),
+        [
+            [*_numbers(study, row, tasks), best[id(study)].get(row.file.type) if row.loop == PLAIN else None]
+            for study, row in found
+        ],
+    )
 
 
 def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
@@ -97,8 +104,8 @@ def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
         answers += [*_three(None if flips is None else flips.difference), None if flips is None else flips.p]
     f, verdict = row.file, row.verdict
     return [
-        study.header.model, f.type, f.nbytes, f.bits_per_weight, f.snr, f.window_snr, row.loop, row.chunks, row.n,
-        row.ppl, row.error, *_three(None if verdict is None else verdict.gain),
+        study.header.model, study.header.text, f.type, f.nbytes, f.bits_per_weight, f.snr, f.window_snr, row.loop,
+        row.chunks, row.n, row.ppl, row.error, *_three(None if verdict is None else verdict.gain),
         None if verdict is None else verdict.p, *_three(row.kld), *_three(row.amplification), row.same_top, *answers,
         row.speed, None if verdict is None else verdict.phrase,
     ]  # fmt: skip
@@ -242,6 +249,7 @@ def html(study: Study, figures: Mapping[str, str], command: str) -> str:
         f"<h1>Bits against loops: {_e(h.model)}</h1>",
         "<ul>" + "".join(f"<li>{_e(line)}</li>" for line in summary(study)) + "</ul>",
         *[_figure(svg) for svg in figures.values()],
+        *_sizes(study),
         "<h2>Every cell</h2>", _html_table(shown(study)),
         "<dl>" + "".join(f"<dt>{_e(k)}</dt><dd>{_e(v)}</dd>" for k, v in _COLUMNS.items()) + "</dl>",
         "<h2>What was measured</h2>",
@@ -256,12 +264,20 @@ def html(study: Study, figures: Mapping[str, str], command: str) -> str:
     return head + "\n".join(parts) + "\n</body></html>\n"
 
 
+def _sizes(study: Study) -> list[str]:
+    said = pareto.summary([study])
+    if not said:
+        return []
+    lines = "".join(f"<li>{_e(line)}</li>" for line in said)
+    return ["<h2>KLD against bytes</h2>", _html_table(pareto.table([study])), f"<ul>{lines}</ul>"]
+
+
 def _e(text: str) -> str:
     return escaping.escape(str(text))
 
 
 def _html_table(table: Table) -> str:
-    words = {i for i, c in enumerate(table.columns) if c.name in ("type", "loop", "verdict")}
+    words = {i for i, c in enumerate(table.columns) if c.name in ("text", "type", "loop", "verdict", "front")}
     head = "".join(f"<th{_class(i in words)}>{_e(c.name)}</th>" for i, c in enumerate(table.columns))
     lines, before = [], None
     for row in table.rows:

@@ -11,6 +11,7 @@ one with more types, loops, chunks or tasks extends it. `figures.page.publish` d
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -91,12 +92,13 @@ def run_study(
     begun: Callable[[], None] = lambda: None,
     progress: Progress = silent,
     listener: Listener = SILENT,
+    models: Path | None = None,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
 
     loops: all of one window; one of a single evaluation is the plain model. settings: n_ctx is the plan's. begun:
-    called once nothing is left to be refused. Raises UsageError, GgufloopError, BackendError; KeyboardInterrupt leaves
-    in the folder what was measured.
+    called once nothing is left to be refused. models: where files go that are made, models/ in the folder if None.
+    Raises UsageError, GgufloopError, BackendError; KeyboardInterrupt leaves in the folder what was measured.
     """
     settings = replace(settings or ContextSettings(), n_ctx=plan.chunk)
     settings = replace(settings, n_batch=min(settings.n_batch, plan.chunk), n_ubatch=min(settings.n_ubatch, plan.chunk))
@@ -105,7 +107,7 @@ def run_study(
     settings.check_memory([path], loops)
     with lock(folder / ".lock", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
         each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
-        job = _Job(path, each, plan, folder, settings, verbose, progress, listener)
+        job = StudyJob(path, each, plan, folder, settings, verbose, progress, listener, models or folder / "models")
         study = studies.create(job.file, job.header(window))
         if study.dropped:
             listener.note(study.dropped)
@@ -118,6 +120,40 @@ def run_study(
     return study
 
 
+def text_folder(folder: Path, text: Text) -> Path:
+    """Where the study of one of several texts is kept, below the folder they share."""
+    return folder / (re.sub(r"[^\w.-]+", "-", Path(text.name).name).strip("-.") or "text")
+
+
+def run_texts(
+    path: Path,
+    loops: Sequence[LoopSpec],
+    plan: StudyPlan,
+    texts: Sequence[Text],
+    folder: Path,
+    settings: ContextSettings | None = None,
+    *,
+    verbose: bool = False,
+    begun: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
+    listener: Listener = SILENT,
+) -> dict[Path, Study]:
+    """A study of each text by its folder, which is `folder` itself if there is one; files are made once for all.
+
+    Raises UsageError for two texts that would share a folder, and as `run_study` does.
+    """
+    places = [folder] if len(texts) == 1 else [text_folder(folder, text) for text in texts]
+    twice = next((place for i, place in enumerate(places) if place in places[:i]), None)
+    if twice is not None:
+        raise UsageError(f"two texts are called {twice.name}.", "give each once, files under different names.")
+    found = {}
+    for text, place in zip(texts, places, strict=True):
+        told = progress if len(texts) == 1 else named(progress, text.name)
+        found[place] = run_study(path, loops, replace(plan, text=text), place, settings, verbose=verbose, begun=begun,
+                                 progress=told, listener=listener, models=folder / "models")  # fmt: skip
+    return found
+
+
 def _window(loops: Iterable[LoopSpec]) -> tuple[int, int]:
     """The window of all loops. Raises UsageError."""
     windows = list(dict.fromkeys(loop.window for loop in loops))
@@ -127,7 +163,7 @@ def _window(loops: Iterable[LoopSpec]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Job:
+class StudyJob:
     """What one call asks of one model, and the steps of it."""
 
     path: Path
@@ -138,6 +174,7 @@ class _Job:
     verbose: bool
     progress: Progress
     listener: Listener
+    models: Path
 
     @property
     def file(self) -> Path:
@@ -186,7 +223,7 @@ class _Job:
 
     def ladder(self, study: Study, window: tuple[int, int]) -> tuple[Study, list[LadderFile]]:
         """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
-        models, threads = self.folder / "models", self.settings.n_threads
+        models, threads = self.models, self.settings.n_threads
 
         def told(type_: str) -> Progress:
             return named(self.progress, f"{self.path.name}, {type_}")
@@ -196,10 +233,11 @@ class _Job:
         study = studies.add_file(self.file, study, ref.file)
         found = [ref]
         for word in dict.fromkeys(self.plan.types):
-            type_ = ladder_files.type_name(word)
+            type_ = ladder_files.type_name(word, self.plan.types)
             if type_ == ref.file.type or (word == ladder_files.SOURCE and ref.path == self.path):
                 continue  # the reference is in the ladder anyway
-            entry = ladder_files.make(ref, word, self.path, models, window, study.files, threads, told(type_))
+            entry = ladder_files.make(ref, word, self.path, models, window, study.files, threads, told(type_),
+                                      type_)  # fmt: skip
             study = studies.add_file(self.file, study, entry.file)
             found.append(entry)
         return study, found

@@ -20,14 +20,15 @@ from ggufloop.cli.loop_options import (
 )
 from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.progress import shown
-from ggufloop.cli.texts import text_from_flags, text_options
+from ggufloop.cli.texts import texts_from_flags, texts_option
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.opening import check_loops
 from ggufloop.quant.quantize import UNQUANTISED
-from ggufloop.study import report
-from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_study
+from ggufloop.study import pareto, report
+from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_texts
 
 KS = "2,3,6"
 
@@ -38,8 +39,16 @@ def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec
         return loops_from_flags(None, loop_suggestion(path), **asked)
     if word is not None and "," in word:
         raise UsageError(f"--window {word} is several windows, and a study is of one.", "give one, and another --out.")
-    window = window_suggestion(path)() if word in (None, "auto") else parse_window(str(word))
-    return loops_from_flags("{}:{}".format(*window), loop_suggestion(path), **asked)
+    return loops_from_flags("{}:{}".format(*_window(path, word)), loop_suggestion(path), **asked)
+
+
+def _window(path: Path, word: str | None) -> tuple[int, int]:
+    """The window --window says, of this model if none. Raises UsageError."""
+    if word in (None, "auto"):
+        return window_suggestion(path)()
+    loop = LoopSpec(parse_window(str(word)), k=2)
+    check_loops(path, [loop])
+    return loop.window
 
 
 @click.command(name="compare", cls=Command)
@@ -51,7 +60,7 @@ def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec
 @click.option("--reference", type=OneOf(UNQUANTISED, upper=True, what="reference"), default="F16", show_default=True,
               metavar="|".join(UNQUANTISED),
               help="What a model that is quantised already is dequantised to.")  # fmt: skip
-@text_options
+@texts_option
 @click.option("-c", "--ctx-size", "chunk", type=click.IntRange(min=1), metavar="N", default=CONTEXT,
               show_default=True, help="Tokens of a chunk; half of them are scored.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", default=CHUNKS, show_default=True,
@@ -66,20 +75,22 @@ def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec
 @batch_options
 @click.pass_context
 def command(
-    ctx: click.Context, /, models: tuple[str, ...], types: str, reference: str, text: str | None, dataset: str | None,
-    chunk: int, chunks: int, tasks: str | None, limit: int | None, out: Path, offline: bool, window: str | None,
-    form: str, **flags: Any,
+    ctx: click.Context, /, models: tuple[str, ...], types: str, reference: str, text: tuple[str, ...],
+    dataset: str | None, chunk: int, chunks: int, tasks: str | None, limit: int | None, out: Path, offline: bool,
+    window: str | None, form: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Bits against loops: quantise a model to each type and measure each under each loop, paired, on the same text.
 
     Of each cell: size, bits, SNR of the window's weights, perplexity, what looping changes, KLD to the reference under
     the same loop, the noise amplification A_K, and a verdict with its interval. Without --window it is the model's
     suggested one, without --K 2, 3 and 6. Every file is open at once. A run that was stopped goes on where it was, and
-    other types, K, solvers, chunks or tasks extend it. Figures need the extra 'lab'.
+    other types, K, solvers, chunks or tasks extend it. KLD against bytes, with the files on the Pareto front, follows;
+    --K 1 measures that alone. Figures need the extra 'lab'.
 
     \b
     ggufloop compare smollm2-135m --text pydoc --K 2,3 --solver euler,naive
     ggufloop compare smollm2-135m --text pydoc --types Q8_0,Q4_0,mine.gguf --window 12:16 --chunks 32
+    ggufloop compare F16.gguf --types a/Q4_K_M.gguf,b/Q4_K_M.gguf --K 1 --text wiki --text code
     ggufloop compare --study studies/SmolLM2-135M-Instruct.Q4_1/study.toml
     """
     from ggufloop.figures import page
@@ -91,7 +102,8 @@ def command(
     asked = {name: flags.pop(name) for name in LOOP_FLAGS}
     settings = context_from_flags(flags, n_ctx=chunk)
     words, named = split_list(types, "--types"), split_list(tasks, "--tasks") if tasks else []
-    plan = StudyPlan(text_from_flags(text, dataset, offline), tuple(words), chunk, chunks, tuple(named), limit,
+    texts = texts_from_flags(text, dataset, offline)
+    plan = StudyPlan(texts[0], tuple(words), chunk, chunks, tuple(named), limit,
                      reference, offline)  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}
     found, ks = [], asked["k"] or (KS if asked["recipe"] is None else None)
@@ -108,16 +120,22 @@ def command(
 
         try:
             with shown() as progress:
-                study = run_study(path, loops, plan, folder, settings, verbose=ctx.obj["verbose"], begun=begun,
-                                  progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                studies = run_texts(path, loops, plan, texts, folder, settings, verbose=ctx.obj["verbose"],
+                                    begun=begun, progress=progress, listener=terminal.LISTENER)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise
-        found.append(study)
-        page_path = page.publish(study, folder, again)
-        if form == "text":
-            click.echo("\n" * (len(found) > 1) + f"{path.name}\n\n{report.shown(study).render('md')}")
-            click.echo("\n".join(report.summary(study)))
-            click.echo(f"\nreport: {page_path}")
+        for place, study in studies.items():
+            found.append(study)
+            page_path = page.publish(study, place, again)
+            if form == "text":
+                title = f"{path.name}, {study.header.text}" if len(studies) > 1 else path.name
+                click.echo("\n" * (len(found) > 1) + f"{title}\n\n{report.shown(study).render('md')}")
+                click.echo("\n".join(report.summary(study)))
+                click.echo(f"\nreport: {page_path}")
+        page.publish_sizes(list(studies.values()), folder)
+        if form == "text" and (said := pareto.summary(list(studies.values()))):
+            click.echo(f"\n{pareto.table(list(studies.values())).render('md')}")
+            click.echo("\n".join(said))
     if form != "text":
         click.echo(report.numbers(*found).render(form), nl=False)
