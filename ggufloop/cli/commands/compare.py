@@ -20,6 +20,7 @@ from ggufloop.cli.loop_options import (
 )
 from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.progress import shown
+from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.texts import texts_from_flags, texts_option
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError
@@ -29,6 +30,7 @@ from ggufloop.opening import check_loops
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import pareto, report
 from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_texts
+from ggufloop.study.sensitivity import LAYER, PARTS
 
 KS = "2,3,6"
 
@@ -69,6 +71,10 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Only the first N questions of each task.")
 @click.option("--out", default="studies", show_default=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Each model gets a folder in it: study.jsonl, files, figures, report.html.")  # fmt: skip
+@click.option("--sensitivity", "lower", metavar="TYPE", help="Instead of a ladder: one layer at a time at this type, "
+              "all else at Q8_0, and its KLD, the layers of --window against the others. No loop is run.")  # fmt: skip
+@click.option("--sensitivity-by", "by", type=OneOf(PARTS, what="--sensitivity-by"), default=LAYER, show_default=True,
+              metavar="|".join(PARTS), help="With --sensitivity: a layer or a kind of tensor at a time.")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Use only what is downloaded already.")
 @loop_list_options
 @output_option(help="How to print the table.")
@@ -77,7 +83,7 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 def command(
     ctx: click.Context, /, models: tuple[str, ...], types: str, reference: str, text: tuple[str, ...],
     dataset: str | None, chunk: int, chunks: int, tasks: str | None, limit: int | None, out: Path, offline: bool,
-    window: str | None, form: str, **flags: Any,
+    window: str | None, form: str, lower: str | None, by: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Bits against loops: quantise a model to each type and measure each under each loop, paired, on the same text.
 
@@ -91,6 +97,7 @@ def command(
     ggufloop compare smollm2-135m --text pydoc --K 2,3 --solver euler,naive
     ggufloop compare smollm2-135m --text pydoc --types Q8_0,Q4_0,mine.gguf --window 12:16 --chunks 32
     ggufloop compare F16.gguf --types a/Q4_K_M.gguf,b/Q4_K_M.gguf --K 1 --text wiki --text code
+    ggufloop compare smollm2-135m --sensitivity Q4_0 --text wiki
     ggufloop compare --study studies/SmolLM2-135M-Instruct.Q4_1/study.toml
     """
     from ggufloop.figures import page
@@ -106,6 +113,10 @@ def command(
     plan = StudyPlan(texts[0], tuple(words), chunk, chunks, tuple(named), limit,
                      reference, offline)  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}
+    if lower is not None:
+        named_windows = [(path, _window(path, window)) for path in paths]
+        show_sensitivity(named_windows, lower, by, plan, texts, out, settings, form, ctx.obj["verbose"])
+        return
     found, ks = [], asked["k"] or (KS if asked["recipe"] is None else None)
     for path, name in paths.items():
         loops = _loops(path, window, asked | {"k": ks})
