@@ -223,7 +223,10 @@ def test_the_hub_is_asked_where_there_is_one(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.model
 @pytest.mark.usefixtures("real")
-def test_answers_of_each_kind(tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_answers_of_each_kind(
+    tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multiprocessing.Pool", None)  # lm-eval's would fork the model's threads
     from ggufloop.engine import LoopedLlama
     from ggufloop.measure.tasks import evaluate
 
@@ -234,6 +237,8 @@ def test_answers_of_each_kind(tiny_model: Callable[[str], Path], capfd: pytest.C
     finally:
         llm.close()
     assert {name: len(items) for name, items in run.items.items()} == dict.fromkeys(names, 3)
+    compiled = lm_eval.utils.env.from_string.cache_info()
+    assert compiled.hits > compiled.misses  # or a question would cost as much as many tokens
     assert capfd.readouterr().out == ""  # lm-eval tells of its bootstrapping there
 
 
