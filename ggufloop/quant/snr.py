@@ -16,7 +16,7 @@ what was lost before: of a file made from a quantised one only the last loss is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,11 +229,17 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(n) for n in shape)
 
 
-def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress = silent) -> list[TensorSnr]:
+def tensor_snr(
+    path: Path,
+    reference: Path | None = None,
+    *,
+    known: Mapping[str, TensorSnr] | None = None,
+    progress: Progress = silent,
+) -> list[TensorSnr]:
     """Signal and noise of every tensor of the model at `path`, in the file's order; a million weights held at once.
 
-    reference: a file of the same model with more bits; None: an estimate (the module's docstring). Raises
-    GgufloopError.
+    reference: a file of the same model with more bits; None: an estimate (the module's docstring). known: tensors that
+    were measured in a file made in the same way; one of the same type is not looked at again. Raises GgufloopError.
     """
     headers = read_model(path)
     tensors = {name: stored for name, stored in locate(headers).items() if stored.tensor.type not in _INTEGERS}
@@ -247,6 +253,9 @@ def tensor_snr(path: Path, reference: Path | None = None, *, progress: Progress 
     out = []
     for i, (name, stored) in enumerate(tensors.items(), 1):
         progress(Step(name, i, len(tensors), "tensor"))
+        if known is not None and name in known and known[name].type == stored.tensor.type:
+            out.append(known[name])
+            continue
         if reference is None:
             signal, noise, method = _estimate(stored)
         else:

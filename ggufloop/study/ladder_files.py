@@ -20,7 +20,7 @@ from ggufloop.files import file_sha256
 from ggufloop.models.info import ModelInfo, describe
 from ggufloop.progress import Progress, silent
 from ggufloop.quant.quantize import UNQUANTISED, Overrides, Quantized, default_name, file_type, quantize
-from ggufloop.quant.snr import decibel, tensor_snr, window_snr
+from ggufloop.quant.snr import TensorSnr, decibel, tensor_snr, window_snr
 from ggufloop.study.file import File
 
 SOURCE = "source"
@@ -120,11 +120,17 @@ def varied(
     window: tuple[int, int],
     threads: int | None = None,
     progress: Progress = silent,
+    known: dict[str, TensorSnr] | None = None,
 ) -> LadderFile:
-    """A file of type `base` with some tensors at others, called `name`, quantised from the reference into `folder`."""
+    """A file of type `base` with some tensors at others, called `name`, quantised from the reference into `folder`.
+
+    known: the SNR of tensors of the file without overrides, which is put there if it is empty.
+    """
     path = folder / default_name(ref.path, base, *([re.sub(r"[^\w.]+", "-", name)] if overrides else []))
     note = _fallbacks(quantize(ref.path, path, base, overrides=overrides, threads=threads, progress=progress))
-    tensors = tensor_snr(path, ref.path, progress=progress)
+    tensors = tensor_snr(path, ref.path, known=known, progress=progress)
+    if known is not None and not known:
+        known |= {t.name: t for t in tensors}
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
     return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), note))

@@ -29,6 +29,7 @@ from ggufloop.measure.stats import PairedEstimate
 from ggufloop.models.gguf import read_model
 from ggufloop.progress import Progress, Step, named, silent
 from ggufloop.quant.quantize import tensor_type
+from ggufloop.quant.snr import TensorSnr
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
 from ggufloop.study.file import PLAIN, Study
@@ -47,7 +48,7 @@ _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """A layer or a kind of tensor. more: KLD to the reference beyond that of `BASE` throughout, nats per token, over
     chunks that are neighbours; layer: None for a kind; in_window, may_loop: of a layer."""
 
@@ -104,10 +105,11 @@ def run_sensitivity(
         study = studies.create(job.file, job.header(window))
         job.check_text(study)
         begun()
-        threads = settings.n_threads
+        threads, shares = settings.n_threads, dict[str, TensorSnr]()
         ref = ladder_files.reference(path, job.models, plan.reference, threads, named(progress, plan.reference))
         study = studies.add_file(job.file, study, ref.file)
-        base = ladder_files.varied(ref, BASE, BASE, (), job.models, window, threads, named(progress, BASE))
+        base = ladder_files.varied(ref, BASE, BASE, (), job.models, window, threads, named(progress, BASE),
+                                   shares)  # fmt: skip
         study = _measured(job, studies.add_file(job.file, study, base.file), [ref, base])
         names = {part: f"{part} {lower}" for part in patterns(ref.path, by)}
         chunks = range(plan.chunks)
@@ -117,7 +119,7 @@ def run_sensitivity(
             made = []
             for part, pattern in left[at : at + _AT_ONCE]:
                 file = ladder_files.varied(ref, BASE, names[part], ((pattern, lower),), job.models, window, threads,
-                                           named(progress, names[part]))  # fmt: skip
+                                           named(progress, names[part]), shares)  # fmt: skip
                 study = studies.add_file(job.file, study, file.file)
                 made.append(file)
             study = _measured(job, study, [ref, *made])
@@ -145,7 +147,7 @@ def _measured(job: StudyJob, study: Study, ladder: Sequence[LadderFile]) -> Stud
 # What it says
 
 
-def parts(study: Study) -> list[Part]:
+def parts(study: Study) -> list[ModelPart]:
     """Every part that was measured on two chunks at least, in the order of the model."""
     (a, b), n = study.header.window, study.header.n_layer
     found = []
@@ -155,7 +157,7 @@ def parts(study: Study) -> list[Part]:
             name = type_.rpartition(" ")[0]
             layer = int(name.split()[1]) if name.startswith("layer ") else None
             here, loops = (layer is not None and low <= layer < high for low, high in ((a, b), (1, n - 1)))
-            found.append(Part(name, layer, paired_mean(mine - base, [0] * len(mine)), here, loops))
+            found.append(ModelPart(name, layer, paired_mean(mine - base, [0] * len(mine)), here, loops))
     return found
 
 

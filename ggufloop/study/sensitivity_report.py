@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggufloop.study.file import Study
-from ggufloop.study.sensitivity import BASE, Part, contrast, lower_type, parts
+from ggufloop.study.sensitivity import BASE, ModelPart, contrast, lower_type, parts
 from ggufloop.table import Cell, Column, Table
 
 _FEW = 3
@@ -60,5 +60,5 @@ def summary(study: Study) -> list[str]:
     return out
 
 
-def _listed(found: list[Part]) -> str:
+def _listed(found: list[ModelPart]) -> str:
     return ", ".join(f"{p.name} ({p.more.mean:+.5f})" for p in found)

@@ -19,6 +19,7 @@ from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import Other, perplexity, tokenize
 from ggufloop.models.gguf import read_model
 from ggufloop.models.weights import locate, slabs
+from ggufloop.quant.snr import TensorSnr
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, sensitivity, sensitivity_report
 from ggufloop.study.file import PLAIN, Chunk, File, Study
@@ -41,11 +42,14 @@ def content(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("by", [LAYER, CLASS])
 def test_a_part_changes_its_own_tensors_alone(by: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     ref = ladder_files.reference(tiny_model("llama"), tmp_path, "F16")
-    base = ladder_files.varied(ref, BASE, BASE, (), tmp_path, (2, 5))
+    shares: dict[str, TensorSnr] = {}
+    base = ladder_files.varied(ref, BASE, BASE, (), tmp_path, (2, 5), known=shares)
     before = content(base.path)
     seen: set[str] = set()
     for name, pattern in sensitivity.patterns(ref.path, by).items():
-        made = ladder_files.varied(ref, BASE, f"{name} Q4_0", ((pattern, "Q4_0"),), tmp_path, (2, 5))
+        override = ((pattern, "Q4_0"),)
+        made = ladder_files.varied(ref, BASE, f"{name} Q4_0", override, tmp_path, (2, 5), known=shares)
+        assert made.file == ladder_files.varied(ref, BASE, f"{name} Q4_0", override, tmp_path, (2, 5)).file
         after = content(made.path)
         changed = {tensor for tensor in before if after[tensor] != before[tensor]}
         if by == LAYER:
