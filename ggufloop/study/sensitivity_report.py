@@ -7,6 +7,7 @@ from ggufloop.study.sensitivity import BASE, ModelPart, contrast, lower_type, pa
 from ggufloop.table import Cell, Column, Table
 
 _FEW = 3
+_ENOUGH = 10
 
 
 def table(study: Study) -> Table:
@@ -46,6 +47,8 @@ def summary(study: Study) -> list[str]:
         f"{n} chunks of {h.n_ctx} tokens of {h.text}, paired, chunks as neighbours; intervals 95 %, each alone.",
         f"bear it best: {_listed(ranked[:_FEW])}; worst: {_listed(ranked[: -_FEW - 1 : -1])}.",
     ]
+    if n < _ENOUGH:
+        out.append(f"{n} chunks are few: they are taken as correlated, which makes intervals wide. Add some.")
     more = contrast(study)
     if more is not None:
         a, b = h.window

@@ -87,7 +87,7 @@ def command(
 ) -> None:  # fmt: skip
     """Bits against loops: quantise a model to each type and measure each under each loop, paired, on the same text.
 
-    Of each cell: size, bits, SNR of the window's weights, perplexity, what looping changes, KLD to the reference under
+    Of each cell: size, bits, SNR of the window's weights, perplexity, what looping gains, KLD to the reference under
     the same loop, the noise amplification A_K, and a verdict with its interval. Without --window it is the model's
     suggested one, without --K 2, 3 and 6. Every file is open at once. A run that was stopped goes on where it was, and
     other types, K, solvers, chunks or tasks extend it. KLD against bytes, with the files on the Pareto front, follows;
