@@ -17,13 +17,12 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.longctx import CEILING, FLOOR, LengthCell, cells, check_record, long_context
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, silent
+from ggufloop.progress import Progress, note, silent
 from ggufloop.table import Cell, Column, Table
 from ggufloop.tasks import ruler
 
@@ -69,7 +68,6 @@ def run_long_context(
     *,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> list[LengthCell]:
     """Ask the plain model and each loop the same samples.
 
@@ -80,7 +78,7 @@ def run_long_context(
     check_loops(path, loops)
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
-    llm = open_model(path, settings, verbose=verbose, listener=listener)
+    llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
         header = {
             "schema_version": SCHEMA_VERSION, "model": path.name, "model_sha256": file_sha256(path),
@@ -90,7 +88,7 @@ def run_long_context(
         }  # fmt: skip
         with Journal.open(journal_path(path, journal), header, check_record) as kept:
             if kept.dropped:
-                listener.note(kept.dropped)
+                note(progress, kept.dropped)
             prose = plan.prose.text if plan.prose else ""
             return cells(long_context(llm, loops, plan.tasks, plan.lengths, plan.n, kept, seed=plan.seed,
                                       chat=plan.chat, prose=prose, progress=progress))  # fmt: skip

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import atomic_file
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import (
@@ -36,7 +35,7 @@ from ggufloop.measure.perplexity import (
 )
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -67,7 +66,6 @@ def run_perplexity(
     settings: ContextSettings | None = None,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> PerplexityRun:
     """Score the text, the first `chunks` of it, in chunks of each of `contexts` tokens; 0 is the model's own.
 
@@ -93,7 +91,7 @@ def run_perplexity(
     replace(settings, n_ctx=max(contexts)).check_memory([path], [loop])
     results: list[TextScore] = []
     tokens: list[int] = []
-    with _saving(save, listener) as file:
+    with _saving(save, progress) as file:
         for context in contexts:
             now = replace(settings, n_ctx=context)
             with contextlib.ExitStack() as stack:
@@ -104,7 +102,7 @@ def run_perplexity(
                     now: ContextSettings = now,
                     stack: contextlib.ExitStack = stack,
                 ) -> LoopedLlama:
-                    llm = open_model(model, now, loop, verbose=verbose, listener=listener)
+                    llm = open_model(model, now, loop, verbose=verbose, progress=progress)
                     stack.callback(llm.close)
                     return llm
 
@@ -154,14 +152,14 @@ def _file(path: Path, base: KLBase | Path | str | None) -> Path | None:
 
 
 @contextlib.contextmanager
-def _saving(path: Path | None, listener: Listener) -> Iterator[BinaryIO | None]:
+def _saving(path: Path | None, progress: Progress) -> Iterator[BinaryIO | None]:
     """The file of a KL base, which gets its name when the block ends well; None without one."""
     if path is None:
         yield None
         return
     with atomic_file(path) as partial, partial.open("wb") as file:
         yield file
-    listener.note(f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
+    note(progress, f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
 
 
 def _check_space(path: Path, needed: int) -> None:

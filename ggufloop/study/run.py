@@ -21,14 +21,13 @@ from ggufloop.backend.doctor import versions
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256, lock
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.perplexity import LEAST_CONTEXT
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
@@ -90,7 +89,6 @@ def run_study(
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
 
@@ -103,12 +101,12 @@ def run_study(
     window = _window(loops)
     check_loops(path, loops)
     settings.check_memory([path], loops)
-    with lock(folder / ".lock", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
+    with lock(folder / ".lock", lambda: note(progress, f"waiting for another compare of {path.name} ...")):
         each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
-        job = _Job(path, each, plan, folder, settings, verbose, progress, listener)
+        job = _Job(path, each, plan, folder, settings, verbose, progress)
         study = studies.create(job.file, job.header(window))
         if study.dropped:
-            listener.note(study.dropped)
+            note(progress, study.dropped)
         job.check_text(study)
         begun()
         study, ladder = job.ladder(study, window)
@@ -137,14 +135,13 @@ class _Job:
     settings: ContextSettings
     verbose: bool
     progress: Progress
-    listener: Listener
 
     @property
     def file(self) -> Path:
         return self.folder / "study.jsonl"
 
     def open(self, path: Path, settings: ContextSettings) -> LoopedLlama:
-        return open_model(path, settings, verbose=self.verbose, listener=self.listener)
+        return open_model(path, settings, verbose=self.verbose, progress=self.progress)
 
     def header(self, window: tuple[int, int]) -> StudyHeader:
         from ggufloop.engine import ACTIVE
@@ -227,7 +224,7 @@ class _Job:
         names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
         if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in self.plan.tasks):
             return study
-        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress, listener=self.listener)
+        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress)
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
         llm = self.open(entry.path, replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False))
         try:

@@ -18,7 +18,6 @@ from ggufloop.cli.options import number_ranges
 from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
-from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
@@ -29,6 +28,7 @@ from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all,
 from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
+from ggufloop.progress import Step
 
 TinyModel = Callable[[str], Path]
 LAYERS = 30
@@ -126,6 +126,7 @@ def test_progress_ends_where_it_was_planned(tmp_path: Path) -> None:
     seen: list[Any] = []
     loops = [LoopSpec((a, a + 4), k=2) for a in range(1, 9)]  # all of one cost, so the plan is exact
     outcome = run(FakeMeasure(100), tmp_path / "j", loops, progress=seen.append)
+    seen = [step for step in seen if step.total]
     assert seen[0].done == 0
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert outcome.cost.spent <= seen[-1].total + 1e-9
@@ -209,20 +210,20 @@ def test_the_chances_are_told_before_the_rest_is_scored(tmp_path: Path) -> None:
         measure = FakeMeasure(n)
         loops = WINDOWS[: 25 if racing else 2]
 
-        def note(said: str, told: list[tuple[str, int]] = told, measure: FakeMeasure = measure) -> None:
-            told.append((said, len(measure.asked)))
+        def progress(step: Step, told: list[tuple[str, int]] = told, measure: FakeMeasure = measure) -> None:
+            if not step.total:
+                told.append((step.text, len(measure.asked)))
 
-        listener = Listener(note=note)
-        run(measure, tmp_path / f"{n} {racing}", loops, racing=racing, worth=0.002, listener=listener)
+        run(measure, tmp_path / f"{n} {racing}", loops, racing=racing, worth=0.002, progress=progress)
         assert len(set(measure.asked)) == len(measure.asked)
         ((said, scored),) = told
         assert scored - n < n * len(loops) / 2
-        assert said.startswith(f"fake, {n} chunks, judged by a pilot of ")
+        assert said.startswith(f"note: fake, {n} chunks, judged by a pilot of ")
         found.append(int(re.search(r"that it helps in (\d+)%, at half", said)[1]))  # type: ignore[index]
     assert found[0] < found[1] < found[2] == 100
-    few: list[str] = []
-    run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], listener=Listener(note=few.append))
-    assert few == []
+    few: list[Step] = []
+    run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], progress=few.append)
+    assert all(step.total for step in few)
 
 
 def test_too_few_items(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def command(
         try:
             with shown() as progress:
                 study = run_study(path, loops, plan, folder, settings, verbose=ctx.obj["verbose"], begun=begun,
-                                  progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                  progress=progress)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise

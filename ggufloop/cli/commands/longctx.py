@@ -73,7 +73,7 @@ def command(
     try:
         with shown() as progress:
             found = run_long_context(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"],
-                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                     progress=progress)  # fmt: skip
     except KeyboardInterrupt:
         click.echo(f"stopped; {journal_path(path, journal)} keeps what is done.", err=True)
         raise

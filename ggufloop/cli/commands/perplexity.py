@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, model_and_loop
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
@@ -85,7 +84,7 @@ def command(
     with shown() as progress:
         run = run_perplexity(
             path, source, loop, contexts=asked, chunks=chunks, base=stored or _base(kl_base, loop, offline), save=save,
-            settings=settings, verbose=ctx.obj["verbose"], progress=progress, listener=terminal.LISTENER,
+            settings=settings, verbose=ctx.obj["verbose"], progress=progress,
         )  # fmt: skip
     name = f"that of {kl_base}" if source is None else source.name
     if form == "text":

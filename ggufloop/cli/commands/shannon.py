@@ -18,6 +18,7 @@ from ggufloop.cli.progress import shown
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
+from ggufloop.progress import doing
 from ggufloop.scaling import analysis, report
 from ggufloop.scaling import fit as shannon_fit
 from ggufloop.scaling.analysis import Level, Settings, analyse
@@ -108,7 +109,7 @@ def fit(data: str, laws: str | None, quick: bool, form: str, **flags: Any) -> No
     loaded, settings = _load(data, flags), _settings(flags, not quick)
     results = _analyse(loaded, chosen, settings, chosen[0].name if len(chosen) == 1 else None)
     if form in ("text", "json") and len(results) > 1:
-        with terminal.progress("fitting all levels ..."):
+        with shown() as progress, doing(progress, "fitting all levels ..."):
             pooled = analysis.pool(results, chosen, settings)
     else:
         pooled = []

@@ -14,6 +14,7 @@ from ggufloop.cli.context import Opened, context_from_flags, context_options, op
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
@@ -22,6 +23,7 @@ from ggufloop.generate.complete import encode, prompt_tokens
 from ggufloop.measure import trace_report
 from ggufloop.measure.trace import trace
 from ggufloop.models.template import ChatTemplate
+from ggufloop.progress import doing
 
 
 def _text(prompt: str | None, file: Path | None) -> str:
@@ -105,7 +107,7 @@ def command(
         if no_lens:
             raise UsageError("a plain model has only the logit lens.", "leave out --no-lens, or give --K 2 or more.")
     tau = None if loop is None else loop.halt
-    with terminal.progress("tracing ..."):
+    with shown() as progress, doing(progress, "tracing ..."):
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
         style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
