@@ -16,7 +16,7 @@ from ggufloop.models.architectures import refusal
 from ggufloop.models.info import KV_PREDICTED, ModelInfo, plain_kv_bytes
 from ggufloop.models.registry import suggest_window
 from ggufloop.opening import check_loops
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
 
@@ -86,11 +86,9 @@ def text(report: Inspection) -> str:
     lines.append(("chat template", "yes" if info.chat_template else "no"))
     label = f"{info.label} by its label, " if info.label else ""
     lines.append(("weights", f"{_mib(info.weight_bytes)}, {label}{info.bits_per_weight:.2f} bits per weight in truth"))
-    columns = (
-        Column("type"), Column("tensors"), Column("weights"), Column("MiB", ".1f"), Column("bits per weight", ".4g")
-    )  # fmt: skip
+    head = columns("type", "tensors", "weights", "MiB:.1f", "bits per weight:.4g")
     rows = [(t.type, t.tensors, t.elements, t.nbytes / 2**20, t.bits_per_weight) for t in info.types]
-    return _aligned(lines) + "\n" + Table(columns, rows).render("md") + "\n" + _aligned(_loop_lines(report))
+    return _aligned(lines) + "\n" + Table(head, rows).render("md") + "\n" + _aligned(_loop_lines(report))
 
 
 def _loop_lines(report: Inspection) -> list[tuple[str, str]]:

@@ -16,8 +16,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ggufloop.backend import library as backend
-from ggufloop.backend import process
+from ggufloop.backend import library, process
 from ggufloop.backend.library import Backend
 from ggufloop.backend.memory import free_bytes
 from ggufloop.errors import BackendError, GgufloopError
@@ -39,16 +38,16 @@ def check(path: Path) -> None:
     """
     headers = read_model(path)
     try:
-        library = backend.usable()
+        backend = library.usable()
     except BackendError:
         return
-    note = _note(headers, library)
+    note = _note(headers, backend)
     if note.is_file():
         return
     free, size = free_bytes(), sum(h.file_bytes for h in headers)
     if free is not None and size > free / 2:
         return
-    most = 0 if free is None or library.name not in ("", "cpu") else min(size + _OWN, free)  # a GPU's maps much more
+    most = 0 if free is None or backend.name not in ("", "cpu") else min(size + _OWN, free)  # a GPU's maps much more
     wrong = _try(path, most)
     if wrong:
         raise GgufloopError(
@@ -64,9 +63,9 @@ def check(path: Path) -> None:
         pass
 
 
-def _note(headers: Sequence[Header], library: Backend) -> Path:
+def _note(headers: Sequence[Header], backend: Backend) -> Path:
     """The empty file that says that these files were tried with this library, on this CPU."""
-    digest = hashlib.sha256(backend.note(library).name.encode())
+    digest = hashlib.sha256(library.note(backend).name.encode())
     for header in headers:
         with header.path.open("rb") as f:
             digest.update(f.read(header.data_start))

@@ -23,7 +23,7 @@ from ggufloop.measure.journal import Journal
 from ggufloop.measure.longctx import CEILING, FLOOR, LengthCell, cells, check_record, long_context
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, note, silent
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 from ggufloop.tasks import ruler
 
 SCHEMA_VERSION = 1
@@ -101,11 +101,8 @@ def journal_path(path: Path, journal: Path | None) -> Path:
     return journal or Path(f"longctx-{path.stem}.jsonl")
 
 
-COLUMNS = (
-    Column("length"), Column("task"), Column("loop"), Column("n"), Column("score", ".3f"), Column("low", ".3f"),
-    Column("high", ".3f"), Column("gain", "+.3f"), Column("gain low", "+.3f"), Column("gain high", "+.3f"),
-    Column("plain is"),
-)  # fmt: skip
+COLUMNS = columns("length", "task", "loop", "n", "score:.3f", "low:.3f", "high:.3f", "gain:+.3f", "gain low:+.3f",
+                  "gain high:+.3f", "plain is")  # fmt: skip
 
 
 def table(found: Sequence[LengthCell]) -> Table:

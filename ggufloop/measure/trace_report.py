@@ -12,22 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from ggufloop.files import file_sha256
 from ggufloop.measure.trace import LAYER, Point, TokenMean, Trace
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
 
 SCHEMA_VERSION = 1
 
-_MOVED = (Column("+/-", ".4f"), Column("cosine", ".5f"), Column("+/-", ".5f"), Column("all as one", ".5f"))
-_STEPS = (Column("layers"), Column("pass"), Column("step", ".4f"), *_MOVED)
-_CHANGE = (Column("layer"), Column("pass"), Column("residual", ".4f"), *_MOVED)
-_LENS = (Column("state"), Column("layer"), Column("pass"), Column("entropy", ".3f"), Column("+/-", ".3f"),
-         Column("KL to the end", ".3f"), Column("+/-", ".3f"))  # fmt: skip
-_ALL = (Column("state"), Column("layer"), Column("pass"), Column("n"), Column("residual", ".4f"),
-        Column("residual_ci", ".4f"), Column("whole_residual", ".4f"), Column("cosine", ".5f"),
-        Column("cosine_ci", ".5f"), Column("entropy", ".3f"), Column("entropy_ci", ".3f"), Column("kl", ".3f"),
-        Column("kl_ci", ".3f"))  # fmt: skip
+_MOVED = columns("+/-:.4f", "cosine:.5f", "+/-:.5f", "all as one:.5f")
+_STEPS = (*columns("layers", "pass", "step:.4f"), *_MOVED)
+_CHANGE = (*columns("layer", "pass", "residual:.4f"), *_MOVED)
+_LENS = columns("state", "layer", "pass", "entropy:.3f", "+/-:.3f", "KL to the end:.3f", "+/-:.3f")
+_ALL = columns("state", "layer", "pass", "n", "residual:.4f", "residual_ci:.4f", "whole_residual:.4f", "cosine:.5f",
+               "cosine_ci:.5f", "entropy:.3f", "entropy_ci:.3f", "kl:.3f", "kl_ci:.3f")  # fmt: skip
 
 
 def _pair(estimate: TokenMean | None) -> tuple[float | None, float | None]:

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.backend import library as backend
-from ggufloop.backend import process
+from ggufloop.backend import library, process
 from ggufloop.backend.process import Send
 from ggufloop.errors import GgufloopError
 from ggufloop.quant import imatrix
@@ -258,7 +257,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
     send = process.answers()
     try:
-        backend.activate()
+        library.activate()
         from llama_cpp import llama_cpp as low
 
         def log(level: int, text: bytes, _user: int | None) -> None:

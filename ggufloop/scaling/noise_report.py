@@ -16,11 +16,10 @@ from ggufloop.errors import UsageError
 from ggufloop.reading import finite
 from ggufloop.scaling import noise, noise_data
 from ggufloop.scaling.report import bullets, shown
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
-_RUNGS = (Column("type"), Column("bits", ".4g"), Column("SNR dB", ".2f"), Column("measured", ".5f"),
-          Column("from the others", ".5f"), Column("low", ".5f"), Column("high", ".5f"))  # fmt: skip
+_RUNGS = columns("type", "bits:.4g", "SNR dB:.2f", "measured:.5f", "from the others:.5f", "low:.5f", "high:.5f")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class LadderReport:
 
     def table(self) -> Table:
         """A row per quantity and file."""
-        return Table((Column("of"), *_RUNGS), [[f.of, *row] for f in self.fits for row in f.rows])
+        return Table((*columns("of"), *_RUNGS), [[f.of, *row] for f in self.fits for row in f.rows])
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

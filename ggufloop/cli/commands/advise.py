@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
 from ggufloop.cli.options import split_list
-from ggufloop.cli.types import Size, output_option
+from ggufloop.cli.types import Size, output_option, show
 from ggufloop.errors import UsageError
 from ggufloop.study import advise as rule
 from ggufloop.study import advise_report
@@ -101,7 +100,5 @@ def command(
     advices = [
         rule.advise(study, type_, limits, bigger, bigger_type, loop, most) for type_ in rule.types_of(study, asked)
     ]
-    if form == "json":
-        click.echo(json.dumps(advise_report.record(advices, study, bigger, limits), indent=2))
-    else:
-        click.echo(advise_report.text(advices, study, bigger, explain), nl=False)
+    show(form, lambda: advise_report.text(advices, study, bigger, explain),
+         lambda: advise_report.record(advices, study, bigger, limits))  # fmt: skip

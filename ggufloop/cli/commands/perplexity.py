@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_from_flags, model_options, split_list
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import perplexity_report
@@ -87,9 +86,5 @@ def command(
             settings=settings, verbose=ctx.obj["verbose"], progress=progress,
         )  # fmt: skip
     name = f"that of {kl_base}" if source is None else source.name
-    if form == "text":
-        click.echo(perplexity_report.text(run, name), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(perplexity_report.record(run, name), indent=2))
-    else:
-        click.echo(perplexity_report.table(run).render(form), nl=False)
+    report = perplexity_report
+    show(form, lambda: report.text(run, name), lambda: report.record(run, name), lambda: report.table(run))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
 from ggufloop.cli.progress import shown
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
 from ggufloop.figures.trace import trace_figure
@@ -111,9 +110,6 @@ def command(
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
         style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
-    if form == "text":
-        click.echo(trace_report.text(result, opened.llm, opened.path, tau), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(trace_report.record(result, opened.llm, opened.path, tau), indent=2))
-    else:
-        click.echo(trace_report.table(result).render(form), nl=False)
+    given = (result, opened.llm, opened.path, tau)
+    show(form, lambda: trace_report.text(*given), lambda: trace_report.record(*given),
+         lambda: trace_report.table(result))  # fmt: skip
