@@ -25,11 +25,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ggufloop.errors import UsageError, nearest
-
-Values = NDArray[np.float64]
+from ggufloop.measure.stats import Values, bisect
 
 EXPONENT = (math.log(1e-3), math.log(20.0))
 COEFFICIENT = (-40.0, 40.0)
@@ -363,14 +362,6 @@ def at_one_level(law: Law) -> Law:
     )
 
 
-def normalised(constants: dict[str, float]) -> dict[str, float]:
-    """The nine constants of a Shannon law, as a paper prints them, with b = 1. Raises UsageError."""
-    missing = [name for name in ("b", *_CHANNEL) if name not in constants]
-    if missing:
-        raise UsageError(f"the Shannon law has no {', '.join(missing)} here.", "give a, alpha, ..., delta, b, c, d, e.")
-    return {k: v / constants["b"] if k in ("b", "c", "d", "e") else v for k, v in constants.items()}
-
-
 def best_size(
     law: Law, theta: ArrayLike, d: float, span: tuple[float, float], bits: float | None = None
 ) -> float | None:
@@ -394,8 +385,4 @@ def _least(slope: Callable[[Values], Values], span: tuple[float, float]) -> floa
     turns = np.flatnonzero(falls[:-1] & ~falls[1:])
     if not len(turns):
         return None
-    low, high = float(grid[turns[0]]), float(grid[turns[0] + 1])
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(slope(np.array([middle]))[0]) < 0 else (low, middle)
-    return (low + high) / 2
+    return bisect(lambda x: float(slope(np.array([x]))[0]) < 0, float(grid[turns[0]]), float(grid[turns[0] + 1]))

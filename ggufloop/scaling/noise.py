@@ -20,9 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.stats import Estimate, t_quantile
-
-Values = NDArray[np.float64]
+from ggufloop.measure.stats import Estimate, Values, t_quantile
 
 LEAST_BITS = 3.0
 """Fewest bits per weight the forms hold for: Q3_K and IQ3_XXS are above, every 2-bit format is below."""
