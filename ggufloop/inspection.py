@@ -70,22 +70,22 @@ def text(report: Inspection) -> str:
     info = report.info
     layer = info.layers[0]
     sliding = sum(each.sliding for each in info.layers)
-    lines = [("file", str(info.files[0]) + (f" and {len(info.files) - 1} more" if len(info.files) > 1 else ""))]
-    lines.append(("name", info.name or "none"))
-    lines.append(("architecture", info.architecture))
     experts = f", {info.experts_used} of {info.experts} experts" if info.experts else ""
-    lines.append(("layers", f"{info.n_layer}, width {info.n_embd}{experts}"))
-    kept = (
-        f"one latent row of {layer.head_k}" if info.latent_kv else f"{layer.kv_heads} of K and V, size {layer.head_k}"
-    )
-    lines.append(("attention", f"{layer.heads} heads, {kept}"))
-    if sliding:
-        lines.append(("", f"{sliding} of {info.n_layer} layers see the last {info.sliding_window} tokens only"))
-    lines.append(("context", f"{info.n_ctx_train} tokens"))
-    lines.append(("vocabulary", f"{info.n_vocab} tokens ({info.tokenizer})"))
-    lines.append(("chat template", "yes" if info.chat_template else "no"))
+    rows_of = f"{layer.kv_heads} of K and V, size {layer.head_k}"
+    slide = [("", f"{sliding} of {info.n_layer} layers see the last {info.sliding_window} tokens only")]
     label = f"{info.label} by its label, " if info.label else ""
-    lines.append(("weights", f"{_mib(info.weight_bytes)}, {label}{info.bits_per_weight:.2f} bits per weight in truth"))
+    lines = [
+        ("file", str(info.files[0]) + (f" and {len(info.files) - 1} more" if len(info.files) > 1 else "")),
+        ("name", info.name or "none"),
+        ("architecture", info.architecture),
+        ("layers", f"{info.n_layer}, width {info.n_embd}{experts}"),
+        ("attention", f"{layer.heads} heads, {f'one latent row of {layer.head_k}' if info.latent_kv else rows_of}"),
+        *(slide if sliding else []),
+        ("context", f"{info.n_ctx_train} tokens"),
+        ("vocabulary", f"{info.n_vocab} tokens ({info.tokenizer})"),
+        ("chat template", "yes" if info.chat_template else "no"),
+        ("weights", f"{_mib(info.weight_bytes)}, {label}{info.bits_per_weight:.2f} bits per weight in truth"),
+    ]
     head = columns("type", "tensors", "weights", "MiB:.1f", "bits per weight:.4g")
     rows = [(t.type, t.tensors, t.elements, t.nbytes / 2**20, t.bits_per_weight) for t in info.types]
     return _aligned(lines) + "\n" + Table(head, rows).render("md") + "\n" + _aligned(_loop_lines(report))

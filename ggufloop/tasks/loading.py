@@ -100,10 +100,7 @@ def require() -> None:
 
 
 def load_tasks(
-    names: Sequence[str],
-    offline: bool = False,
-    num_fewshot: int | None = None,
-    progress: Progress = silent,
+    names: Sequence[str], offline: bool = False, num_fewshot: int | None = None, progress: Progress = silent
 ) -> Tasks:
     """lm-eval's tasks, groups or tags of these names, their questions read.
 

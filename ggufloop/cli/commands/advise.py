@@ -63,15 +63,9 @@ def _threshold(flag: str, name: str, help_: str) -> Callable[[Any], Any]:
 @click.option("--explain", is_flag=True, help="Print every criterion of the rule, not only those that decide.")
 @output_option("json")
 def command(
-    studies: tuple[Path, ...],
-    types: str | None,
-    loop: str | None,
-    bigger_type: str | None,
-    most: int | None,
-    explain: bool,
-    form: str,
-    **thresholds: float,
-) -> None:
+    studies: tuple[Path, ...], types: str | None, loop: str | None, bigger_type: str | None, most: int | None,
+    explain: bool, form: str, **thresholds: float,
+) -> None:  # fmt: skip
     """Say what to spend on next for each quantised file of a study that `ggufloop compare` measured.
 
     \b

@@ -71,16 +71,9 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
 @context_options
 @click.pass_context
 def command(
-    ctx: click.Context,
-    /,
-    prompt: str | None,
-    file: Path | None,
-    chat: bool,
-    form: str,
-    plot: Path | None,
-    no_lens: bool,
-    **flags: Any,
-) -> None:
+    ctx: click.Context, /, prompt: str | None, file: Path | None, chat: bool, form: str, plot: Path | None,
+    no_lens: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Show how a loop converges on a text: how far each pass moves the states, and what each layer would predict.
 
     The text is one batch. Without --window it is the plain model's logit lens alone. docs/convergence.md says how to
