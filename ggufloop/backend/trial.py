@@ -19,8 +19,9 @@ from pathlib import Path
 from ggufloop.backend import library, process
 from ggufloop.backend.library import Backend
 from ggufloop.backend.memory import free_bytes
+from ggufloop.backend.verify import remember
 from ggufloop.errors import BackendError, GgufloopError
-from ggufloop.files import cache_dir, writing
+from ggufloop.files import cache_dir
 from ggufloop.models.gguf import Header, read_model
 
 LIMIT = 10.0
@@ -56,11 +57,7 @@ def check(path: Path) -> None:
         )
     if wrong is None:
         return
-    try:
-        with writing(note):
-            note.touch()
-    except GgufloopError:  # a cache that cannot be written means trying again
-        pass
+    remember(note)
 
 
 def _note(headers: Sequence[Header], backend: Backend) -> Path:

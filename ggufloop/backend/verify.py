@@ -110,7 +110,7 @@ def trust(backend: Backend) -> None:
 
 
 def remember(note: Path) -> None:
-    """Note that a library computes right on this CPU; a cache that cannot be written means asking again."""
+    """Leave a note of what was found right; a cache that cannot be written means asking again."""
     try:
         with writing(note):
             note.touch()

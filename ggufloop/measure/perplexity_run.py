@@ -14,6 +14,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -95,21 +96,12 @@ def run_perplexity(
         for context in contexts:
             now = replace(settings, n_ctx=context)
             with contextlib.ExitStack() as stack:
-
-                def opened(
-                    model: Path,
-                    loop: LoopSpec | None,
-                    now: ContextSettings = now,
-                    stack: contextlib.ExitStack = stack,
-                ) -> LoopedLlama:
-                    llm = open_model(model, now, loop, verbose=verbose, progress=progress)
-                    stack.callback(llm.close)
-                    return llm
-
-                llm = opened(path, loop)
+                opened = partial(open_model, settings=now, verbose=verbose, progress=progress)
+                llm = stack.enter_context(contextlib.closing(opened(path, loop=loop)))
                 against: Base | None = base if isinstance(base, KLBase) else None
                 if against is None and base is not None:
-                    against = Other(llm if base == PLAIN else opened(Path(str(base)), None))
+                    other = llm if base == PLAIN else stack.enter_context(contextlib.closing(opened(Path(str(base)))))
+                    against = Other(other)
                 n_ctx = context or llm.n_ctx()
                 if not results:
                     tokens = _tokens(llm, text, against, path, base)

@@ -41,22 +41,9 @@ def _lens(p: Point) -> list[Cell]:
 
 def table(result: Trace) -> Table:
     """One row per state, all columns: the form for programs."""
-    return Table(
-        _ALL,
-        [
-            [
-                p.kind,
-                p.layer,
-                p.evaluation,
-                result.tokens,
-                *_pair(p.residual),
-                p.whole_residual,
-                *_pair(p.cosine),
-                *_lens(p),
-            ]
-            for p in result.points
-        ],
-    )
+    rows = [[p.kind, p.layer, p.evaluation, result.tokens, *_pair(p.residual), p.whole_residual, *_pair(p.cosine),
+             *_lens(p)] for p in result.points]  # fmt: skip
+    return Table(_ALL, rows)
 
 
 def _halts(result: Trace, tau: float) -> list[str]:
