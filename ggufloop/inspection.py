@@ -13,7 +13,7 @@ from typing import Any
 from ggufloop.backend.settings import DEFAULT_CONTEXT
 from ggufloop.loop import LoopSpec
 from ggufloop.models.architectures import refusal
-from ggufloop.models.info import KV_PREDICTED, ModelInfo, plain_kv_bytes
+from ggufloop.models.info import KV_PREDICTED, Layer, ModelInfo, plain_kv_bytes
 from ggufloop.models.registry import suggest_window
 from ggufloop.opening import check_loops
 from ggufloop.table import Cell, Table, columns
@@ -163,21 +163,11 @@ def record(report: Inspection) -> dict[str, Any]:
         "architecture": info.architecture,
         "layers": info.n_layer,
         "width": info.n_embd,
-        "heads": [each.heads for each in info.layers],
-        "kv_heads": [each.kv_heads for each in info.layers],
-        "head_k": [each.head_k for each in info.layers],
-        "head_v": [each.head_v for each in info.layers],
-        "sliding": [each.sliding for each in info.layers],
-        "sliding_window": info.sliding_window,
-        "latent_kv": info.latent_kv,
-        "experts": info.experts,
-        "experts_used": info.experts_used,
+        **{name: [getattr(each, name) for each in info.layers] for name in Layer.__dataclass_fields__},
+        **{name: getattr(info, name) for name in ("sliding_window", "latent_kv", "experts", "experts_used")},
         "context": info.n_ctx_train,
         "vocabulary": info.n_vocab,
-        "tokenizer": info.tokenizer,
-        "chat_template": info.chat_template,
-        "label": info.label,
-        "bits_per_weight": info.bits_per_weight,
+        **{name: getattr(info, name) for name in ("tokenizer", "chat_template", "label", "bits_per_weight")},
         "weights": info.elements,
         "weight_bytes": info.weight_bytes,
         "types": types,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,12 +174,9 @@ class _Job:
         """Raise GgufloopError for a text too short before anything is quantised; once measured it is not."""
         if any(chunk.index >= self.plan.chunks - 1 for cell in study.cells.values() for chunk in cell.chunks):
             return
-        llm = self.open(self.path, self.settings)
-        try:
+        with closing(self.open(self.path, self.settings)) as llm:
             tokens = measure.shared_tokens({self.path.name: llm}, self.plan.text.text)
             measure.check_text(tokens, self.plan.chunk, self.plan.chunks)
-        finally:
-            llm.close()
 
     def ladder(self, study: Study, window: tuple[int, int]) -> tuple[Study, list[LadderFile]]:
         """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
@@ -213,8 +210,7 @@ class _Job:
         with ExitStack() as stack:
             models: dict[str, LoopedLlama] = {}
             for entry in needed:
-                models[entry.file.type] = self.open(entry.path, tried)
-                stack.callback(models[entry.file.type].close)
+                models[entry.file.type] = stack.enter_context(closing(self.open(entry.path, tried)))
             tokens = measure.shared_tokens(models, self.plan.text.text)
             return measure.measure(self.file, study, models, self.loops, tokens, chunks, self.plan.chunk,
                                    named(self.progress, self.path.name))  # fmt: skip
@@ -226,8 +222,6 @@ class _Job:
             return study
         tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress)
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
-        llm = self.open(entry.path, replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False))
-        try:
+        settings = replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False)
+        with closing(self.open(entry.path, settings)) as llm:
             return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress)
-        finally:
-            llm.close()
