@@ -393,12 +393,6 @@ def saved_loop(model: Path | ModelInfo) -> Saved | None:
     return max(related, key=lambda saved: saved.applies, default=None)
 
 
-def suggest_loop(path: Path) -> LoopSpec | None:
-    """The whole loop that applies to a model file, None if there is none. Raises as `suggest_window` does."""
-    saved = saved_loop(path)
-    return saved.loop if saved is not None and saved.applies else None
-
-
 def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:
     """Write a loop into the user's models.toml as what `--window auto` means for this model file; where that is.
 

@@ -523,7 +523,9 @@ def test_only_what_was_confirmed_is_saved(
         save_winner(path, loops, [good, bad])
     assert not own.exists()
     save_winner(path, loops, [null, good])
-    assert registry.suggest_loop(path) == loops[1]
+    saved = registry.saved_loop(path)
+    assert saved is not None
+    assert (saved.loop, saved.applies) == (loops[1], True)
     assert registry.suggest_window(path)[1].startswith("sweep of 20")
 
 
