@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.backend.settings import ContextSettings, trained
+from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.models.architectures import check_loop
 from ggufloop.models.gguf import read_header
@@ -18,6 +19,16 @@ from ggufloop.progress import Progress, doing, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
+
+SCHEMA_VERSION = 1
+
+
+def record_head(path: Path) -> dict[str, Any]:
+    """What a record for programs begins with: the model file, and the patch it ran with."""
+    from ggufloop.engine import ACTIVE
+
+    return {"schema_version": SCHEMA_VERSION, "model": path.name, "model_sha256": file_sha256(path),
+            "patch_id": ACTIVE.patch_id}  # fmt: skip
 
 
 def check_loops(path: Path, loops: Iterable[LoopSpec | None]) -> None:

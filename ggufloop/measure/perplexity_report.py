@@ -14,10 +14,9 @@ from ggufloop.files import file_sha256
 from ggufloop.measure.perplexity import Figure, TextScore
 from ggufloop.measure.perplexity_run import PerplexityRun
 from ggufloop.measure.stats import Estimate
+from ggufloop.opening import record_head
 from ggufloop.reading import finite
 from ggufloop.table import Cell, Table, columns
-
-SCHEMA_VERSION = 1
 
 _COLUMNS = columns("model", "loop", "n_ctx", "chunks", "n", "PPL:.4f", "+/-:.5f", "bits/byte:.4f", "NLL change:.5f",
                    "low:.5f", "high:.5f", "KL:.6f", "KL +/-:.6f", "same top:.5f", "same top +/-:.5f")  # fmt: skip
@@ -113,14 +112,9 @@ def record(run: PerplexityRun, source: str) -> Any:
 
 
 def _record(result: TextScore, run: PerplexityRun, source: str) -> Any:
-    from ggufloop.engine import ACTIVE
-
     against = result.against
     data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": run.path.name,
-        "model_sha256": file_sha256(run.path),
-        "patch_id": ACTIVE.patch_id,
+        **record_head(run.path),
         "loop": None if result.loop is None else str(result.loop),
         "text": source,
         "n_ctx": result.n_ctx,

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ggufloop.files import file_sha256, write_text
+from ggufloop.files import write_text
 from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
 from ggufloop.measure.tasks import SEED, Comparison, Run
 from ggufloop.measure.verdict import Verdict
+from ggufloop.opening import record_head
 from ggufloop.reading import finite
-
-SCHEMA_VERSION = 1
 
 
 def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFloor | None = None) -> str:
@@ -67,13 +66,8 @@ def record(
     noise: Mapping[str, NoiseFloor],
 ) -> dict[str, Any]:  # fmt: skip
     """For JSON."""
-    from ggufloop.engine import ACTIVE
-
     data = {
-        "schema_version": SCHEMA_VERSION,
-        "model": path.name,
-        "model_sha256": file_sha256(path),
-        "patch_id": ACTIVE.patch_id,
+        **record_head(path),
         "seed": SEED,
         **settings,
         "runs": [

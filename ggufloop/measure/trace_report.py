@@ -10,14 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufloop.files import file_sha256
 from ggufloop.measure.trace import LAYER, Point, TokenMean, Trace
+from ggufloop.opening import record_head
 from ggufloop.table import Cell, Table, columns
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
-
-SCHEMA_VERSION = 1
 
 _MOVED = columns("+/-:.4f", "cosine:.5f", "+/-:.5f", "all as one:.5f")
 _STEPS = (*columns("layers", "pass", "step:.4f"), *_MOVED)
@@ -83,14 +81,9 @@ def text(result: Trace, llm: LoopedLlama, path: Path, tau: float | None = None) 
 
 def record(result: Trace, llm: LoopedLlama, path: Path, tau: float | None = None) -> dict[str, Any]:
     """For JSON."""
-    from ggufloop.engine import ACTIVE
-
     loop = result.loop
     data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": path.name,
-        "model_sha256": file_sha256(path),
-        "patch_id": ACTIVE.patch_id,
+        **record_head(path),
         "loop": None if loop is None else str(loop),
         "window": None if loop is None else loop.window,
         "evaluations": 1 if loop is None else loop.tableau().evaluations,
