@@ -47,7 +47,7 @@ PROCESSES = {"ggufloop.backend.trier", "ggufloop.backend.verifier", "ggufloop.qu
 """Started, never imported: llama.cpp is in them, and may end them."""
 
 FLOORS = """
-errors records listener
+errors records
 reading interrupts progress
 files table
 setting solvers

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.cli import terminal
 from ggufloop.cli.progress import shown
 from ggufloop.figures import style
 from ggufloop.files import write_text
@@ -36,8 +35,7 @@ def show_sensitivity(
 
             with shown() as progress:
                 study = run_sensitivity(path, lower, by, window, replace(plan, text=text), folder, settings,
-                                        verbose=verbose, begun=begun, progress=progress,
-                                        listener=terminal.LISTENER)  # fmt: skip
+                                        verbose=verbose, begun=begun, progress=progress)  # fmt: skip
             said = "\n".join(report.summary(study))
             if parts(study):
                 write_text(folder / "table.md", f"{report.table(study).render('md')}\n{said}\n")

@@ -23,7 +23,6 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import file_sha256
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
@@ -34,7 +33,7 @@ from ggufloop.measure.sweep import Outcome, check_record, items_within, register
 from ggufloop.measure.verdict import HURTS, LEVEL, WORTHS
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, silent
+from ggufloop.progress import Progress, note, silent
 from ggufloop.tasks.loading import load_tasks
 
 if TYPE_CHECKING:
@@ -126,7 +125,6 @@ def run_sweep(
     *,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> SweepResult:
     """Score the loops against the plain model on what is planned, and decide.
 
@@ -137,9 +135,9 @@ def run_sweep(
     check_loops(path, loops)
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
-    llm = open_model(path, settings, verbose=verbose, listener=listener)
+    llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
-        measures = _measures(llm, plan, progress, listener)
+        measures = _measures(llm, plan, progress)
         header: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": path.name,
@@ -154,12 +152,11 @@ def run_sweep(
         target = journal_path(path, journal)
         with Journal.open(target, header, partial(check_record, measures)) as kept:
             if kept.dropped:
-                listener.note(kept.dropped)
+                note(progress, kept.dropped)
             _keep_budget(llm, loops, measures, plan, kept)
             outcomes = [
                 sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                      worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress,
-                      listener=listener)
+                      worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress)
                 for measure in measures
             ]  # fmt: skip
         costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
@@ -173,12 +170,12 @@ def journal_path(path: Path, given: Path | None) -> Path:
     return given or Path(f"sweep-{path.stem}.jsonl")
 
 
-def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress, listener: Listener) -> list[Measure]:
+def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress) -> list[Measure]:
     measures: list[Measure] = []
     if plan.text is not None:
         measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
     for name in plan.tasks:
-        tasks = load_tasks([name], plan.offline, progress=progress, listener=listener)
+        tasks = load_tasks([name], plan.offline, progress=progress)
         measures.append(TaskMeasure(name, tasks, plan.limit, plan.chat))
     return measures
 

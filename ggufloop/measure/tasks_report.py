@@ -9,15 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ggufloop.files import file_sha256, write_text
+from ggufloop.files import write_text
 from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
 from ggufloop.measure.published import Published, published
 from ggufloop.measure.tasks import SEED, Comparison, Run
 from ggufloop.measure.verdict import Verdict
 from ggufloop.models.info import describe
+from ggufloop.opening import record_head
 from ggufloop.reading import finite
-
-SCHEMA_VERSION = 1
 
 
 def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFloor | None = None) -> str:
@@ -25,6 +24,8 @@ def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFlo
     choice = "not scored: no answers are offered"
     if c.choice is not None:
         choice = f"{c.choice.gain.show('+.4f')}  (nats; by it alone: {c.choice.phrase('question', available)})"
+    floor = [] if noise is None else [f"  noise floor          {noise.difference.show('+.4f')}  (damping moved "
+                                      f"by {NUDGE:g}: {noise.changed} answers differ)"]  # fmt: skip
     warning = c.guard.sentence() if c.guard is not None else ""
     lines = [
         f"{name}: looped against plain on the same questions (95 % intervals)",
@@ -34,14 +35,7 @@ def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFlo
         f"  flips                {c.gained} became right, {c.lost} became wrong; McNemar exact p = {c.p:.4g}",
         f"  choice log-prob.     {choice}",
         f"  verdict on accuracy  {c.verdict.phrase('question', available)}",
-        *(
-            []
-            if noise is None
-            else [
-                f"  noise floor          {noise.difference.show('+.4f')}  (damping moved "
-                f"by {NUDGE:g}: {noise.changed} answers differ)"
-            ]
-        ),
+        *floor,
         *textwrap.wrap(warning, 100, initial_indent="  ", subsequent_indent="  "),
     ]
     return "\n".join(lines) + "\n"
@@ -92,22 +86,13 @@ def record(
     noise: Mapping[str, NoiseFloor],
 ) -> dict[str, Any]:  # fmt: skip
     """For JSON."""
-    from ggufloop.engine import ACTIVE
-
     data = {
-        "schema_version": SCHEMA_VERSION,
-        "model": path.name,
-        "model_sha256": file_sha256(path),
-        "patch_id": ACTIVE.patch_id,
+        **record_head(path),
         "seed": SEED,
         **settings,
         "runs": [
-            {
-                "loop": loop,
-                "results": run.results["results"],
-                "versions": run.results["versions"],
-                "n": {name: len(items) for name, items in run.items.items()},
-            }
+            {"loop": loop, "results": run.results["results"], "versions": run.results["versions"],
+             "n": {name: len(items) for name, items in run.items.items()}}
             for loop, run in runs.items()
         ],
         "published": {
@@ -132,7 +117,7 @@ def record(
             }
             for name, c in compared.items()
         },
-    }
+    }  # fmt: skip
     found: dict[str, Any] = finite(data)
     return found
 

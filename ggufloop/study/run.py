@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +22,13 @@ from ggufloop.backend.doctor import versions
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256, lock
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.perplexity import LEAST_CONTEXT
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
@@ -91,7 +90,6 @@ def run_study(
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
     progress: Progress = silent,
-    listener: Listener = SILENT,
     models: Path | None = None,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
@@ -105,12 +103,12 @@ def run_study(
     window = _window(loops)
     check_loops(path, loops)
     settings.check_memory([path], loops)
-    with lock(folder / ".lock", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
+    with lock(folder / ".lock", lambda: note(progress, f"waiting for another compare of {path.name} ...")):
         each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
-        job = StudyJob(path, each, plan, folder, settings, verbose, progress, listener, models or folder / "models")
+        job = StudyJob(path, each, plan, folder, settings, verbose, progress, models or folder / "models")
         study = studies.create(job.file, job.header(window))
         if study.dropped:
-            listener.note(study.dropped)
+            note(progress, study.dropped)
         job.check_text(study)
         begun()
         study, ladder = job.ladder(study, window)
@@ -136,7 +134,6 @@ def run_texts(
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> dict[Path, Study]:
     """A study of each text by its folder, which is `folder` itself if there is one; files are made once for all.
 
@@ -150,7 +147,7 @@ def run_texts(
     for text, place in zip(texts, places, strict=True):
         told = progress if len(texts) == 1 else named(progress, text.name)
         found[place] = run_study(path, loops, replace(plan, text=text), place, settings, verbose=verbose, begun=begun,
-                                 progress=told, listener=listener, models=folder / "models")  # fmt: skip
+                                 progress=told, models=folder / "models")  # fmt: skip
     return found
 
 
@@ -173,7 +170,6 @@ class StudyJob:
     settings: ContextSettings
     verbose: bool
     progress: Progress
-    listener: Listener
     models: Path
 
     @property
@@ -181,7 +177,7 @@ class StudyJob:
         return self.folder / "study.jsonl"
 
     def open(self, path: Path, settings: ContextSettings) -> LoopedLlama:
-        return open_model(path, settings, verbose=self.verbose, listener=self.listener)
+        return open_model(path, settings, verbose=self.verbose, progress=self.progress)
 
     def header(self, window: tuple[int, int]) -> StudyHeader:
         from ggufloop.engine import ACTIVE
@@ -214,12 +210,9 @@ class StudyJob:
         """Raise GgufloopError for a text too short before anything is quantised; once measured it is not."""
         if any(chunk.index >= self.plan.chunks - 1 for cell in study.cells.values() for chunk in cell.chunks):
             return
-        llm = self.open(self.path, self.settings)
-        try:
+        with closing(self.open(self.path, self.settings)) as llm:
             tokens = measure.shared_tokens({self.path.name: llm}, self.plan.text.text)
             measure.check_text(tokens, self.plan.chunk, self.plan.chunks)
-        finally:
-            llm.close()
 
     def ladder(self, study: Study, window: tuple[int, int]) -> tuple[Study, list[LadderFile]]:
         """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
@@ -254,8 +247,7 @@ class StudyJob:
         with ExitStack() as stack:
             models: dict[str, LoopedLlama] = {}
             for entry in needed:
-                models[entry.file.type] = self.open(entry.path, tried)
-                stack.callback(models[entry.file.type].close)
+                models[entry.file.type] = stack.enter_context(closing(self.open(entry.path, tried)))
             tokens = measure.shared_tokens(models, self.plan.text.text)
             return measure.measure(self.file, study, models, self.loops, tokens, chunks, self.plan.chunk,
                                    named(self.progress, self.path.name))  # fmt: skip
@@ -265,10 +257,8 @@ class StudyJob:
         names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
         if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in self.plan.tasks):
             return study
-        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress, listener=self.listener)
+        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress)
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
-        llm = self.open(entry.path, replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False))
-        try:
+        settings = replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False)
+        with closing(self.open(entry.path, settings)) as llm:
             return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress)
-        finally:
-            llm.close()

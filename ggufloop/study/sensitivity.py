@@ -23,11 +23,10 @@ import numpy as np
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import lock
-from ggufloop.listener import SILENT, Listener
 from ggufloop.measure.dependence import paired_mean
 from ggufloop.measure.stats import PairedEstimate
 from ggufloop.models.gguf import read_model
-from ggufloop.progress import Progress, Step, named, silent
+from ggufloop.progress import Progress, Step, named, note, silent
 from ggufloop.quant.quantize import tensor_type
 from ggufloop.quant.snr import TensorSnr
 from ggufloop.study import file as studies
@@ -87,7 +86,6 @@ def run_sensitivity(
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> Study:
     """Measure every part of a model at the type `lower`, as a study in `folder`, of the plan's text and chunks.
 
@@ -100,8 +98,8 @@ def run_sensitivity(
     settings = replace(settings or ContextSettings(), n_ctx=plan.chunk)
     settings = replace(settings, n_batch=min(settings.n_batch, plan.chunk), n_ubatch=min(settings.n_ubatch, plan.chunk))
     settings.check_memory([path], [None])
-    with lock(folder / ".lock", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
-        job = StudyJob(path, [None], plan, folder, settings, verbose, progress, listener, folder / "models")
+    with lock(folder / ".lock", lambda: note(progress, f"waiting for another compare of {path.name} ...")):
+        job = StudyJob(path, [None], plan, folder, settings, verbose, progress, folder / "models")
         study = studies.create(job.file, job.header(window))
         job.check_text(study)
         begun()

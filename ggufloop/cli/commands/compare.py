@@ -132,7 +132,7 @@ def command(
         try:
             with shown() as progress:
                 studies = run_texts(path, loops, plan, texts, folder, settings, verbose=ctx.obj["verbose"],
-                                    begun=begun, progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                    begun=begun, progress=progress)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise

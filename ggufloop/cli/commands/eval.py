@@ -99,8 +99,7 @@ def command(
     from ggufloop.measure.tasks import evaluate, noise_between
 
     with shown() as progress:
-        tasks = load_tasks([name.strip() for name in names.split(",")], flags["offline"], num_fewshot, progress,
-                           terminal.LISTENER)  # fmt: skip
+        tasks = load_tasks([name.strip() for name in names.split(",")], flags["offline"], num_fewshot, progress)
     opened = open_from_flags(flags, settings, ctx.obj["verbose"])
     loop = opened.llm.loop
     if paired and (loop is None or not loop.is_loop):

@@ -95,8 +95,7 @@ def command(
     journal = journal or (out and out / path.stem / "sweep.jsonl")
     try:
         with shown() as progress:
-            result = run_sweep(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"], progress=progress,
-                               listener=terminal.LISTENER)  # fmt: skip
+            result = run_sweep(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"], progress=progress)
     except KeyboardInterrupt:
         click.echo(
             f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True
