@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ggufloop.files import file_sha256, write_text
+from ggufloop.files import write_text
 from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
-from ggufloop.measure.tasks import SEED, Comparison, Run
+from ggufloop.measure.tasks import Comparison, Run
 from ggufloop.measure.verdict import Verdict
 from ggufloop.reading import finite
 
@@ -68,19 +68,13 @@ def _noise(found: NoiseFloor | None) -> dict[str, Any] | None:
 
 
 def record(
-    path: Path, runs: dict[str, Run], compared: dict[str, Comparison], settings: dict[str, Any],
-    noise: Mapping[str, NoiseFloor],
-) -> dict[str, Any]:  # fmt: skip
-    """For JSON."""
-    from ggufloop.engine import ACTIVE
-
+    header: Mapping[str, Any], runs: dict[str, Run], compared: dict[str, Comparison], noise: Mapping[str, NoiseFloor]
+) -> dict[str, Any]:
+    """For JSON. header: the first line of its journal."""
+    said = ("model", "model_sha256", "patch_id", "seed", "limit", "num_fewshot", "chat_template", "served")
     data = {
         "schema_version": SCHEMA_VERSION,
-        "model": path.name,
-        "model_sha256": file_sha256(path),
-        "patch_id": ACTIVE.patch_id,
-        "seed": SEED,
-        **settings,
+        **{name: header[name] for name in said},
         "runs": [
             {
                 "loop": loop,
