@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import tiny
@@ -14,6 +17,17 @@ from support.dequantise import dequantise
 if TYPE_CHECKING:
     from support.cli import Cli
     from support.serving import Server
+
+
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # datasets would count every local file it reads on its authors' server
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told when it happens: a run that is cut off says what it found."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        print(f"\n{report.nodeid}: {crash.message if crash else report.longreprtext}"[:2000], file=sys.__stderr__)
 
 
 def _resolve(name: str) -> Path:
@@ -50,6 +64,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return path if path.exists() else tiny.write(path, (tiny.FAMILIES | tiny.HYBRIDS)[family])
 
     return get
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that asks for another host fails, and at once: where no answer comes, it would wait for minutes."""
+    asked, resolve = [], socket.getaddrinfo
+
+    def local(host: Any, *args: Any, **options: Any) -> Any:
+        if host not in (None, "127.0.0.1", "localhost", "::1", "0.0.0.0", "::"):
+            asked.append(host)
+            raise socket.gaierror(f"a test asked for {host}")
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local)
+    yield
+    assert not asked
 
 
 @pytest.fixture

@@ -89,6 +89,8 @@ def require() -> None:
     """Import lm-eval and quieten it. Raises UsageError if it is not installed."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["TQDM_DISABLE"] = "1"  # lm-eval's own bars; tqdm reads it when it is imported
+    # Its bootstrap would fork this process, and with it the threads of a loaded model.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         from lm_eval import evaluator
     except ImportError as e:
