@@ -7,8 +7,10 @@ import json
 import click
 
 from ggufloop.errors import UsageError
-from ggufloop.measure import tasks_report
-from ggufloop.measure.eval_run import EvalResult, ShardDone
+from ggufloop.measure import sweep_report, tasks_report
+from ggufloop.measure.eval_run import EvalResult
+from ggufloop.measure.slices import ShardDone
+from ggufloop.measure.sweep_run import SweepResult
 
 
 def print_eval(found: EvalResult, form: str) -> None:
@@ -25,8 +27,22 @@ def print_eval(found: EvalResult, form: str) -> None:
         click.echo(tasks_report.text(name, comparison, found.available[name], found.noise.get(name)))
 
 
+def print_sweep(found: SweepResult, form: str) -> None:
+    """Words, a table, or json."""
+    if form == "text":
+        click.echo(sweep_report.text(found), nl=False)
+    elif form == "json":
+        click.echo(json.dumps(sweep_report.record(found), indent=2))
+    else:
+        click.echo(sweep_report.table(found).render(form), nl=False)
+        for outcome in found.outcomes:
+            click.echo(f"{outcome.measure.name}: {sweep_report.verdict(outcome)}", err=True)
+
+
 def print_shard(done: ShardDone) -> None:
     """What a shard did, and what is next."""
     click.echo(f"shard {done.shard}: {done.slices} of {done.total} slices are in {done.journal}")
-    everyone = done.journal.with_name(f"eval-*-of-{done.shard.of}.jsonl")
+    if done.note:
+        click.echo(done.note)
+    everyone = done.journal.with_name(done.journal.name.replace(f"-{done.shard.number}-of-", "-*-of-"))
     click.echo(f"when all {done.shard.of} are done: ggufloop merge {everyone}")

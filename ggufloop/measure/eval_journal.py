@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufloop import reading
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.slices import Answered, Answers, Shard, Slice, check_answered
+from ggufloop.measure.slices import Answered, Answers, Slice, check_answered
 from ggufloop.measure.verdict import ACCURACY, CHOICE, LEVEL, WORTHS
 
 if TYPE_CHECKING:
@@ -61,11 +61,6 @@ class EvalJournal:
 def registered() -> dict[str, Any]:
     """For a journal's header: what will decide, and by what; anyone can read it."""
     return {"primary": ACCURACY, "worth": WORTHS[ACCURACY], "level": LEVEL, "looks": 1, "secondary": [CHOICE]}
-
-
-def file_name(shard: Shard | None) -> str:
-    """What the journal of an evaluation is called in a model's folder."""
-    return "eval.jsonl" if shard is None else f"eval-{shard.number}-of-{shard.of}.jsonl"
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from ggufloop.files import cache_dir, file_sha256
 from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.endpoints import NoiseFloor, nudged
-from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, device_of, file_name, open_journal, registered
+from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, device_of, open_journal, registered
 from ggufloop.measure.multiple_choice import SEQUENCES
-from ggufloop.measure.slices import PLAIN, Answers, Shard, docs_of, sizes_of, slices_of
+from ggufloop.measure.slices import PLAIN, Answers, Shard, ShardDone, docs_of, file_name, sizes_of, slices_of
 from ggufloop.measure.tasks import SEED, Comparison, Run, compare, evaluate, noise_between
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, named, silent
@@ -89,16 +89,6 @@ class EvalResult:
     compared: dict[str, Comparison] = field(default_factory=dict)
     noise: dict[str, NoiseFloor] = field(default_factory=dict)
     available: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ShardDone:
-    """A shard has done its part, `slices` of `total`, which is kept in `journal`."""
-
-    shard: Shard
-    slices: int
-    total: int
-    journal: Path
 
 
 def run_eval(
@@ -202,7 +192,7 @@ def header_of(
 def journal_path(path: Path, header: Mapping[str, Any], out: Path | None, shard: Shard | None = None) -> Path:
     """Where the answers of a model are kept: without a folder in the cache, under what they are of."""
     if out is not None:
-        return out / path.stem / file_name(shard)
+        return out / path.stem / file_name(KIND, shard)
     return cache_dir() / "eval" / f"{path.stem}-{hashlib.sha256(reading.line(header)).hexdigest()[:16]}.jsonl"
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.listener import SILENT, Listener
-from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, file_name, open_journal, read_journal
+from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, open_journal, read_journal
 from ggufloop.measure.eval_run import EvalResult, concluded
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.slices import Answered, Answers, Shard, Sliced, sizes_of, slices_of
+from ggufloop.measure.slices import Answered, Answers, Shard, Sliced, file_name, sizes_of, slices_of
 from ggufloop.measure.tasks import ask
 from ggufloop.progress import Progress, silent
 from ggufloop.tasks.loading import Tasks, load_tasks
@@ -49,7 +49,7 @@ def check_same(paths: Sequence[Path], headers: Sequence[Mapping[str, Any]]) -> N
             a, b = headers[0].get(name), header.get(name)
             if a != b and name != "shard":
                 raise GgufloopError(
-                    f"{paths[0]} and {path} are not of one run: {name} is {_short(a)} and {_short(b)}.",
+                    f"{paths[0]} and {path} are not of one run: {name} is {short(a)} and {short(b)}.",
                     "merge shards that were run with the same model, library and settings.",
                 )
 
@@ -62,8 +62,28 @@ def note_devices(devices: Sequence[str], listener: Listener) -> None:
                       "and looped by one shard.")  # fmt: skip
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def shards_of(headers: Sequence[Mapping[str, Any]]) -> int:
+    """Of how many shards they are. Raises GgufloopError if that differs."""
+    words = {str(header.get("shard") or "1/1") for header in headers}
+    counts = {Shard.parse(word).of for word in words}
+    if len(counts) > 1:
+        raise GgufloopError(f"the journals are not of one run: they are shards {', '.join(sorted(words))}.",
+                            "merge shards of the same number.")  # fmt: skip
+    return counts.pop()
+
+
+def check_missing(missing: Mapping[str, int | str], what: str) -> None:
+    """Raise GgufloopError if something is missing, by shard."""
+    if missing:
+        named = ", ".join(f"{lacking} {what} of shard {shard}" for shard, lacking in missing.items())
+        raise GgufloopError(f"this is not all: {named} are missing.",
+                            "name the journals of all shards; one that was stopped goes on with --shard and the same "
+                            "--out.")  # fmt: skip
+
+
+def short(value: Any) -> str:
+    """A value of a journal, as a message quotes it."""
+    text = json.dumps(reading.finite(value), ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
@@ -104,7 +124,7 @@ def merge_evals(
 
         found[loop] = ask(KeptLM(sliced), tasks, header["limit"], header["chat_template"])
     if out is not None:
-        target = out / Path(header["model"]).stem / file_name(None)
+        target = out / Path(header["model"]).stem / file_name(KIND, None)
         with open_journal(target, header, slices) as kept:
             kept.begin(runs[0])
             for loop in runs[0].loops:
@@ -125,7 +145,7 @@ def _tasks(header: Mapping[str, Any], progress: Progress, listener: Listener) ->
             here = {"version": versions.get(name), "n": min(sizes.get(name, 0), header["limit"] or sizes.get(name, 0))}
             there = {"version": said["version"], "n": said["n"]}
             if here != there:
-                raise GgufloopError(f"{name} is {_short(there)} in the journals and {_short(here)} here.",
+                raise GgufloopError(f"{name} is {short(there)} in the journals and {short(here)} here.",
                                     "merge where the shards were run.")  # fmt: skip
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise GgufloopError(f"the first line of the journals is damaged: {e!r}.", "run the shards again.") from None
@@ -151,20 +171,11 @@ def _check_whole(
 ) -> None:
     """Raise GgufloopError if slices are missing, saying of which shard."""
     have = {key[:3] for key in answered}
-    words = {str(header.get("shard") or "1/1") for header in headers}
-    counts = {Shard.parse(word).of for word in words}
-    if len(counts) > 1:
-        raise GgufloopError(f"the journals are not of one run: they are shards {', '.join(sorted(words))}.",
-                            "merge shards of the same number.")  # fmt: skip
-    of = counts.pop()
+    of = shards_of(headers)
     missing = {}
     for i in range(of):
         mine = Shard(i + 1, of).share(slices)
         lacking = sum((loop, *each) not in have for loop in loops for each in mine)
         if lacking:
             missing[f"{i + 1}/{of}"] = f"{lacking} of {len(mine) * len(loops)}"
-    if missing:
-        what = ", ".join(f"{lacking} slices of shard {shard}" for shard, lacking in missing.items())
-        raise GgufloopError(f"this is not all: {what} are missing.",
-                            "name the journals of all shards; one that was stopped goes on with --shard and the same "
-                            "--out.")  # fmt: skip
+    check_missing(missing, "slices")

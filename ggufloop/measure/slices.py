@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ggufloop.errors import GgufloopError, UsageError
@@ -82,6 +83,22 @@ class Shard:
     def share(self, everything: Sequence[T]) -> list[T]:
         """What of all is this shard's."""
         return list(everything[self.number - 1 :: self.of])
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """A shard has done its part, `slices` of `total`, which is kept in `journal`. note: what else there is to say."""
+
+    shard: Shard
+    slices: int
+    total: int
+    journal: Path
+    note: str = ""
+
+
+def file_name(kind: str, shard: Shard | None) -> str:
+    """What the journal of a measurement is called in a model's folder."""
+    return f"{kind}.jsonl" if shard is None else f"{kind}-{shard.number}-of-{shard.of}.jsonl"
 
 
 def sizes_of(tasks: Tasks) -> dict[str, int]:

@@ -24,9 +24,9 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import slices
 from ggufloop.measure.eval_journal import read_journal
-from ggufloop.measure.eval_run import EvalPlan, ShardDone, run_eval
+from ggufloop.measure.eval_run import EvalPlan, run_eval
 from ggufloop.measure.merge import merge_evals
-from ggufloop.measure.slices import Answered, Answers, Shard, Sliced, slices_of
+from ggufloop.measure.slices import Answered, Answers, Shard, ShardDone, Sliced, slices_of
 from ggufloop.tasks.loading import load_tasks
 
 if TYPE_CHECKING:
