@@ -23,7 +23,7 @@ _NAMES = {
     "Sampling": ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty"),
     "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "no_try"),
     "Devices": ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device"),
-    "Output": ("form", "out", "shard", "plot", "target", "log", "journal", "save", "verbose", "help"),
+    "Output": ("form", "out", "shard", "workers", "plot", "target", "log", "journal", "save", "verbose", "help"),
 }
 _SECTIONS = {name: section for section, names in _NAMES.items() for name in names}
 """The section of every parameter that several commands have."""

@@ -20,16 +20,24 @@ from ggufloop.measure.slices import Shard
 _SHARD = click.option("--shard", metavar="I/N", help="Do the I-th part of N, 1/N to N/N, for `ggufloop merge` "
                       "(default: this task's of a Slurm array).")  # fmt: skip
 
-shard_option: Callable[[Any], Any] = adder([_SHARD])
+_WORKERS = click.option("--workers", type=click.IntRange(min=1), metavar="N", default=1,
+                        help="Do it by N processes at once, which share the threads; needs --out.")  # fmt: skip
+
+shard_options: Callable[[Any], Any] = adder([_SHARD, _WORKERS])
 
 
-def shard_from_flags(flags: dict[str, Any], out: Path | None) -> Shard | None:
-    """The shard that is asked for, None for all of it; takes its flag out of `flags`. Raises UsageError."""
-    word = flags.pop("shard")
-    shard = Shard.parse(word) if word is not None else Shard.of_array()
+def shard_from_flags(flags: dict[str, Any], out: Path | None) -> tuple[Shard | None, int]:
+    """The shard that is asked for, None for all of it, and how many processes are to do it; takes their flags out of
+    `flags`. Raises UsageError."""
+    word, workers = flags.pop("shard"), flags.pop("workers")
+    if workers > 1 and word is not None:
+        raise UsageError("--workers makes shards of its own.", "leave out --shard, or --workers.")
+    shard = Shard.parse(word) if word is not None else None if workers > 1 else Shard.of_array()
+    if workers > 1 and out is None:
+        raise UsageError("--workers keep their parts in journals, and no folder is given.", "give --out DIR.")
     if shard is None or shard.of == 1:
-        return None
+        return None, workers
     if out is None:
         where = "" if word is not None else " (SLURM_ARRAY_TASK_ID; --shard 1/1 does all)"
         raise UsageError(f"shard {shard}{where} keeps its part for a merge, and no folder is given.", "give --out DIR.")
-    return shard
+    return shard, workers

@@ -141,9 +141,10 @@ def _tasks(header: Mapping[str, Any], progress: Progress, listener: Listener) ->
         names = reading.typed(header["names"], tuple[str, ...], "names")
         tasks = load_tasks(names, bool(header["served"]), header["num_fewshot"], progress, listener)
         sizes, versions = tasks.sizes(), tasks.versions()
-        for name, said in header["tasks"].items():
-            here = {"version": versions.get(name), "n": min(sizes.get(name, 0), header["limit"] or sizes.get(name, 0))}
-            there = {"version": said["version"], "n": said["n"]}
+        groups = sizes_of(tasks)
+        for name, there in header["tasks"].items():
+            n = sizes.get(name, 0)
+            here = {"version": versions.get(name), "n": min(n, header["limit"] or n), "slice": groups.get(name)}
             if here != there:
                 raise GgufloopError(f"{name} is {short(there)} in the journals and {short(here)} here.",
                                     "merge where the shards were run.")  # fmt: skip

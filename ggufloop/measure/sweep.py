@@ -113,7 +113,7 @@ class _Look:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PartMeasure:
     """What a merge needs to know of a measure. chunks: of each text, None for questions; slices: lengths of theirs."""
 
     name: str
@@ -127,7 +127,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Part:
+class SweepPart:
     """A line of a shard's journal: what all shards together are to decide on, and what this one computes on."""
 
     part: str
@@ -137,7 +137,7 @@ class Part:
     looks: int
     n_layer: int
     device: str
-    measures: tuple[Measured, ...]
+    measures: tuple[PartMeasure, ...]
 
 
 def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
@@ -167,12 +167,12 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
         raise ValueError("it has a score or a time that nothing has")
 
 
-def part_of(record: dict[str, Any]) -> Part:
+def part_of(record: dict[str, Any]) -> SweepPart:
     """A line that says what a shard is part of. Raises ValueError."""
     measures = reading.typed(record.get("measures"), tuple[Any, ...], "measures")
     if not all(isinstance(each, dict) for each in measures):
         raise ValueError("a measure is no record")
-    return reading.build(Part, record | {"measures": [reading.build(Measured, each) for each in measures]})
+    return reading.build(SweepPart, record | {"measures": [reading.build(PartMeasure, each) for each in measures]})
 
 
 class CachedScores:

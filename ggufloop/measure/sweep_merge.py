@@ -23,7 +23,7 @@ from ggufloop.measure.items import drawn
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.merge import check_missing, check_same, headers_of, note_devices, shards_of, short
 from ggufloop.measure.slices import PLAIN, file_name
-from ggufloop.measure.sweep import Measured, Part, check_record, part_of, sweep
+from ggufloop.measure.sweep import PartMeasure, SweepPart, check_record, part_of, sweep
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.measure.verdict import LEVEL
 
@@ -34,7 +34,7 @@ KIND = "sweep"
 class _Kept:
     """A measure whose items are all scored."""
 
-    of: Measured
+    of: PartMeasure
     said: Mapping[str, Any]
 
     name = property(lambda self: self.of.name)
@@ -115,9 +115,9 @@ def merge_sweeps(paths: Sequence[Path], out: Path | None = None, listener: Liste
     return SweepResult(model, tuple(loops), part.seed, header, costs, tuple(outcomes))
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], Part]:
+def _read(path: Path) -> tuple[list[dict[str, Any]], SweepPart]:
     """The scores in a shard's journal, and what it is part of. Raises GgufloopError."""
-    part: Part | None = None
+    part: SweepPart | None = None
 
     def check(record: dict[str, Any]) -> None:
         nonlocal part
@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], Part]:
     return [record for record in records if "items" in record and "loop" in record], part
 
 
-def check_same_part(first: Path, a: Part, path: Path, b: Part) -> None:
+def check_same_part(first: Path, a: SweepPart, path: Path, b: SweepPart) -> None:
     """Raise GgufloopError naming the field if two shards are not of one sweep."""
     for name in ("loops", "seed", "worths", "looks", "n_layer", "measures"):
         if getattr(a, name) != getattr(b, name):

@@ -36,9 +36,9 @@ from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.selection import FINALISTS
 from ggufloop.measure.slices import Shard, ShardDone
 from ggufloop.measure.sweep import (
-    Measured,
     Outcome,
-    Part,
+    PartMeasure,
+    SweepPart,
     check_record,
     items_within,
     registered,
@@ -179,7 +179,7 @@ def run_shard(
                          "give --chunks or --limit; --plan says how long they take.")  # fmt: skip
     with _opened(path, loops, plan, journal, settings, shard, verbose, progress, listener) as opened:
         llm, measures, kept, _ = opened
-        part = asdict(Part(str(shard), tuple(map(str, loops)), plan.seed, tuple(map(plan.worth_of, measures)),
+        part = asdict(SweepPart(str(shard), tuple(map(str, loops)), plan.seed, tuple(map(plan.worth_of, measures)),
                            plan.looks, llm.n_layer(), device_of(llm), tuple(map(_measured, measures))))  # fmt: skip
         if [r for r in kept.records if "part" in r][-1:] != [json.loads(reading.line(part))]:
             kept.add(part)
@@ -192,9 +192,9 @@ def run_shard(
     return ShardDone(shard, done, total, journal, "shards do not race: every loop is scored on all items.")
 
 
-def _measured(m: Measure) -> Measured:
+def _measured(m: Measure) -> PartMeasure:
     chunks, slices = (tuple(m.chunks), None) if isinstance(m, TextMeasure) else (None, tuple(map(len, m.slices())))
-    return Measured(m.name, m.item, m.unit, m.least, m.n, m.available, chunks, slices)
+    return PartMeasure(m.name, m.item, m.unit, m.least, m.n, m.available, chunks, slices)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,7 @@ def shards(cli: Cli, asked: list[str], out: Path, n: int) -> list[Path]:
     return found
 
 
-def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path) -> None:
+def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit: every answer, what lm-eval makes of them, and the verdicts, in words and as JSON."""
     alone = {form: cli(*asked, "--out", tmp_path / "one", "-o", form) for form in ("text", "json")}
     parts = shards(cli, asked, tmp_path / "four", 4)
@@ -123,6 +124,9 @@ def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path) -> 
     again = cli(*asked, "--out", tmp_path / "whole", "-o", "json")
     assert again.out == alone["json"].out
     assert cli("merge", *parts, "-o", "csv").err.startswith("error: an evaluation has no form 'csv'.\n")
+    monkeypatch.setattr(slices, "SCORED", 64)
+    with pytest.raises(GgufloopError, match=r'brackets is .*"slice": 4} in the journals and .*"slice": 64} here'):
+        merge_evals(parts)
 
 
 def test_what_is_registered_comes_first(halves: list[Path]) -> None:
@@ -344,3 +348,43 @@ def test_a_journal_is_read_while_it_is_written(both: list[Path]) -> None:
     whole = read_journal(path, known)[1]
     path.write_bytes(path.read_bytes()[:-30])
     assert read_journal(path, known)[1] == whole[:-1]
+
+
+def test_workers_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "SCORED", 64)  # theirs
+    monkeypatch.setenv("GGUFLOOP_LIB_DIR", str(ACTIVE.directory))
+    two = cli(*asked, "--out", tmp_path / "two", "--workers", 2, "-o", "json")
+    assert two.code == 0, two.err
+    assert two.out == cli(*asked, "--out", tmp_path / "one", "-o", "json").out
+    names = sorted(path.name for path in (tmp_path / "two" / "llama").glob("*.jsonl"))
+    assert names == ["eval-1-of-2.jsonl", "eval-2-of-2.jsonl", "eval.jsonl"]
+    code, out, err = cli(*asked, "--limit", "4", "--out", tmp_path / "two", "--workers", 2)
+    assert (code, out) == (1, "")
+    assert re.match(r"error: shard [12]/2: .* is of another run: limit is 10 there and 4 here", err)
+    assert cli(*asked, "--workers", 2).err.startswith("error: --workers keep their parts in journals, and no folder is")
+    assert cli(*asked, "--workers", 2, "--shard", "1/2").err.startswith("error: --workers makes shards of its own.\n")
+
+
+def test_a_worker_that_dies_takes_the_others_along(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last line is told; the same call goes on."""
+    from ggufloop.measure import workers
+
+    monkeypatch.setattr(slices, "SCORED", 64)  # theirs
+    monkeypatch.setenv("GGUFLOOP_LIB_DIR", str(ACTIVE.directory))
+    mark = tmp_path / "died"
+    dies = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from ggufloop.measure import shard_child as c; real = c.do\n"
+        "def do(job, send):\n"
+        f"    if job['shard'] == '2/2' and not os.path.exists({str(mark)!r}):\n"
+        f"        open({str(mark)!r}, 'w').close(); print('the last words', file=sys.stderr, flush=True); os.abort()\n"
+        "    return real(job, send)\n"
+        "c.do = do; c.main()"
+    )
+    monkeypatch.setattr(workers, "_START", dies)
+    plan = EvalPlan(tuple(TASKS.split(",")), 10, paired=True)
+    given = (tiny_model("llama"), LoopSpec((2, 5), k=3), plan, tmp_path, ContextSettings(n_threads=2, try_first=False))
+    with pytest.raises(GgufloopError, match=r"shard 2/2: llama.cpp ended its process \(SIGABRT\): the last words"):
+        workers.eval_by_workers(2, *given)
+    assert workers.eval_by_workers(2, *given).compared["brackets"].n == 10

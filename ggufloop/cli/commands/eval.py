@@ -14,7 +14,7 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
 from ggufloop.cli.progress import shown
-from ggufloop.cli.shards import shard_from_flags, shard_option
+from ggufloop.cli.shards import shard_from_flags, shard_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.tasks.loading import BENCHMARKS, TASKS
@@ -40,7 +40,7 @@ def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
               help="Write each question with its answers and their scores to FILE, one per line.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Keep every answer in DIR/MODEL/eval.jsonl; a second loop finds plain's there.")  # fmt: skip
-@shard_option
+@shard_options
 @loop_options
 @output_option("json")
 @context_options
@@ -72,13 +72,15 @@ def command(
     if names is None:
         known = ", ".join((*TASKS, *BENCHMARKS))
         raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
-    shard = shard_from_flags(flags, out)
+    shard, workers = shard_from_flags(flags, out)
     settings = context_from_flags(flags)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     from ggufloop.cli import outcomes
     from ggufloop.measure import tasks_report
     from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
+    from ggufloop.measure.slices import ShardDone
+    from ggufloop.measure.workers import eval_by_workers
 
     asked = tuple(name.strip() for name in names.split(","))
     plan = EvalPlan(asked, limit, num_fewshot, chat, paired, floor, flags["offline"])
@@ -89,12 +91,16 @@ def command(
     path, loop, _ = model_and_loop(flags)
     try:
         with shown() as progress:
-            found = run_eval(path, loop, plan, out, settings, tasks=tasks, shard=shard, verbose=ctx.obj["verbose"],
-                             progress=progress, listener=terminal.LISTENER)  # fmt: skip
+            how: Any = {"verbose": ctx.obj["verbose"], "progress": progress, "listener": terminal.LISTENER}
+            found: EvalResult | ShardDone
+            if workers > 1 and out is not None:
+                found = eval_by_workers(workers, path, loop, plan, out, settings, **how)
+            else:
+                found = run_eval(path, loop, plan, out, settings, tasks=tasks, shard=shard, **how)
     except KeyboardInterrupt:
         click.echo("stopped; what is answered is kept, and the same command goes on.", err=True)
         raise
-    if not isinstance(found, EvalResult):
+    if isinstance(found, ShardDone):
         outcomes.print_shard(found)
         return
     if log is not None:

@@ -13,10 +13,11 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
 from ggufloop.cli.options import model_options, split_list
 from ggufloop.cli.progress import shown
-from ggufloop.cli.shards import shard_from_flags, shard_option
+from ggufloop.cli.shards import shard_from_flags, shard_options
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
+from ggufloop.errors import UsageError
 from ggufloop.measure.selection import FINALISTS
 from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.measure.sweep_run import (
@@ -30,6 +31,7 @@ from ggufloop.measure.sweep_run import (
     save_winner,
 )
 from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
+from ggufloop.measure.workers import sweep_by_workers
 
 
 @click.command(name="sweep", cls=Command)
@@ -69,7 +71,7 @@ from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
               help="Draw gains over start, width and K; with several measures one file each.")  # fmt: skip
 @click.option("--save", is_flag=True, help="Write a loop that helps into your models.toml, for --window auto.")
-@shard_option
+@shard_options
 @output_option()
 @batch_options
 @click.pass_context
@@ -87,7 +89,9 @@ def command(
     ggufloop sweep smollm2-135m --start 8:20:2 --width 2,4 --K 2,3 --text pydoc --chunks 120
     ggufloop sweep smollm2-135m --window 10:14,12:16 --K 2:5 --kv first,frozen --tasks wordnet_definitions
     """
-    shard = shard_from_flags(flags, out or journal)
+    shard, workers = shard_from_flags(flags, out or journal)
+    if workers > 1 and out is None:
+        raise UsageError("--workers keep several journals.", "give --out DIR instead of --journal.")
     if save and tasks is None:
         terminal.note("a gain in log-probability on one text says little about answers; --tasks measures those.")
     if plot is not None:
@@ -108,7 +112,9 @@ def command(
         with shown() as progress:
             how: Any = {"verbose": ctx.obj["verbose"], "progress": progress, "listener": terminal.LISTENER}
             result: SweepResult | ShardDone
-            if shard is None:
+            if workers > 1 and out is not None:
+                result = sweep_by_workers(workers, path, loops, plan, out, settings, **how)
+            elif shard is None:
                 result = run_sweep(path, loops, plan, journal, settings, **how)
             else:
                 result = run_shard(path, loops, plan, shard, journal_path(path, journal), settings, **how)
