@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from ggufloop.errors import UsageError
 from ggufloop.measure import sweep_report, tasks_report
 from ggufloop.measure.eval_run import EvalResult
+from ggufloop.measure.planning import Planned
 from ggufloop.measure.slices import ShardDone
 from ggufloop.measure.sweep_run import SweepResult
 
@@ -37,6 +39,17 @@ def print_sweep(found: SweepResult, form: str) -> None:
         click.echo(sweep_report.table(found).render(form), nl=False)
         for outcome in found.outcomes:
             click.echo(f"{outcome.measure.name}: {sweep_report.verdict(outcome)}", err=True)
+
+
+def print_plan(path: Path, planned: Planned, form: str) -> None:
+    """What it will take."""
+    if form == "json":
+        click.echo(json.dumps(planned.record(), indent=2))
+    elif form == "text":
+        click.echo(f"{path.name}\n\n{planned.table().render('md')}")
+        click.echo("\n".join(planned.sentences()))
+    else:
+        click.echo(planned.table().render(form), nl=False)
 
 
 def print_shard(done: ShardDone) -> None:

@@ -179,6 +179,43 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
         return str(self.llm.metadata.get("general.name", self.llm.model_path))
 
 
+class ListenLM(LM):  # type: ignore[misc]  # lm-eval is untyped here
+    """Notes what is asked, and answers nothing. asked: by task and question."""
+
+    def __init__(self, llm: LoopedLlama | None = None) -> None:
+        super().__init__()
+        self.asked: dict[str, dict[int, list[Any]]] = {}
+        self._template = llm and LoopedLM(llm)
+
+    def _note(self, requests: Sequence[Any], answer: Any) -> list[Any]:
+        for request in requests:
+            self.asked.setdefault(request.task_name, {}).setdefault(request.doc_id, []).append(request)
+        return [answer] * len(requests)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """All alike."""
+        return self._note(requests, (0.0, False))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """All alike."""
+        return self._note(requests, 0.0)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Nothing."""
+        return self._note(requests, "")
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """The model's, if there is one."""
+        if self._template is not None:
+            return self._template.apply_chat_template(chat_history, add_generation_prompt)
+        return "".join(message["content"] for message in chat_history)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Nothing is tokenised."""
+        return ""
+
+
 class KeptLM(LM):  # type: ignore[misc]  # lm-eval is untyped here
     """What was answered already, asked again: lm-eval makes the same of it, and no model is loaded."""
 

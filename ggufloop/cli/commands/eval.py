@@ -14,7 +14,7 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
 from ggufloop.cli.progress import shown
-from ggufloop.cli.shards import shard_from_flags, shard_options
+from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.tasks.loading import BENCHMARKS, TASKS
@@ -72,13 +72,14 @@ def command(
     if names is None:
         known = ", ".join((*TASKS, *BENCHMARKS))
         raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
-    shard, workers = shard_from_flags(flags, out)
+    parts = parts_from_flags(flags, out)
     settings = context_from_flags(flags)
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     from ggufloop.cli import outcomes
     from ggufloop.measure import tasks_report
     from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
+    from ggufloop.measure.planning import plan_eval
     from ggufloop.measure.slices import ShardDone
     from ggufloop.measure.workers import eval_by_workers
 
@@ -93,10 +94,15 @@ def command(
         with shown() as progress:
             how: Any = {"verbose": ctx.obj["verbose"], "progress": progress, "listener": terminal.LISTENER}
             found: EvalResult | ShardDone
-            if workers > 1 and out is not None:
-                found = eval_by_workers(workers, path, loop, plan, out, settings, **how)
+            if parts.plan:
+                planned = plan_eval(path, loop, plan, settings, shards=parts.of, speed=parts.speed, tasks=tasks,
+                                    progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                outcomes.print_plan(path, planned, form)
+                return
+            if parts.workers > 1 and out is not None:
+                found = eval_by_workers(parts.workers, path, loop, plan, out, settings, **how)
             else:
-                found = run_eval(path, loop, plan, out, settings, tasks=tasks, shard=shard, **how)
+                found = run_eval(path, loop, plan, out, settings, tasks=tasks, shard=parts.shard, **how)
     except KeyboardInterrupt:
         click.echo("stopped; what is answered is kept, and the same command goes on.", err=True)
         raise

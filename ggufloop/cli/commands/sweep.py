@@ -13,11 +13,12 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
 from ggufloop.cli.options import model_options, split_list
 from ggufloop.cli.progress import shown
-from ggufloop.cli.shards import shard_from_flags, shard_options
+from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.errors import UsageError
+from ggufloop.measure.planning import plan_sweep
 from ggufloop.measure.selection import FINALISTS
 from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.measure.sweep_run import (
@@ -89,8 +90,8 @@ def command(
     ggufloop sweep smollm2-135m --start 8:20:2 --width 2,4 --K 2,3 --text pydoc --chunks 120
     ggufloop sweep smollm2-135m --window 10:14,12:16 --K 2:5 --kv first,frozen --tasks wordnet_definitions
     """
-    shard, workers = shard_from_flags(flags, out or journal)
-    if workers > 1 and out is None:
+    parts = parts_from_flags(flags, out or journal)
+    if parts.workers > 1 and out is None and not parts.plan:
         raise UsageError("--workers keep several journals.", "give --out DIR instead of --journal.")
     if save and tasks is None:
         terminal.note("a gain in log-probability on one text says little about answers; --tasks measures those.")
@@ -107,17 +108,22 @@ def command(
     settings = context_from_flags(flags, n_ctx=plan.context)
     path = resolve_model(flags)
     loops = sweep_loops(path, flags)
-    journal = journal or (out and out / path.stem / file_name("sweep", shard))
+    journal = journal or (out and out / path.stem / file_name("sweep", parts.shard))
     try:
         with shown() as progress:
             how: Any = {"verbose": ctx.obj["verbose"], "progress": progress, "listener": terminal.LISTENER}
             result: SweepResult | ShardDone
-            if workers > 1 and out is not None:
-                result = sweep_by_workers(workers, path, loops, plan, out, settings, **how)
-            elif shard is None:
+            if parts.plan:
+                planned = plan_sweep(path, loops, plan, settings, shards=parts.of, speed=parts.speed,
+                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                outcomes.print_plan(path, planned, form)
+                return
+            if parts.workers > 1 and out is not None:
+                result = sweep_by_workers(parts.workers, path, loops, plan, out, settings, **how)
+            elif parts.shard is None:
                 result = run_sweep(path, loops, plan, journal, settings, **how)
             else:
-                result = run_shard(path, loops, plan, shard, journal_path(path, journal), settings, **how)
+                result = run_shard(path, loops, plan, parts.shard, journal_path(path, journal), settings, **how)
     except KeyboardInterrupt:
         click.echo(
             f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True
