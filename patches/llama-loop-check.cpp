@@ -261,6 +261,20 @@ int32_t malformed(const char * what) {
 
 } // namespace
 
+bool llama_loop_passes_state_alone(const llama_model & model) {
+    const char * arch = llm_arch_name(model.arch);
+
+    bool res = is_among(LOOPS, arch) && !is_among(INDEXED, arch);
+    for (const auto & rule : RULES) {
+        res = res && !is_among(rule.names, arch);
+    }
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        res = res && !model.hparams.is_recr(il);
+    }
+
+    return res;
+}
+
 int32_t llama_loop_plan_init(const llama_model & model, const llama_loop_params & params, llama_loop_plan & plan) {
     const auto & hparams = model.hparams;
 

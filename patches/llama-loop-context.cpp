@@ -40,18 +40,18 @@ void llama_context::loop_apply() {
         }
     }
 
-    if (loop_trace_on || loop_lens_state) {
+    if (loop_trace_on || loop_given) {
         auto watched = plan ? std::make_shared<llama_loop_plan>(*plan) : std::make_shared<llama_loop_plan>();
         watched->n_layer = model.hparams.n_layer();
         watched->watch   = loop_watch;
-        watched->lens    = loop_lens_state;
+        watched->given   = loop_given;
         plan = watched;
     }
 
     cparams.loop = plan;
 
     // the callback goes to the scheduler when a graph is built, and another plan is another graph
-    const bool watching = plan && plan->watch && !plan->lens && (plan->watch->trace || plan->halt > 0.0);
+    const bool watching = plan && plan->watch && !plan->is_lens() && (plan->watch->trace || plan->halt > 0.0);
 
     cparams.cb_eval           = watching ? llama_loop_watch::eval : loop_cb_eval;
     cparams.cb_eval_user_data = watching ? plan->watch.get()      : loop_cb_eval_user_data;
@@ -259,9 +259,24 @@ const llama_loop_watch & llama_context::loop_watched() const {
     return *loop_watch;
 }
 
-void llama_context::loop_lens(const float * state, size_t n) {
-    loop_lens_state = state ? std::make_shared<std::vector<float>>(state, state + n) : nullptr;
+int32_t llama_context::loop_give(llama_loop_given_ptr given) {
+    if (given && !given->left.empty()) {
+        if (!llama_loop_passes_state_alone(model)) {
+            return llama_loop_refuse(LLAMA_LOOP_ERR_ARCH, "layers of this model may read what earlier ones keep beside the state.",
+                    "evaluate the whole graph.");
+        }
+
+        const bool routes = loop_plan && loop_plan->routing == LLAMA_LOOP_ROUTING_FROZEN && model.hparams.n_expert > 0;
+        if (!loop_plan || !loop_enabled || loop_plan->n_eval < 2 || loop_plan->kv != LLAMA_LOOP_KV_FIRST || routes) {
+            return llama_loop_refuse(LLAMA_LOOP_ERR_PLAN, "only a loop with kv first and free routing can begin in its window.",
+                    "evaluate the whole graph.");
+        }
+    }
+
+    loop_given = std::move(given);
     loop_apply();
+
+    return LLAMA_LOOP_OK;
 }
 
 size_t llama_context::loop_memory_size() const {
@@ -399,5 +414,13 @@ const float * llama_loop_trace_get(const llama_context * ctx, int32_t i, int32_t
 }
 
 void llama_loop_lens(llama_context * ctx, const float * state, size_t n) {
-    ctx->loop_lens(state, n);
+    ctx->loop_give(state ? std::make_shared<llama_loop_given>(llama_loop_given { { state, state + n }, {} }) : nullptr);
+}
+
+int32_t llama_loop_resume(llama_context * ctx, const float * entered, const float * left, size_t n) {
+    if (!entered || !left) {
+        return ctx->loop_give(nullptr);
+    }
+
+    return ctx->loop_give(std::make_shared<llama_loop_given>(llama_loop_given { { entered, entered + n }, { left, left + n } }));
 }

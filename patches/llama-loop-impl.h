@@ -54,6 +54,14 @@ struct llama_loop_watch {
     static bool eval(ggml_tensor * t, bool ask, void * watch);
 };
 
+// States that decodes begin with, in place of computing them.
+struct llama_loop_given {
+    std::vector<float> entered; // the window; what the head is applied to, if there is no other
+    std::vector<float> left;    // by the first evaluation
+};
+
+using llama_loop_given_ptr = std::shared_ptr<const llama_loop_given>;
+
 struct llama_loop_plan {
     int32_t first   = 0;
     int32_t last    = 0;
@@ -74,8 +82,11 @@ struct llama_loop_plan {
     // n_eval rows of A, then B; row i holds the weights of f(y_0) .. f(y_{i-1})
     std::vector<std::vector<double>> rows;
 
-    std::shared_ptr<llama_loop_watch>   watch; // set for halt and trace
-    std::shared_ptr<std::vector<float>> lens;  // the state the head is applied to instead of running the layers
+    std::shared_ptr<llama_loop_watch> watch; // set for halt and trace
+    llama_loop_given_ptr              given; // set for lens and resume
+
+    bool is_lens()    const { return given &&  given->left.empty(); }
+    bool is_resumed() const { return given && !given->left.empty(); }
 
     uint32_t n_units()      const { return mode == LLAMA_LOOP_MODE_LAYER ? last - first : 1; }
     uint32_t n_layer_runs() const; // layer evaluations beyond the plain graph's
@@ -87,6 +98,9 @@ struct llama_loop_plan {
 
 // A plan from what a caller gave; a llama_loop_status. Refuses what this model cannot run.
 int32_t llama_loop_plan_init(const llama_model & model, const llama_loop_params & params, llama_loop_plan & plan);
+
+// Whether each layer of this model takes the state from the one before it and nothing else.
+bool llama_loop_passes_state_alone(const llama_model & model);
 
 // Keeps what is wrong, and what to do, for llama_loop_error; returns the status.
 int32_t llama_loop_refuse(int32_t status, const std::string & what, const std::string & remedy);
@@ -144,7 +158,9 @@ public:
 private:
     enum phase_t { BEFORE, INSIDE, RERUN, DONE };
 
+    ggml_tensor * enter_window(ggml_tensor * cur);
     ggml_tensor * enter_unit(ggml_tensor * cur);
+    ggml_tensor * evaluated(ggml_tensor * cur, int & il);
     ggml_tensor * leave_unit(ggml_tensor * cur);
     ggml_tensor * residual(size_t i);
     ggml_tensor * combine(const std::vector<double> & row);
@@ -159,6 +175,7 @@ private:
 
     bool is_later() const { return phase == RERUN || (phase == INSIDE && !g.empty()); } // not the first evaluation
     bool stores_nothing() const;
+    bool is_skipped() const { return plan && plan->is_resumed() && phase == BEFORE; } // a layer whose result is given
 
     llama_loop_input & inputs();
 

@@ -64,10 +64,8 @@ void llama_loop_input::set_input(const llama_ubatch * ubatch) {
         }
     }
 
-    if (lens_state) {
-        const size_t n = std::min(plan->lens->size()*sizeof(float), ggml_nbytes(lens_state));
-
-        ggml_backend_tensor_set(lens_state, plan->lens->data(), 0, n);
+    for (const auto & [t, data] : states) {
+        ggml_backend_tensor_set(t, data->data(), 0, std::min(data->size()*sizeof(float), ggml_nbytes(t)));
     }
 }
 
@@ -99,15 +97,17 @@ std::vector<llama_pos> llama_kv_cache::loop_pos(llama_seq_id seq_id, uint32_t n_
 }
 
 //
-// lens
+// states
 //
 
-ggml_tensor * llama_loop_input::lens(ggml_context * ctx, const ggml_tensor * cur) {
-    lens_state = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, cur->ne);
-    ggml_set_input(lens_state);
-    ggml_set_name(lens_state, "loop_lens");
+ggml_tensor * llama_loop_input::given(ggml_context * ctx, const ggml_tensor * cur, const std::vector<float> & data) {
+    ggml_tensor * t = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, cur->ne);
+    ggml_set_input(t);
+    ggml_format_name(t, "loop_given-%d", (int) states.size());
 
-    return lens_state;
+    states.push_back({ t, &data });
+
+    return t;
 }
 
 //

@@ -1,6 +1,6 @@
 #pragma once
 
-// What a looping graph is given before it is computed: the masks that limit attention and the state of a lens. It also
+// What a looping graph is given before it is computed: the masks that limit attention and states it begins with. It also
 // knows which nodes need not be computed any more once the loop has halted.
 
 #include "llama-graph.h"
@@ -17,8 +17,8 @@ public:
     // a mask to add to this one: -inf where later evaluations must not look
     ggml_tensor * limit(ggml_context * ctx, const ggml_tensor * kq_mask, const llama_kv_cache * kv);
 
-    // the state that takes the place of this one
-    ggml_tensor * lens(ggml_context * ctx, const ggml_tensor * cur);
+    // a state that is given, of the shape of this one
+    ggml_tensor * given(ggml_context * ctx, const ggml_tensor * cur, const std::vector<float> & data);
 
     // if the loop halts at this step, the nodes from here on, up to end_halts, change nothing
     void begin_halt(const ggml_tensor * step, int32_t n_left);
@@ -58,5 +58,5 @@ private:
     std::vector<span>          spans;
     std::vector<ggml_tensor *> left_out; // in the last compute
 
-    ggml_tensor * lens_state = nullptr;
+    std::vector<std::pair<ggml_tensor *, const std::vector<float> *>> states; // of the plan
 };

@@ -66,8 +66,18 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
         return cur;
     }
 
-    if (plan->lens) {
+    if (plan->is_lens()) {
         return lens(cur, il);
+    }
+
+    if (is_skipped()) {
+        const auto & given = *plan->given;
+
+        ggml_tensor * left = inputs().given(ctx, cur, given.left);
+        enter_window(inputs().given(ctx, cur, given.entered));
+        il = unit_last - 1;
+
+        return evaluated(left, il);
     }
 
     if (phase != RERUN) {
@@ -75,14 +85,7 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
     }
 
     if (plan->n_eval > 0 && phase == BEFORE && il == plan->first - 1) {
-        if (mctx) {
-            mctx->set_loop(this);
-        }
-
-        unit_first = plan->first;
-        unit_last  = plan->mode == LLAMA_LOOP_MODE_LAYER ? plan->first + 1 : plan->last;
-
-        return enter_unit(cur);
+        return enter_window(cur);
     }
 
     if (il != unit_last - 1 || (phase != INSIDE && phase != RERUN)) {
@@ -94,6 +97,11 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
         return leave_unit(result);
     }
 
+    return evaluated(cur, il);
+}
+
+// the state that an evaluation of the unit ended with; returns what goes on
+ggml_tensor * llama_loop_graph::evaluated(ggml_tensor * cur, int & il) {
     g.push_back(cur);
     f.push_back(nullptr);
     ggml_build_forward_expand(gf, cur);
@@ -125,6 +133,17 @@ ggml_tensor * llama_loop_graph::advance(ggml_tensor * cur, int & il) {
     }
 
     return leave_unit(cur);
+}
+
+ggml_tensor * llama_loop_graph::enter_window(ggml_tensor * cur) {
+    if (mctx) {
+        mctx->set_loop(this);
+    }
+
+    unit_first = plan->first;
+    unit_last  = plan->mode == LLAMA_LOOP_MODE_LAYER ? plan->first + 1 : plan->last;
+
+    return enter_unit(cur);
 }
 
 ggml_tensor * llama_loop_graph::enter_unit(ggml_tensor * cur) {
@@ -274,7 +293,7 @@ ggml_tensor * llama_loop_graph::lens(ggml_tensor * cur, int & il) {
     phase = DONE;
     il    = plan->n_layer - 1; // the last layer too is left out, and with it the choice of rows for the output
 
-    return inputs().lens(ctx, cur);
+    return inputs().given(ctx, cur, plan->given->entered);
 }
 
 void llama_loop_graph::trace(ggml_tensor * cur, int il, size_t evaluation) {
@@ -299,7 +318,7 @@ bool llama_loop_graph::stores_nothing() const {
 }
 
 void llama_loop_graph::expand_kv(ggml_tensor * kv) const {
-    if (!stores_nothing()) {
+    if (!stores_nothing() && !is_skipped()) {
         ggml_build_forward_expand(gf, kv);
     }
 }
@@ -422,6 +441,10 @@ ggml_tensor * llama_loop_graph::state(const std::vector<ggml_tensor *> & tensors
 }
 
 void llama_loop_graph::expand(ggml_tensor * node) {
+    if (is_skipped()) {
+        return;
+    }
+
     const bool is_write = (phase == INSIDE || phase == RERUN) && node->view_src && states.count(node->view_src) &&
         (node->op == GGML_OP_CPY || node->op == GGML_OP_SCALE);
 
@@ -487,13 +510,15 @@ void llama_loop_graph::finish(const char * arch_name) {
         return;
     }
 
-    if (plan->lens) {
+    if (plan->given) {
         // inputs of the layers left out are set all the same, so they need a place
         for (auto * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
             if (t->flags & GGML_TENSOR_FLAG_INPUT) {
                 ggml_build_forward_expand(gf, t);
             }
         }
+    }
+    if (plan->is_lens()) {
         return;
     }
 

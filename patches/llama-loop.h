@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LLAMA_LOOP_ABI       4
+#define LLAMA_LOOP_ABI       5
 #define LLAMA_LOOP_MAX_EVALS 64
 
 #ifdef __cplusplus
@@ -138,6 +138,13 @@ extern "C" {
     // Until called with NULL: decodes skip the layers and apply the model's head to this state, n floats as
     // llama_loop_trace_get gives them. The ubatch must have its tokens, and all of them must be outputs.
     LLAMA_API void llama_loop_lens(struct llama_context * ctx, const float * state, size_t n);
+
+    // Until called with NULL: decodes begin in the window, after its first evaluation. entered: the state that enters the
+    // window; left: what the first evaluation makes of it, in layer mode that of the window's first layer. Both are n floats
+    // as llama_loop_trace_get gives them for the same tokens, which must be one ubatch on an empty memory, under any loop of
+    // this window or none. The results are those of the whole graph; the memory is not, so nothing may follow.
+    // With kv = first and no frozen experts, where no layer reads what earlier ones keep beside the state.
+    LLAMA_API int32_t llama_loop_resume(struct llama_context * ctx, const float * entered, const float * left, size_t n);
 
 #ifdef __cplusplus
 }

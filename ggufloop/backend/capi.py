@@ -19,7 +19,7 @@ from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.loop import LoopSpec
 from ggufloop.setting import settings
 
-ABI = 4
+ABI = 5
 
 OUT_OF_MEMORY, LOST = -6, -7
 """The refusals after which the context may be empty, and after the second it has no plan either."""
@@ -72,6 +72,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [c_void_p, c_int32, POINTER(c_int32), POINTER(c_int32), POINTER(c_int64)],
     ),
     "llama_loop_lens": (None, [c_void_p, POINTER(c_float), c_size_t]),
+    "llama_loop_resume": (c_int32, [c_void_p, POINTER(c_float), POINTER(c_float), c_size_t]),
 }
 
 
@@ -98,14 +99,18 @@ def install(lib: ctypes.CDLL, ctx: Any, loop: LoopSpec | None) -> None:
 
     Raises Refused; then the context is as it was, but for what `lost` and `plain` say.
     """
-    code = lib.llama_loop_set(ctx, params(loop) if loop is not None and loop.is_loop else None)
+    checked(lib, lib.llama_loop_set(ctx, params(loop) if loop is not None and loop.is_loop else None))
+
+
+def checked(lib: ctypes.CDLL, code: int) -> None:
+    """Raise Refused for the status of a function that failed."""
     if code != 0:
         message, _, hint = lib.llama_loop_error().decode().partition("\n")
         raise Refused(message, hint, lost=code in (OUT_OF_MEMORY, LOST), plain=code == LOST)
 
 
 class Refused(GgufloopError):
-    """A plan that the context does not take. lost: it may be empty now; plain: it has no plan any more."""
+    """A plan, or a use of it, that is not taken. lost: the context may be empty now; plain: it has no plan any more."""
 
     def __init__(self, message: str, hint: str, lost: bool, plain: bool = False) -> None:
         super().__init__(message, hint)

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ggufloop.backend.capi import Refused
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import score
@@ -24,6 +28,7 @@ from ggufloop.measure.slices import sizes_of
 from ggufloop.measure.verdict import ACCURACY, NATS
 
 if TYPE_CHECKING:
+    from ggufloop.backend.tracing import States
     from ggufloop.engine import LoopedLlama
     from ggufloop.tasks.loading import Tasks
 
@@ -104,13 +109,51 @@ class TextMeasure:
 
     def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
         """Mean log-probability per scored token of each chunk, in nats."""
-        found = []
+        return [self._score(llm, i) for i in items]
+
+    def _score(self, llm: LoopedLlama, item: int) -> float:
+        document, chunk = self._order[item]
+        ids = chunk_at(llm, self._tokens[document], self.n_ctx, chunk)
+        mean = float(score(llm, ids, halves(self.n_ctx)[0]).logprob.mean())
+        return mean if math.isfinite(mean) else UNUSABLE
+
+    def score_each(
+        self, llm: LoopedLlama, loops: Mapping[str, LoopSpec | None], items: Sequence[int]
+    ) -> dict[str, tuple[list[float], float]]:
+        """`score` under several loops, None for plain, and the seconds each took.
+
+        A chunk is evaluated plain once. The loops begin with the states it leaves, where they can: then a loop is its
+        further passes and the layers behind them, and its scores are the same bits.
+        """
+        found: dict[str, list[float]] = {name: [] for name in loops}
+        seconds = dict.fromkeys(loops, 0.0)
+        share = len(loops) > 2 and self.n_ctx <= llm.n_together
         for i in items:
-            document, chunk = self._order[i]
-            ids = chunk_at(llm, self._tokens[document], self.n_ctx, chunk)
-            mean = float(score(llm, ids, halves(self.n_ctx)[0]).logprob.mean())
-            found.append(mean if math.isfinite(mean) else UNUSABLE)
-        return found
+            start = time.perf_counter()
+            states: States = {}
+            if share or None in loops.values():
+                llm.set_loop(None)
+                recording: AbstractContextManager[States] = llm.recorded() if share else nullcontext({})
+                with recording as states:
+                    plain = self._score(llm, i)
+            for name, loop in loops.items():
+                if loop is None:
+                    value = plain
+                else:
+                    llm.set_loop(loop)
+                    value = self._resumed(llm, i, states) if share else self._score(llm, i)
+                found[name].append(value)
+                now = time.perf_counter()
+                seconds[name] += now - start
+                start = now
+        return {name: (found[name], seconds[name]) for name in loops}
+
+    def _resumed(self, llm: LoopedLlama, item: int, states: States) -> float:
+        try:
+            with llm.resumed(states):
+                return self._score(llm, item)
+        except Refused:
+            return self._score(llm, item)
 
 
 class TaskMeasure:

@@ -65,7 +65,7 @@ class PlannedCell:
 @dataclass(frozen=True)
 class Planned:
     """cells: in the order they are run. speed: tokens per second of the plain model, measured or given; counted:
-    whether the model's own tokens were. tasks: whether any is asked. at_most: a race, or written answers, may take less."""
+    whether the model's own tokens were. tasks: whether any is asked. at_most: a race, or answers, may end earlier."""
 
     cells: tuple[PlannedCell, ...]
     slices: int

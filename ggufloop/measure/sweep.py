@@ -14,7 +14,7 @@ pays for (`verdict.adjusted_level`). The same command again is the same look.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ggufloop import reading
 from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
-from ggufloop.measure.items import Measure, check_enough
+from ggufloop.measure.items import Measure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
 from ggufloop.measure.slices import PLAIN as PLAIN
@@ -197,29 +197,70 @@ class CachedScores:
         """The scores of a loop, or of the plain model, on these items."""
         name = PLAIN if loop is None else str(loop)
         items = [int(i) for i in items]
-        known = self._known.setdefault(name, {})
-        missing = [i for i in items if i not in known]
-        cost = (1.0 if loop is None else loop.relative_cost(self._llm.n_layer())) / self._measure.n
-        asked = self._asked.setdefault(name, set())
-        self._work += cost * (len(set(items) - asked) - len(missing))
-        asked.update(items)
+        missing = self._ask(name, loop, items)
         if missing:
             self._llm.set_loop(loop)
         size = 1
         while missing:
-            self._progress(Step(f"{self._measure.name}: {stage} {name}", min(self._work, self._total), self._total))
+            self._tell(stage, name)
             cut = self._end(missing, size)
             part, missing = missing[:cut], missing[cut:]
             start = time.perf_counter()
             values = self._measure.score(self._llm, part)
             seconds = time.perf_counter() - start
-            self._journal.add({"measure": self._measure.name, "loop": name, "items": part, "scores": values,
-                               "seconds": round(seconds, 4)})  # fmt: skip
-            known.update(zip(part, values, strict=True))
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-            self._work += cost * len(part)
+            self._add(name, loop, part, values, seconds)
             size = max(4, int(len(part) * SLICE_SECONDS / max(seconds, 1e-3)))
-        return np.array([known[i] for i in items])
+        return self._values(name, items)
+
+    def of_each(self, loops: Mapping[str, LoopSpec], items: Iterable[int], stage: str) -> dict[str, Values]:
+        """The scores of these loops on these items; plain's are known afterwards as well."""
+        items = [int(i) for i in items]
+        if not isinstance(self._measure, TextMeasure):
+            self.of(None, items, stage)
+            return {name: self.of(loop, items, stage) for name, loop in loops.items()}
+        named: dict[str, LoopSpec | None] = {PLAIN: None, **loops}
+        missing = {name: set(self._ask(name, loop, items)) for name, loop in named.items()}
+        waiting = [(i, lacks) for i in items if (lacks := [name for name in named if i in missing[name]])]
+        size = 1
+        while waiting:
+            lacks = waiting[0][1]
+            part = [i for i, some in waiting if some == lacks][:size]
+            waiting = [(i, some) for i, some in waiting if i not in part]
+            self._tell(stage, f"{len(lacks)} loops" if len(lacks) > 2 else lacks[-1])
+            start = time.perf_counter()
+            for name, (values, seconds) in self._measure.score_each(
+                self._llm, {name: named[name] for name in lacks}, part
+            ).items():
+                self._add(name, named[name], part, values, seconds)
+            size = max(1, int(len(part) * SLICE_SECONDS / max(time.perf_counter() - start, 1e-3)))
+        return {name: self._values(name, items) for name in loops}
+
+    def _ask(self, name: str, loop: LoopSpec | None, items: Sequence[int]) -> list[int]:
+        """Those of the items that have no score yet."""
+        known, asked = self._known.setdefault(name, {}), self._asked.setdefault(name, set())
+        missing = [i for i in items if i not in known]
+        self._work += self._cost(loop) * (len(set(items) - asked) - len(missing))
+        asked.update(items)
+        return missing
+
+    def _tell(self, stage: str, name: str) -> None:
+        self._progress(Step(f"{self._measure.name}: {stage} {name}", min(self._work, self._total), self._total))
+
+    def _add(
+        self, name: str, loop: LoopSpec | None, items: Sequence[int], values: Sequence[float], seconds: float
+    ) -> None:
+        self._journal.add({"measure": self._measure.name, "loop": name, "items": items, "scores": values,
+                           "seconds": round(seconds, 4)})  # fmt: skip
+        self._known[name].update(zip(items, values, strict=True))
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self._work += self._cost(loop) * len(items)
+
+    def _values(self, name: str, items: Sequence[int]) -> Values:
+        return np.array([self._known[name][i] for i in items])
+
+    def _cost(self, loop: LoopSpec | None) -> float:
+        """Of an item, in plain runs over all of them."""
+        return (1.0 if loop is None else loop.relative_cost(self._llm.n_layer())) / self._measure.n
 
     def _end(self, items: Sequence[int], least: int) -> int:
         """Where to cut items, after so many or more: a slice stays together, and scores what it does in any cut."""
@@ -265,8 +306,13 @@ def sweep(
     planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
     scores = CachedScores(llm, measure, journal, progress, 1 + planned)
     before = llm.loop
+
+    def gains(names: Sequence[str], items: Iterable[int], stage: str) -> dict[str, Values]:
+        found = scores.of_each({name: by_name[name] for name in names}, items, stage)
+        plain = scores.of(None, items, stage)
+        return {name: values - plain for name, values in found.items()}
+
     try:
-        plain = scores.of(None, range(n), PLAIN)
         now = adjusted_level(level, look, looks)
         steps = decide(list(by_name), n, seed, finalists=finalists, racing=racing, least=measure.least, worth=worth,
                        level=now, places=measure.places)  # fmt: skip
@@ -275,15 +321,13 @@ def sweep(
             if n >= LEAST_ITEMS:
                 few = request.items if len(request.items) < n else _some(measure, seed)
                 few = _in_order(measure, few)
-                pilot = [scores.of(by_name[name], few, "pilot") - plain[few] for name in request.names]
+                pilot = list(gains(request.names, few, "pilot").values())
                 listener.note(outlook(measure, few, pilot, worth, now / len(loops)))
             while True:
-                items = request.items
-                request = steps.send(
-                    {name: scores.of(by_name[name], items, request.stage) - plain[items] for name in request.names}
-                )
+                request = steps.send(gains(request.names, request.items, request.stage))
         except StopIteration as e:
             decision: Decision = e.value
+        plain = scores.of(None, range(n), PLAIN)  # of items that no loop needed any more, too
     finally:
         llm.set_loop(before)
     if this not in seen:
@@ -317,8 +361,7 @@ def score_all(
     share = len(items) / max(measure.n, 1)
     total = share * (1 + sum(loop.relative_cost(llm.n_layer()) for loop in loops))
     scores = CachedScores(llm, measure, journal, progress, total)
-    for loop in (None, *loops):
-        scores.of(loop, items, "shard")
+    scores.of_each({str(loop): loop for loop in loops}, items, "shard")
 
 
 def _some(measure: Measure, seed: int) -> NDArray[np.intp]:

@@ -37,7 +37,7 @@ def _names(kind: str) -> tuple[str, ...]:
 LOOPS = _names("ARCHS")
 """Green in the architecture matrix."""
 
-_INDEXED = _names("INDEXED")
+INDEXED = _names("INDEXED")
 _REASON = {
     name: reason for kind, (names, reason, *_) in ((k, [*a, ""]) for k, a in _table()) if kind == "REFUSED"
     for name in names.split()
@@ -68,7 +68,7 @@ def check_loop(arch: str, loop: LoopSpec, n_layer: int, metadata: Mapping[str, A
     check_architecture(arch)
     loop.check(n_layer)
     check_window(arch, loop.window, n_layer, metadata)
-    if loop.attention is not None and arch in _INDEXED:
+    if loop.attention is not None and arch in INDEXED:
         raise UsageError(
             f"attention {loop.attention} cannot run on {arch}: an indexer chooses the keys its layers attend to.",
             "leave out attention and sinks.",

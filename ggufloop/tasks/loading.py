@@ -92,13 +92,15 @@ def require() -> None:
     # Its bootstrap would fork this process, and with it the threads of a loaded model.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        from lm_eval import evaluator
+        from lm_eval import evaluator, utils
     except ImportError as e:
         raise UsageError(f"tasks need lm-eval, which is not installed ({e}).", _INSTALL) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # It would name the commit of whatever folder the user is in, and git complains where that is no repository.
     evaluator.get_git_commit_hash = lambda: None
     evaluator.add_env_info = lambda results: None  # it would have pip list what is installed, at every run
+    if not hasattr(utils.env.from_string, "cache_info"):  # it compiles the templates of a task anew for every question
+        utils.env.from_string = cache(utils.env.from_string)
 
 
 def load_tasks(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggufloop.backend.capi import Refused
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
 from ggufloop.cli.options import number_ranges
@@ -278,6 +279,37 @@ def test_chunks_are_those_of_perplexity(tiny_llm: Any) -> None:
         tiny_llm.set_loop(None)
     assert TextMeasure(tiny_llm, text, 64, limit=5).identity() == measure.identity()
     assert TextMeasure(tiny_llm, Text("t", text.text + "!"), 64).identity() != measure.identity()
+
+
+def test_loops_of_a_chunk_share_its_plain_evaluation(tiny_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as each loop by itself; a loop that cannot begin in its window is evaluated whole."""
+    measure = TextMeasure(tiny_llm, Text("t", "The quick brown fox jumps over the lazy dog. " * 20), 64)
+    loops = [LoopSpec((2, 5), k=2), LoopSpec((1, 4), k=3, mode="layer"), LoopSpec((2, 5), k=2, kv="frozen")]
+    begun: list[str] = []
+    resumed = type(tiny_llm).resumed
+
+    def noted(llm: Any, states: Any) -> Any:
+        begun.append(str(llm.loop))
+        return resumed(llm, states)
+
+    monkeypatch.setattr(type(tiny_llm), "resumed", noted)
+    found = measure.score_each(tiny_llm, {PLAIN: None, **{str(loop): loop for loop in loops}}, [3, 0])
+    assert begun == [str(loop) for loop in loops] * 2
+    assert all(seconds > 0 for _, seconds in found.values())
+    try:
+        for spec in (None, *loops):
+            tiny_llm.set_loop(spec)
+            assert found[PLAIN if spec is None else str(spec)][0] == measure.score(tiny_llm, [3, 0])
+        tiny_llm.set_loop(None)
+        with tiny_llm.recorded() as states:
+            measure.score(tiny_llm, [0])
+        with pytest.raises(UsageError, match="nothing can be resumed"), resumed(tiny_llm, states):
+            pytest.fail("it is evaluated")
+        tiny_llm.set_loop(LoopSpec((2, 5), k=2, kv="each"))
+        with pytest.raises(Refused, match="only a loop with kv first"), resumed(tiny_llm, states):
+            pytest.fail("it is evaluated")
+    finally:
+        tiny_llm.set_loop(None)
 
 
 def test_chunks_are_drawn_from_all_texts(tiny_llm: Any) -> None:

@@ -150,6 +150,8 @@ def check(row: archs.Row, folder: Path) -> Result:
     assert _spread(rows, plain) > MOVED, f"K=2 mode=layer moves the logits by {_spread(rows, plain):.3g} only"
     cut = max(cut, difference)
 
+    _check_resumed(row, llm, text)
+
     llm.set_loop(None)
     assert np.array_equal(_evaluate(llm, parts), plain), "the loop leaves something behind when it is switched off"
     llm.close()
@@ -157,6 +159,33 @@ def check(row: archs.Row, folder: Path) -> Result:
         _check_kept(row, folder)
     _check_memory(row, folder)
     return Result(row.name, repeated, cut, _spread(whole["first"], plain), seconds=time.perf_counter() - start)
+
+
+def _check_resumed(row: archs.Row, llm: Any, text: Sequence[int]) -> None:
+    """A loop that begins with the states a plain evaluation left is the whole loop, bit for bit, or is refused."""
+    from ggufloop.backend.capi import Refused
+    from ggufloop.loop import LoopSpec
+    from ggufloop.models import architectures
+
+    llm.set_loop(None)
+    with llm.recorded() as states:
+        _evaluate(llm, [text])
+    hybrid = row.cache in (archs.RECURRENT, archs.HYBRID, archs.BESIDE)
+    alone = not hybrid and row.arch not in {*architectures.WINDOW_RULES, *architectures.INDEXED}
+    for mode in ("block", "layer"):
+        loop = LoopSpec(row.window, 3, kv="first", mode=mode)
+        llm.set_loop(loop)
+        whole = _evaluate(llm, [text])
+        can = alone and not (loop.routing == "frozen" and row.meta.get("expert_count", 0) > 0)
+        try:
+            with llm.resumed(states):
+                found = _evaluate(llm, [text])
+        except Refused:
+            found = None
+        assert (found is not None) == can, f"mode={mode} resumes: {not can}"
+        if found is not None:
+            same = np.array_equal(found, whole)
+            assert same, f"mode={mode} resumed is {_spread(found, whole):.3g} from the whole"
 
 
 def _check_kept(row: archs.Row, folder: Path) -> None:
