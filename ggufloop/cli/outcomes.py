@@ -13,6 +13,8 @@ from ggufloop.measure.eval_run import EvalResult
 from ggufloop.measure.planning import Planned
 from ggufloop.measure.slices import ShardDone
 from ggufloop.measure.sweep_run import SweepResult
+from ggufloop.study import report
+from ggufloop.study.file import Study
 
 
 def print_eval(found: EvalResult, form: str) -> None:
@@ -41,6 +43,18 @@ def print_sweep(found: SweepResult, form: str) -> None:
             click.echo(f"{outcome.measure.name}: {sweep_report.verdict(outcome)}", err=True)
 
 
+def print_study(study: Study, folder: Path, again: str, form: str, first: bool = True) -> None:
+    """Its page, made anew, and for eyes its table and verdicts; other forms are of all studies of a call together.
+    again: the command that goes on with it."""
+    from ggufloop.figures import page
+
+    page_path = page.publish(study, folder, again)
+    if form == "text":
+        click.echo("\n" * (not first) + f"{study.header.model}\n\n{report.shown(study).render('md')}")
+        click.echo("\n".join(report.summary(study)))
+        click.echo(f"\nreport: {page_path}")
+
+
 def print_plan(path: Path, planned: Planned, form: str) -> None:
     """What it will take."""
     if form == "json":
@@ -54,7 +68,7 @@ def print_plan(path: Path, planned: Planned, form: str) -> None:
 
 def print_shard(done: ShardDone) -> None:
     """What a shard did, and what is next."""
-    click.echo(f"shard {done.shard}: {done.slices} of {done.total} slices are in {done.journal}")
+    click.echo(f"shard {done.shard}: {done.slices} of {done.total} {done.what} are in {done.journal}")
     if done.note:
         click.echo(done.note)
     everyone = done.journal.with_name(done.journal.name.replace(f"-{done.shard.number}-of-", "-*-of-"))

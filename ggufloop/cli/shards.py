@@ -30,6 +30,7 @@ _SPEED = click.option("--tokens-per-second", type=click.FloatRange(min=0, min_op
                       help="For --plan: of the plain model (default: timed on this machine).")  # fmt: skip
 
 shard_options: Callable[[Any], Any] = adder([_SHARD, _WORKERS, _PLAN, _SPEED])
+study_shard_options: Callable[[Any], Any] = adder([_SHARD, _PLAN, _SPEED])
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Parts:
 
 def parts_from_flags(flags: dict[str, Any], out: Path | None) -> Parts:
     """What `shard_options` say; takes their flags out of `flags`. Raises UsageError."""
-    word, workers, plan, speed = (flags.pop(name) for name in ("shard", "workers", "only_plan", "tokens_per_second"))
+    word, plan, speed = (flags.pop(name) for name in ("shard", "only_plan", "tokens_per_second"))
+    workers = flags.pop("workers", 1)
     if speed is not None and not plan:
         raise UsageError("--tokens-per-second is for --plan.", "give both, or none.")
     if workers > 1 and word is not None:

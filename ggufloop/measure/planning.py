@@ -133,11 +133,11 @@ def plan_eval(
     loops = plan.loops(loop)
     check_loops(path, loops)
     tasks = tasks or plan.load(progress, listener)
-    slices, layers = slices_of(tasks, plan.limit), _layers(path)
-    with _model(path, settings, True, speed, listener) as (found, count, llm):
+    slices, layers = slices_of(tasks, plan.limit), layers_of(path)
+    with timed(path, settings, True, speed, listener) as (found, count, llm):
         reads = _reads(tasks, slices, plan.chat and llm is not None, count, llm)
     cells = [
-        PlannedCell(name, name_of(each), sum(reads[t].items for t in members), tokens, tokens * _cost(each, layers))
+        PlannedCell(name, name_of(each), sum(reads[t].items for t in members), tokens, tokens * cost(each, layers))
         for each in loops
         for name, members in tasks.members.items()
         for tokens in [sum(reads[t].tokens for t in members)]
@@ -152,10 +152,10 @@ def plan_sweep(
 ) -> Planned:  # fmt: skip
     """What `run_sweep` will take at most: a race drops loops earlier, and so does what is known."""
     check_loops(path, loops)
-    layers, racing = _layers(path), plan.racing and shards == 1
-    mean = float(np.mean([_cost(loop, layers) for loop in loops]))
+    layers, racing = layers_of(path), plan.racing and shards == 1
+    mean = float(np.mean([cost(loop, layers) for loop in loops]))
     cells, slices = [], 0
-    with _model(path, settings, bool(plan.tasks), speed, listener) as (found, count, llm):
+    with timed(path, settings, bool(plan.tasks), speed, listener) as (found, count, llm):
         reads: dict[str, _Read] = {}
         if plan.text is not None:
             reads[plan.text.name] = _text(plan.text, plan, count, llm)
@@ -178,17 +178,19 @@ def plan_sweep(
     return Planned(tuple(cells), slices, shards, found, speed is None, llm is not None, at_most, bool(plan.tasks))
 
 
-def _layers(path: Path) -> int:
+def layers_of(path: Path) -> int:
+    """Layers of a model file."""
     header = read_header(path)
     return layer_count(header, header.text("general.architecture") or "unknown")
 
 
-def _cost(loop: LoopSpec | None, layers: int) -> float:
+def cost(loop: LoopSpec | None, layers: int) -> float:
+    """Of a run under a loop, in plain runs."""
     return 1.0 if loop is None else loop.relative_cost(layers)
 
 
 @contextmanager
-def _model(
+def timed(
     path: Path, settings: ContextSettings | None, asked: bool, speed: float | None, listener: Listener
 ) -> Iterator[tuple[float, Count, LoopedLlama | None]]:
     """The speed of the plain model, how texts are counted, and the model itself unless a speed is given."""

@@ -87,13 +87,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A shard has done its part, `slices` of `total`, which is kept in `journal`. note: what else there is to say."""
+    """A shard has done its part, so many slices of `total`, or of `what` they are; `journal` keeps it. note: what else
+    there is to say."""
 
     shard: Shard
     slices: int
     total: int
     journal: Path
     note: str = ""
+    what: str = "slices"
 
 
 def file_name(kind: str, shard: Shard | None) -> str:

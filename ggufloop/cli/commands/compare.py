@@ -8,19 +8,22 @@ from typing import Any
 
 import click
 
-from ggufloop.cli import study_file, terminal
+from ggufloop.cli import outcomes, study_file, terminal
 from ggufloop.cli.context import batch_options, context_from_flags
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loops_from_flags, window_suggestion
 from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.progress import shown
+from ggufloop.cli.shards import parts_from_flags, study_shard_options
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import report
+from ggufloop.study.planning import plan_study
 from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_study
 
 KS = "2,3,6"
@@ -54,6 +57,7 @@ def _loops(path: Path, word: str | None, asked: dict[str, Any]) -> list[LoopSpec
               help="Each model gets a folder in it: study.jsonl, files, figures, report.html.")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Use only what is downloaded already.")
 @loop_list_options
+@study_shard_options
 @output_option(help="How to print the table.")
 @batch_options
 @click.pass_context
@@ -80,6 +84,7 @@ def command(
         raise UsageError(
             "no model is given.", "name one: a GGUF file, a name of `ggufloop list`, or user/repo[:quant]."
         )
+    parts = parts_from_flags(flags, out)
     asked = {name: flags.pop(name) for name in LOOP_FLAGS}
     settings = context_from_flags(flags, n_ctx=chunk)
     words, named = split_list(types, "--types"), split_list(tasks, "--tasks") if tasks else []
@@ -92,24 +97,32 @@ def command(
         folder = out / path.stem
         again = f"ggufloop compare --study {shlex.quote(str(folder / 'study.toml'))}"
         of_one = ctx.params | {"models": (name,), "window": "{}:{}".format(*loops[0].window), "out": str(out),
-                               "k": asked["k"] or KS}  # fmt: skip
+                               "k": asked["k"] or KS, "shard": None, "only_plan": None,
+                               "tokens_per_second": None}  # fmt: skip
 
         def begun(folder: Path = folder, of_one: dict[str, Any] = of_one) -> None:
             page.check(folder)
             write_text(folder / "study.toml", study_file.dump(command, of_one))
 
+        if parts.plan:
+            with shown() as progress:
+                planned = plan_study(path, loops, plan, settings, shards=parts.of, speed=parts.speed,
+                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+            outcomes.print_plan(path, planned, form)
+            continue
         try:
             with shown() as progress:
                 study = run_study(path, loops, plan, folder, settings, verbose=ctx.obj["verbose"], begun=begun,
-                                  progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                  shard=parts.shard, progress=progress, listener=terminal.LISTENER)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise
+        if parts.shard is not None:
+            journal = folder / file_name("study", parts.shard)
+            done = len(parts.shard.share(range(plan.chunks)))
+            outcomes.print_shard(ShardDone(parts.shard, done, plan.chunks, journal, what="chunks"))
+            continue
         found.append(study)
-        page_path = page.publish(study, folder, again)
-        if form == "text":
-            click.echo("\n" * (len(found) > 1) + f"{path.name}\n\n{report.shown(study).render('md')}")
-            click.echo("\n".join(report.summary(study)))
-            click.echo(f"\nreport: {page_path}")
-    if form != "text":
+        outcomes.print_study(study, folder, again, form, first=len(found) == 1)
+    if form != "text" and found:
         click.echo(report.numbers(*found).render(form), nl=False)
