@@ -74,6 +74,9 @@ def command(
         raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
     parts = parts_from_flags(flags, out)
     settings = context_from_flags(flags)
+    if log is not None and parts.shard is not None:
+        raise UsageError("--log-samples is of a whole run, and this is a shard of one.",
+                         "give it to `eval --out DIR` after `ggufloop merge --out DIR`.")  # fmt: skip
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {log.absolute().parent}.", "make it, or choose another.")
     from ggufloop.cli import outcomes

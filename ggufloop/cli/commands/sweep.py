@@ -125,9 +125,8 @@ def command(
             else:
                 result = run_shard(path, loops, plan, parts.shard, journal_path(path, journal), settings, **how)
     except KeyboardInterrupt:
-        click.echo(
-            f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True
-        )
+        where = out and out / path.stem if parts.workers > 1 else journal_path(path, journal)
+        click.echo(f"stopped; {where} keeps what is done, and the same command goes on.", err=True)
         raise
     if isinstance(result, ShardDone):
         outcomes.print_shard(result)
