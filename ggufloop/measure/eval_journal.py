@@ -44,11 +44,14 @@ class Started:
 
 
 class EvalJournal:
-    """An open journal. answers: those in it, and where others go; dropped: what could not be read, '' if nothing."""
+    """An open journal. answers: those in it, and where others go; devices: of the runs before; dropped: what could not
+    be read, '' if nothing."""
 
     def __init__(self, journal: Journal, records: Sequence[Started | Answered]) -> None:
         self._journal = journal
-        self._last = next((record for record in reversed(records) if isinstance(record, Started)), None)
+        runs = [record for record in records if isinstance(record, Started)]
+        self._last = runs[-1] if runs else None
+        self.devices = [run.device for run in runs]
         self.answers = Answers((r for r in records if isinstance(r, Answered)), lambda a: journal.add(asdict(a)))
         self.dropped = journal.dropped
 

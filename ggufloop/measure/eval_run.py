@@ -126,7 +126,9 @@ def run_eval(
             listener.note(kept.dropped)
         llm = open_model(path, settings, verbose=verbose, listener=listener)
         try:
-            kept.begin(Started(tuple(map(name_of, loops)), plan.paired, device_of(llm), settings.threads))
+            started = Started(tuple(map(name_of, loops)), plan.paired, device_of(llm), settings.threads)
+            note_devices([*kept.devices, started.device], listener)
+            kept.begin(started)
             docs = None if shard is None else docs_of(mine)
             runs = _ask_all(llm, loops, tasks, plan, kept.answers, docs, progress) if mine else {}
         finally:
@@ -155,6 +157,15 @@ def concluded(
     sizes = tasks.sizes()
     available = {name: sum(sizes[task] for task in members) for name, members in tasks.members.items()}
     return EvalResult(header, runs, compared, noise, available)
+
+
+def note_devices(devices: Sequence[str], listener: Listener) -> None:
+    """Say so if not all was computed on the same."""
+    different = list(dict.fromkeys(devices))
+    if len(different) > 1:
+        listener.note(
+            f"not all of this was computed on the same device: {'; '.join(different)}. They round differently."
+        )
 
 
 def name_of(loop: LoopSpec | None) -> str:

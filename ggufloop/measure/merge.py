@@ -18,7 +18,7 @@ from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.listener import SILENT, Listener
 from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, open_journal, read_journal
-from ggufloop.measure.eval_run import EvalResult, concluded
+from ggufloop.measure.eval_run import EvalResult, concluded, note_devices
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.slices import Answered, Answers, Shard, Sliced, file_name, sizes_of, slices_of
 from ggufloop.measure.tasks import ask
@@ -52,14 +52,6 @@ def check_same(paths: Sequence[Path], headers: Sequence[Mapping[str, Any]]) -> N
                     f"{paths[0]} and {path} are not of one run: {name} is {short(a)} and {short(b)}.",
                     "merge shards that were run with the same model, library and settings.",
                 )
-
-
-def note_devices(devices: Sequence[str], listener: Listener) -> None:
-    """Say so if not all was computed on the same."""
-    different = list(dict.fromkeys(devices))
-    if len(different) > 1:
-        listener.note(f"the shards ran on different devices: {'; '.join(different)}. A question is always asked plain "
-                      "and looped by one shard.")  # fmt: skip
 
 
 def shards_of(headers: Sequence[Mapping[str, Any]]) -> int:
@@ -104,10 +96,13 @@ def merge_evals(
     slices = slices_of(tasks, header["limit"])
     known = {(each.task, each.start): each for each in slices}
     runs: list[Started] = []
+    devices: list[str] = []
     answered: dict[tuple[str, str, int, str], Answered] = {}
     for path in paths:
         _, records = read_journal(path, known)
-        runs += [record for record in records if isinstance(record, Started)][-1:]
+        begun = [record for record in records if isinstance(record, Started)]
+        runs += begun[-1:]
+        devices += [run.device for run in begun]
         for record in records:
             if isinstance(record, Answered):
                 if record.key in answered and answered[record.key].answers != record.answers:
@@ -116,7 +111,7 @@ def merge_evals(
                 answered[record.key] = record
     _check_loops(runs)
     _check_whole(headers, list(known), runs[0].loops, answered)
-    note_devices([run.device for run in runs], listener)
+    note_devices(devices, listener)
     found = {}
     for loop in runs[0].loops:
         sliced = Sliced(Answers(answered.values()), loop, sizes_of(tasks), compare=not header["chat_template"])

@@ -19,9 +19,10 @@ from typing import Any, cast
 from ggufloop.errors import GgufloopError
 from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
+from ggufloop.measure.eval_run import note_devices
 from ggufloop.measure.items import drawn
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.merge import check_missing, check_same, headers_of, note_devices, shards_of, short
+from ggufloop.measure.merge import check_missing, check_same, headers_of, shards_of, short
 from ggufloop.measure.slices import PLAIN, file_name
 from ggufloop.measure.sweep import PartMeasure, SweepPart, check_record, part_of, sweep
 from ggufloop.measure.sweep_run import SweepResult
