@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +115,7 @@ def run_study(
             listener.note(study.dropped)
         job.check_text(study)
         begun()
-        with lock(folder / ".files.lock"):  # shards make them once
+        with lock(folder / ".lock") if shard is not None else nullcontext():  # shards make them once
             study, ladder = job.ladder(study, window)
         study = job.measure(study, ladder)
         for entry in ladder if plan.tasks else ():
