@@ -13,10 +13,10 @@ from typing import Any
 from ggufloop.backend.settings import DEFAULT_CONTEXT
 from ggufloop.loop import LoopSpec
 from ggufloop.models.architectures import refusal
-from ggufloop.models.info import KV_PREDICTED, ModelInfo, plain_kv_bytes
+from ggufloop.models.info import KV_PREDICTED, Layer, ModelInfo, plain_kv_bytes
 from ggufloop.models.registry import suggest_window
 from ggufloop.opening import check_loops
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
 
@@ -70,27 +70,25 @@ def text(report: Inspection) -> str:
     info = report.info
     layer = info.layers[0]
     sliding = sum(each.sliding for each in info.layers)
-    lines = [("file", str(info.files[0]) + (f" and {len(info.files) - 1} more" if len(info.files) > 1 else ""))]
-    lines.append(("name", info.name or "none"))
-    lines.append(("architecture", info.architecture))
     experts = f", {info.experts_used} of {info.experts} experts" if info.experts else ""
-    lines.append(("layers", f"{info.n_layer}, width {info.n_embd}{experts}"))
-    kept = (
-        f"one latent row of {layer.head_k}" if info.latent_kv else f"{layer.kv_heads} of K and V, size {layer.head_k}"
-    )
-    lines.append(("attention", f"{layer.heads} heads, {kept}"))
-    if sliding:
-        lines.append(("", f"{sliding} of {info.n_layer} layers see the last {info.sliding_window} tokens only"))
-    lines.append(("context", f"{info.n_ctx_train} tokens"))
-    lines.append(("vocabulary", f"{info.n_vocab} tokens ({info.tokenizer})"))
-    lines.append(("chat template", "yes" if info.chat_template else "no"))
+    rows_of = f"{layer.kv_heads} of K and V, size {layer.head_k}"
+    slide = [("", f"{sliding} of {info.n_layer} layers see the last {info.sliding_window} tokens only")]
     label = f"{info.label} by its label, " if info.label else ""
-    lines.append(("weights", f"{_mib(info.weight_bytes)}, {label}{info.bits_per_weight:.2f} bits per weight in truth"))
-    columns = (
-        Column("type"), Column("tensors"), Column("weights"), Column("MiB", ".1f"), Column("bits per weight", ".4g")
-    )  # fmt: skip
+    lines = [
+        ("file", str(info.files[0]) + (f" and {len(info.files) - 1} more" if len(info.files) > 1 else "")),
+        ("name", info.name or "none"),
+        ("architecture", info.architecture),
+        ("layers", f"{info.n_layer}, width {info.n_embd}{experts}"),
+        ("attention", f"{layer.heads} heads, {f'one latent row of {layer.head_k}' if info.latent_kv else rows_of}"),
+        *(slide if sliding else []),
+        ("context", f"{info.n_ctx_train} tokens"),
+        ("vocabulary", f"{info.n_vocab} tokens ({info.tokenizer})"),
+        ("chat template", "yes" if info.chat_template else "no"),
+        ("weights", f"{_mib(info.weight_bytes)}, {label}{info.bits_per_weight:.2f} bits per weight in truth"),
+    ]
+    head = columns("type", "tensors", "weights", "MiB:.1f", "bits per weight:.4g")
     rows = [(t.type, t.tensors, t.elements, t.nbytes / 2**20, t.bits_per_weight) for t in info.types]
-    return _aligned(lines) + "\n" + Table(columns, rows).render("md") + "\n" + _aligned(_loop_lines(report))
+    return _aligned(lines) + "\n" + Table(head, rows).render("md") + "\n" + _aligned(_loop_lines(report))
 
 
 def _loop_lines(report: Inspection) -> list[tuple[str, str]]:
@@ -165,21 +163,11 @@ def record(report: Inspection) -> dict[str, Any]:
         "architecture": info.architecture,
         "layers": info.n_layer,
         "width": info.n_embd,
-        "heads": [each.heads for each in info.layers],
-        "kv_heads": [each.kv_heads for each in info.layers],
-        "head_k": [each.head_k for each in info.layers],
-        "head_v": [each.head_v for each in info.layers],
-        "sliding": [each.sliding for each in info.layers],
-        "sliding_window": info.sliding_window,
-        "latent_kv": info.latent_kv,
-        "experts": info.experts,
-        "experts_used": info.experts_used,
+        **{name: [getattr(each, name) for each in info.layers] for name in Layer.__dataclass_fields__},
+        **{name: getattr(info, name) for name in ("sliding_window", "latent_kv", "experts", "experts_used")},
         "context": info.n_ctx_train,
         "vocabulary": info.n_vocab,
-        "tokenizer": info.tokenizer,
-        "chat_template": info.chat_template,
-        "label": info.label,
-        "bits_per_weight": info.bits_per_weight,
+        **{name: getattr(info, name) for name in ("tokenizer", "chat_template", "label", "bits_per_weight")},
         "weights": info.elements,
         "weight_bytes": info.weight_bytes,
         "types": types,

@@ -10,14 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.backend.settings import ContextSettings, trained
-from ggufloop.listener import SILENT, Listener
+from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.models.architectures import check_loop
 from ggufloop.models.gguf import read_header
 from ggufloop.models.info import layer_count
+from ggufloop.progress import Progress, doing, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
+
+SCHEMA_VERSION = 1
+
+
+def record_head(path: Path) -> dict[str, Any]:
+    """What a record for programs begins with: the model file, and the patch it ran with."""
+    from ggufloop.engine import ACTIVE
+
+    return {"schema_version": SCHEMA_VERSION, "model": path.name, "model_sha256": file_sha256(path),
+            "patch_id": ACTIVE.patch_id}  # fmt: skip
 
 
 def check_loops(path: Path, loops: Iterable[LoopSpec | None]) -> None:
@@ -29,12 +40,13 @@ def check_loops(path: Path, loops: Iterable[LoopSpec | None]) -> None:
             check_loop(architecture, loop, layer_count(header, architecture), header.metadata)
 
 
-def keywords(path: Path, settings: ContextSettings, listener: Listener = SILENT) -> dict[str, Any]:
+def keywords(path: Path, settings: ContextSettings, progress: Progress = silent) -> dict[str, Any]:
     """The keywords of LoopedLlama that the settings mean for this file, which is tried if nobody has computed on it."""
     found = settings.keywords(path)
     if found["n_ctx"] > trained(path):
-        listener.note(
-            f"a context of {found['n_ctx']} tokens is more than the {trained(path)} this model was trained on."
+        note(
+            progress,
+            f"a context of {found['n_ctx']} tokens is more than the {trained(path)} this model was trained on.",
         )
     return found
 
@@ -45,14 +57,14 @@ def open_model(
     loop: LoopSpec | None = None,
     *,
     verbose: bool = False,
-    listener: Listener = SILENT,
+    progress: Progress = silent,
 ) -> LoopedLlama:
     """The model, loaded. Raises UsageError, GgufloopError, BackendError."""
     from ggufloop.engine import LoopedLlama
 
-    given = keywords(path, settings, listener)
-    with listener.doing(f"loading {path.name} ..."):
+    given = keywords(path, settings, progress)
+    with doing(progress, f"loading {path.name} ..."):
         llm = LoopedLlama(path, loop=loop, verbose=verbose, **given)
     if llm.devices:
-        listener.note(f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
+        note(progress, f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")
     return llm

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,19 +111,6 @@ class Tableau:
     def evaluations(self) -> int:
         """How often the window is evaluated."""
         return len(self.B)
-
-    def apply(self, g: Callable[[Any], Any], x0: Any) -> Any:
-        """Run the tableau on any g, literally; x0 and g(x) may be anything that adds and scales."""
-        residuals: list[Any] = []
-        for row in self.A:
-            y = x0
-            for a, r in zip(row, residuals, strict=False):
-                y = y + float(a) * r
-            residuals.append(g(y) - y)
-        out = x0
-        for b, r in zip(self.B, residuals, strict=True):
-            out = out + float(b) * r
-        return out
 
 
 def tableau(solver: Solver, k: int, h: float, mu: float = 0.0, beta: float = 0.0) -> Tableau:

@@ -1,6 +1,6 @@
 """One row source, four forms: md for eyes (llama-bench's look), csv, json and jsonl for programs.
 
-    Table((Column("model"), Column("t/s", ".2f")), rows).render("md")
+    Table(columns("model", "t/s:.2f"), rows).render("md")
 
 A column's format is used by md alone; the others carry every digit. None is an empty cell, null in json. NaN and
 infinity, which JSON has no word for, become null there.
@@ -28,6 +28,11 @@ class Column:
 
     name: str
     form: str = ""
+
+
+def columns(*words: str) -> tuple[Column, ...]:
+    """Columns, each written as its name or as name:form."""
+    return tuple(Column(name, form) for name, _, form in (word.partition(":") for word in words))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ PROCESSES = {
 """Started, never imported: llama.cpp is in them, and may end them."""
 
 FLOORS = """
-errors records listener
+errors records
 reading interrupts progress
 files table
 setting solvers

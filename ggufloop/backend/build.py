@@ -148,12 +148,9 @@ def build(request: BuildRequest, progress: Progress) -> Backend:
         progress(Step(f"up to date: {ready} ({choice.name}: {choice.why})"))
         return ready
     progress(Step(f"backend {choice.name}: {choice.why}"))
-
-    def waiting() -> None:
-        progress(Step("another build is running; waiting for it to finish"))
-
+    waiting = "another build is running; waiting for it to finish"
     try:
-        with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", waiting):
+        with writing(cache_dir() / "tmp"), lock(cache_dir() / "build.lock", lambda: progress(Step(waiting))):
             shutil.rmtree(cache_dir() / "tmp", ignore_errors=True)  # a killed build's compilers may still write there
             download.binding(BuildLog(cache_dir() / "logs" / "binding.log"), progress, request.replace_binding)
             ready = None if request.force else _cached(wider)  # the build waited for may have been this one

@@ -12,8 +12,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufloop.backend import library as backend
-from ggufloop.backend import toolchain
+from ggufloop.backend import library, toolchain
 from ggufloop.backend.library import Backend
 from ggufloop.backend.probe import FoundDevice, Probe, probe
 from ggufloop.backend.verify import Verification, check, remember
@@ -64,7 +63,7 @@ class Report:
 
 def versions() -> Versions:
     """The version of each component, from files alone."""
-    library = _library()
+    backend = _library()
     try:
         own = importlib.metadata.version("ggufloop")
     except importlib.metadata.PackageNotFoundError:
@@ -72,10 +71,10 @@ def versions() -> Versions:
     return Versions(
         ggufloop=own,
         python=platform.python_version(),
-        binding=backend.binding_version(),
-        llama_cpp=backend.LLAMA_CPP_COMMIT,
-        library=library.directory.name if library else None,
-        patch_id=library.patch_id if library else None,
+        binding=library.binding_version(),
+        llama_cpp=library.LLAMA_CPP_COMMIT,
+        library=backend.directory.name if backend else None,
+        patch_id=backend.patch_id if backend else None,
     )
 
 
@@ -83,31 +82,31 @@ def diagnose() -> Report:
     """Look at everything a looped run needs; the library loads and computes in processes of its own (seconds)."""
     faults: list[GgufloopError] = []
     known = versions()
-    if known.binding != backend.BINDING_VERSION:
-        has = f"{backend.BINDING} {known.binding}" if known.binding else f"no {backend.BINDING}"
+    if known.binding != library.BINDING_VERSION:
+        has = f"{library.BINDING} {known.binding}" if known.binding else f"no {library.BINDING}"
         command = "ggufloop build --replace-binding" if known.binding else "ggufloop build"
-        faults.append(BackendError(f"{has} is installed, {backend.BINDING_VERSION} is needed.", f"run: {command}"))
+        faults.append(BackendError(f"{has} is installed, {library.BINDING_VERSION} is needed.", f"run: {command}"))
 
-    library, found, computes = None, None, None
+    backend, found, computes = None, None, None
     try:
-        library = backend.locate()
-        if known.binding == backend.BINDING_VERSION:
-            found = _loaded(library)
-            note = backend.note(library)
-            computes = check(library.directory)
-            if not computes.failures and not backend.is_verified(library):
+        backend = library.locate()
+        if known.binding == library.BINDING_VERSION:
+            found = _loaded(backend)
+            note = library.note(backend)
+            computes = check(backend.directory)
+            if not computes.failures and not library.is_verified(backend):
                 remember(note)
     except BackendError as e:
         faults.append(e)
-    if library and computes:
+    if backend and computes:
         again = "run: ggufloop build --force" + (
-            " --backend " + library.name if library.name not in ("", "cpu") else ""
+            " --backend " + backend.name if backend.name not in ("", "cpu") else ""
         )
-        shown = [f"{library} does not compute right: {failure}." for failure in computes.failures]
+        shown = [f"{backend} does not compute right: {failure}." for failure in computes.failures]
         faults += [BackendError(line, again) for line in _few(shown)]
-    if library is None:  # one has to be built: can it be?
+    if backend is None:  # one has to be built: can it be?
         try:
-            toolchain.preflight(toolchain.choose(backend.requested_name() or "auto").name, stock=False)
+            toolchain.preflight(toolchain.choose(library.requested_name() or "auto").name, stock=False)
         except GgufloopError as e:
             if str(e) not in map(str, faults):
                 faults.append(e)
@@ -117,14 +116,14 @@ def diagnose() -> Report:
     stock = _library(stock=True)
     return Report(
         versions=known,
-        directory=library.directory if library else None,
+        directory=backend.directory if backend else None,
         stock=stock.directory if stock else None,
         abi=found.abi if found else None,
         devices=found.devices if found else (),
-        gave_up=library.gave_up if library else "",
+        gave_up=backend.gave_up if backend else "",
         computes=computes,
         cache=cache_dir(),
-        cache_libraries=len(backend.installed()),
+        cache_libraries=len(library.installed()),
         cache_bytes={p.name: _size(p) for p in sorted(cache_dir().glob("*")) if p.is_dir()},
         problems=tuple(Problem(e.message, e.hint) for e in faults),
     )
@@ -137,12 +136,12 @@ def _few(lines: list[str], most: int = 3) -> list[str]:
     return [*lines[: most - 1], f"{lines[most - 1]} There are {len(lines) - most} more cases like these."]
 
 
-def _loaded(library: Backend) -> Probe:
+def _loaded(backend: Backend) -> Probe:
     """What the library says about itself. Raises BackendError if it is not what its manifest says."""
-    found = probe(library.directory)
-    if library.patch_id and found.patch_id != library.patch_id:
+    found = probe(backend.directory)
+    if backend.patch_id and found.patch_id != backend.patch_id:
         raise BackendError(
-            f"the library in {library.directory} carries patch {found.patch_id}, not {library.patch_id}.",
+            f"the library in {backend.directory} carries patch {found.patch_id}, not {backend.patch_id}.",
             "run: ggufloop build --force",
         )
     return found
@@ -150,7 +149,7 @@ def _loaded(library: Backend) -> Probe:
 
 def _library(stock: bool = False) -> Backend | None:
     try:
-        return backend.locate(stock)
+        return library.locate(stock)
     except BackendError:
         return None
 

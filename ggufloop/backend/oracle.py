@@ -115,17 +115,13 @@ class TinyModel:
 
     def _write(self, stored: dict[str, NDArray[Any]]) -> None:
         writer = GGUFWriter(self.path, "llama")
-        writer.add_block_count(N_LAYER)
-        writer.add_context_length(1024)
-        writer.add_embedding_length(N_EMBD)
-        writer.add_feed_forward_length(N_FF)
-        writer.add_head_count(N_HEAD)
-        writer.add_head_count_kv(N_HEAD_KV)
-        writer.add_layer_norm_rms_eps(EPS)
-        writer.add_rope_freq_base(ROPE_BASE)
-        writer.add_rope_dimension_count(HEAD)
-        writer.add_vocab_size(N_VOCAB)
-        writer.add_tokenizer_model("none")
+        for name, value in (
+            ("block_count", N_LAYER), ("context_length", 1024), ("embedding_length", N_EMBD),
+            ("feed_forward_length", N_FF), ("head_count", N_HEAD), ("head_count_kv", N_HEAD_KV),
+            ("layer_norm_rms_eps", EPS), ("rope_freq_base", ROPE_BASE), ("rope_dimension_count", HEAD),
+            ("vocab_size", N_VOCAB), ("tokenizer_model", "none"),
+        ):  # fmt: skip
+            getattr(writer, f"add_{name}")(value)
         kind = GGMLQuantizationType[self.kind]
 
         def add(name: str, data: NDArray[Any]) -> None:

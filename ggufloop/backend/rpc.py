@@ -125,10 +125,7 @@ def connect(ggml: Ggml, addresses: Sequence[Address]) -> list[Device]:
 
     ggml keeps a server for the life of the process; asking again gives the same devices.
     """
-    pointer = ggml.function("RPC", "ggml_backend_rpc_add_server")
-    if pointer is None:
-        raise BackendError(f"the llama.cpp library in {ggml.directory} has no RPC.", "run: ggufloop build")
-    add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(pointer)
+    add = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(_function(ggml, "add_server"))
     held = {address for addresses_of_one in _held.values() for address in addresses_of_one}
     for address in addresses:  # all of them, before llama.cpp holds a connection to one
         if address not in held:  # models of one process share a connection, and the server answers nobody else
@@ -141,6 +138,13 @@ def connect(ggml: Ggml, addresses: Sequence[Address]) -> list[Device]:
             raise GgufloopError(f"the RPC server at {address} offers no device.", "look at its output.")
         devices += found
     return devices
+
+
+def _function(ggml: Ggml, name: str) -> int:
+    pointer = ggml.function("RPC", f"ggml_backend_rpc_{name}")
+    if pointer is None:
+        raise BackendError(f"the llama.cpp library in {ggml.directory} has no RPC.", "run: ggufloop build")
+    return pointer
 
 
 def hold(owner: object, addresses: Sequence[Address]) -> None:
@@ -168,9 +172,7 @@ def serve(
     Raises BackendError without RPC, GgufloopError if the address cannot be served or the server ends. The C side
     cannot be stopped: the process has to end after this, by os._exit, without waiting for its thread.
     """
-    pointer = ggml.function("RPC", "ggml_backend_rpc_start_server")
-    if pointer is None:
-        raise BackendError(f"the llama.cpp library in {ggml.directory} has no RPC.", "run: ggufloop build")
+    pointer = _function(ggml, "start_server")
     _check_free(address)
     start = ctypes.CFUNCTYPE(
         None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)

@@ -70,10 +70,7 @@ class ContextSettings:
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"{name} {value!r} is not known.", nearest(str(value), known))
-        for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1), ("n_threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} {value} is less than {least}.", f"give {least} or more.")
+        _check_least(vars(self))
         if self.type_v not in _UNQUANTISED and self.flash_attn == "off":
             raise UsageError(
                 f"a V cache of type {self.type_v} needs flash attention, and -fa is off.",
@@ -167,14 +164,18 @@ def _number(name: str) -> int:
     return next(number for number, known in _types().items() if known == name)
 
 
+def _check_least(settings: dict[str, Any]) -> None:
+    for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1), ("n_threads", 1)):
+        value = settings.get(name)
+        if value is not None and value < least:
+            raise UsageError(f"{name} {value} is less than {least}.", f"give {least} or more.")
+
+
 def check_settings(settings: dict[str, Any], architecture: str) -> None:
     """Raise UsageError for keywords of llama_cpp.Llama that no model of this architecture can be run with."""
     if architecture in NO_FLASH_ATTENTION and settings.get("flash_attn", False):
         raise UsageError(f"llama.cpp cannot run {architecture} with flash attention.", "leave it off (-fa off).")
-    for name, least in (("n_ctx", 0), ("n_batch", 1), ("n_ubatch", 1)):
-        value = settings.get(name, least)
-        if value < least:
-            raise UsageError(f"{name} {value} is less than {least}.", f"give {least} or more.")
+    _check_least(settings)
     for name in ("type_k", "type_v"):
         value = settings.get(name)
         if value is not None and value not in _types():

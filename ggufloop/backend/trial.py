@@ -16,12 +16,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ggufloop.backend import library as backend
-from ggufloop.backend import process
+from ggufloop.backend import library, process
 from ggufloop.backend.library import Backend
 from ggufloop.backend.memory import free_bytes
+from ggufloop.backend.verify import remember
 from ggufloop.errors import BackendError, GgufloopError
-from ggufloop.files import cache_dir, writing
+from ggufloop.files import cache_dir
 from ggufloop.models.gguf import Header, read_model
 
 LIMIT = 10.0
@@ -39,16 +39,16 @@ def check(path: Path) -> None:
     """
     headers = read_model(path)
     try:
-        library = backend.usable()
+        backend = library.usable()
     except BackendError:
         return
-    note = _note(headers, library)
+    note = _note(headers, backend)
     if note.is_file():
         return
     free, size = free_bytes(), sum(h.file_bytes for h in headers)
     if free is not None and size > free / 2:
         return
-    most = 0 if free is None or library.name not in ("", "cpu") else min(size + _OWN, free)  # a GPU's maps much more
+    most = 0 if free is None or backend.name not in ("", "cpu") else min(size + _OWN, free)  # a GPU's maps much more
     wrong = _try(path, most)
     if wrong:
         raise GgufloopError(
@@ -57,16 +57,12 @@ def check(path: Path) -> None:
         )
     if wrong is None:
         return
-    try:
-        with writing(note):
-            note.touch()
-    except GgufloopError:  # a cache that cannot be written means trying again
-        pass
+    remember(note)
 
 
-def _note(headers: Sequence[Header], library: Backend) -> Path:
+def _note(headers: Sequence[Header], backend: Backend) -> Path:
     """The empty file that says that these files were tried with this library, on this CPU."""
-    digest = hashlib.sha256(backend.note(library).name.encode())
+    digest = hashlib.sha256(library.note(backend).name.encode())
     for header in headers:
         with header.path.open("rb") as f:
             digest.update(f.read(header.data_start))

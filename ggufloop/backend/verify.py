@@ -1,7 +1,7 @@
 """Does a llama.cpp library compute what it should on this machine? Asked by build, doctor and, once per CPU, by a run.
 
     found = check(directory)           # found.failures is empty if all was right; str(found) is one line
-    trust(library)                     # the same for a backend.Backend, remembered; raises BackendError
+    trust(backend)                     # the same for a library.Backend, remembered; raises BackendError
 
 Loading proves nothing: a kernel may crash, or multiply wrongly and say nothing. So a process of its own (verifier.py)
 computes small models of every weight type on every device, plain and looped, and compares with numpy (oracle.py). It
@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufloop.backend import library as backend
-from ggufloop.backend import process
+from ggufloop.backend import library, process
 from ggufloop.backend.library import Backend
 from ggufloop.errors import BackendError, GgufloopError
 from ggufloop.files import writing
@@ -93,25 +92,25 @@ def check(directory: Path, timeout: float = 300, types: Sequence[str] = ()) -> V
     return Verification((), (), (), (*failures, Failure(*last, how)), seconds)
 
 
-def trust(library: Backend) -> None:
+def trust(backend: Backend) -> None:
     """Verify `library` unless that was done on this CPU before. Raises BackendError, one line, if it fails."""
-    if backend.is_verified(library):
+    if library.is_verified(backend):
         return
-    note = backend.note(library)  # of the files as they are before the check
-    found = check(library.directory)
+    note = library.note(backend)  # of the files as they are before the check
+    found = check(backend.directory)
     if found.failures:
-        given = "GGUFLOOP_STOCK_LIB_DIR" if library.stock else "GGUFLOOP_LIB_DIR"
+        given = "GGUFLOOP_STOCK_LIB_DIR" if backend.stock else "GGUFLOOP_LIB_DIR"
         raise BackendError(
-            f"the library in {library.directory} does not compute right on this CPU: {found}.",
+            f"the library in {backend.directory} does not compute right on this CPU: {found}.",
             f"build it anew, or unset {given}."
             if os.environ.get(given)
-            else "run: ggufloop build" + (" --stock" if library.stock else ""),
+            else "run: ggufloop build" + (" --stock" if backend.stock else ""),
         )
     remember(note)
 
 
 def remember(note: Path) -> None:
-    """Note that a library computes right on this CPU; a cache that cannot be written means asking again."""
+    """Leave a note of what was found right; a cache that cannot be written means asking again."""
     try:
         with writing(note):
             note.touch()

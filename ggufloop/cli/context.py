@@ -26,6 +26,7 @@ from ggufloop.backend.settings import DEFAULT_CONTEXT, FLASH, ContextSettings
 from ggufloop.cli import terminal
 from ggufloop.cli.loop_options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion
 from ggufloop.cli.options import MODEL_FLAGS, adder, model_from_flags
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import OneOf
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
@@ -142,5 +143,6 @@ def open_from_flags(flags: dict[str, Any], settings: ContextSettings, verbose: b
     """
     path, loop, suggest = model_and_loop(flags)
     settings.check_memory([path], [loop])
-    llm = open_model(path, settings, loop, verbose=verbose, listener=terminal.LISTENER)
+    with shown() as progress:
+        llm = open_model(path, settings, loop, verbose=verbose, progress=progress)
     return Opened(llm, path, suggest)

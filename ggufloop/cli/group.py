@@ -70,16 +70,9 @@ def _verbose(command: click.Command) -> click.Command:
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         _verbose(below)
     if all("-v" not in param.opts for param in command.params):
-        command.params.append(
-            click.Option(
-                ["-v", "--verbose"],
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=_note_verbose,
-                help="Show llama.cpp's log and, on an error, the traceback.",
-            )
-        )
+        says = "Show llama.cpp's log and, on an error, the traceback."
+        command.params.append(click.Option(["-v", "--verbose"], is_flag=True, is_eager=True, expose_value=False,
+                                           callback=_note_verbose, help=says))  # fmt: skip
     return command
 
 

@@ -34,18 +34,12 @@ def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 _MODEL = [
     click.argument("model", required=False, metavar="MODEL", shell_complete=_models),
-    click.option(
-        "-m",
-        "--model",
-        "model_path",
-        metavar="FILE",
-        shell_complete=_models,
-        help="A GGUF file, or any other spelling of MODEL.",
-    ),
+    click.option("-m", "--model", "model_path", metavar="FILE", shell_complete=_models,
+                 help="A GGUF file, or any other spelling of MODEL."),
     click.option("-hf", "--hf-repo", "hf", metavar="USER/REPO[:QUANT]", help="A Hugging Face repository."),
     click.option("-hff", "--hf-file", "hf_file", metavar="FILE", help="Which file of the repository."),
     click.option("--offline", is_flag=True, help="Use only what is downloaded already."),
-]
+]  # fmt: skip
 
 
 def adder(options: Iterable[Callable[[Any], Any]]) -> Callable[[C], C]:

@@ -9,6 +9,7 @@ one of a second's work none. A download says that it begins.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -37,7 +38,7 @@ class _Shown(ABC):
         last = self._step
         if not step.total:
             self.close()
-            if last != step:
+            if step.text and last != step:
                 click.echo(step.text, err=True)
         elif last is None or (last.total, last.unit) != (step.total, step.unit) or step.done < last.done:
             self.close()
@@ -69,7 +70,7 @@ class _Bar(_Shown):
         left = "{n_fmt}/{total_fmt}B, " if in_bytes else _COUNT if step.unit else ""
         self._bar = tqdm(
             desc=step.text, initial=step.done, total=step.total, unit=step.unit,
-            bar_format=f"{_BAR}{left}{{remaining}} left",
+            bar_format="{desc}" if math.isinf(step.total) else f"{_BAR}{left}{{remaining}} left",
             unit_scale=in_bytes, unit_divisor=1024, leave=in_bytes, dynamic_ncols=True, file=sys.stderr,
         )  # fmt: skip
 

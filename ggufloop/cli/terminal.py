@@ -8,11 +8,10 @@ NO_COLOR asks for none; those a model generates are kept from the terminal.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,7 +19,6 @@ import click
 
 from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import Answer, Emit, Interrupted, Stopped, Totals
-from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)))
@@ -42,23 +40,6 @@ def error(e: GgufloopError) -> None:
     click.echo(f"error: {e.message}", err=True)
     if e.hint:
         click.echo(f"  {e.hint}", err=True)
-
-
-@contextlib.contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Show `text` while the block runs, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    click.echo(text, nl=False, err=True)
-    try:
-        yield
-    finally:
-        click.echo("\r" + " " * len(text) + "\r", nl=False, err=True)
-
-
-LISTENER = Listener(note, progress)
-"""What long pieces of work tell, on stderr."""
 
 
 def describe(loop: LoopSpec | None) -> str:

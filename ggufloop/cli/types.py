@@ -1,4 +1,5 @@
-"""Kinds of values of options, refused as they are parsed with the rule or the nearest word; and -o, which all share.
+"""Kinds of values of options, refused as they are parsed with the rule or the nearest word; and -o, which all share,
+with what it prints.
 
 @click.option("-fa", type=OneOf(("auto", "on", "off")))
 @click.option("--size-budget", type=Size())
@@ -6,14 +7,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from ggufloop.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from ggufloop.table import Table
 
 OUTPUT = ("text", "json", "jsonl", "csv", "md")
 """The forms of -o: text for eyes, the others for programs and documents."""
@@ -55,6 +60,18 @@ class Size(click.ParamType[int]):
         if size < 1:
             raise UsageError(f"{value!r} is not a size.", "write it like 500MB or 4GB.")
         return size
+
+
+def show(
+    form: str, text: Callable[[], str], record: Callable[[], Any], table: Callable[[], Table] | None = None
+) -> None:
+    """Print a result in a form of -o: text with its line feeds, a record as JSON, a table in the other forms."""
+    if form == "text":
+        click.echo(text(), nl=False)
+    elif form == "json" or table is None:
+        click.echo(json.dumps(record(), indent=2))
+    else:
+        click.echo(table().render(form), nl=False)
 
 
 def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:

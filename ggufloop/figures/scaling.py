@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ggufloop.figures.style import INK, style
+from ggufloop.figures.style import INK, new_figure, style
 from ggufloop.scaling.analysis import Level
 from ggufloop.scaling.laws import best_budget, best_size
 from ggufloop.scaling.noise import Line
@@ -98,24 +98,13 @@ def _plain_ticks(axis: Any) -> None:
 
 def ladder_figure(ladder: Ladder, line: Line, title: str) -> Figure:
     """KL divergence over SNR, the line, its 95 % interval for one more file, and the files that were left out."""
-    from matplotlib.figure import Figure
-
     with style():
-        figure = Figure(figsize=(8.0, 3.8), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-        axes = figure.add_subplot()
+        figure, (axes,) = new_figure(1, title, height=3.5)
         over = np.linspace(line.snr[0] - 1, line.snr[1] + 1, 80)
         predicted = [line.predict(float(x)) for x in over]
         axes.plot(over, [e.mean for e in predicted], color=INK, label=f"R2 {line.r2:.3f}, n = {line.n}")
-        axes.fill_between(
-            over,
-            [e.low for e in predicted],
-            [e.high for e in predicted],
-            color=INK,
-            alpha=0.12,
-            linewidth=0,
-            label="95 % interval of one more file",
-        )
+        axes.fill_between(over, [e.low for e in predicted], [e.high for e in predicted], color=INK, alpha=0.12,
+                          linewidth=0, label="95 % interval of one more file")  # fmt: skip
         for points, form, label in ((ladder.used, "o", None), (ladder.left_out, "x", "left out (below 3 bits)")):
             drawn = [r for r in points if r.kld is not None and r.kld > ladder.floor and math.isfinite(r.snr_db)]
             if not drawn:

@@ -63,23 +63,17 @@ def _panels(loops: Sequence[LoopSpec]) -> list[_Panel]:
     panels = []
     for kind, members in kinds.items():
         ks = sorted({m.k for m in members})
-        widths = {_width(m) for m in members}
+        widths = {m.layers for m in members}
         if len(widths) > 1 or len(ks) == 1:
             for k in ks:
-                cells = {
-                    (loop.window[1] - loop.window[0], loop.window[0]): str(loop) for loop in members if loop.k == k
-                }
+                cells = {(m.layers, m.window[0]): str(m) for m in members if m.k == k}
                 panels.append(_Panel(f"K {k}{kind}", "width", "first layer of the window", cells))
         if len(ks) > 1:
             for width in sorted(widths):
-                cells = {(m.k, m.window[0]): str(m) for m in members if _width(m) == width}
+                cells = {(m.k, m.window[0]): str(m) for m in members if m.layers == width}
                 if len({start for _, start in cells}) > 1 or len(widths) == 1:
                     panels.append(_Panel(f"windows of {width}{kind}", "K", "first layer of the window", cells))
     return panels
-
-
-def _width(loop: LoopSpec) -> int:
-    return loop.window[1] - loop.window[0]
 
 
 def _kind(loop: LoopSpec) -> str:

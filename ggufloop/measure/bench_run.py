@@ -20,12 +20,12 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.files import file_sha256
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench
 from ggufloop.measure.bench import Child, Timed, Variant, Workload
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, keywords
+from ggufloop.progress import Progress, doing, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -75,7 +75,7 @@ class BenchPlan:
                 "leave out -c, which then is what the tests need, or give smaller tests.",
             )
 
-    def variants(self, over_rpc: bool = False, listener: Listener = SILENT) -> list[Variant]:
+    def variants(self, over_rpc: bool = False, progress: Progress = silent) -> list[Variant]:
         """The ways to run the model, in the order of the rows. Raises UsageError, BackendError."""
         if not self.compare:
             return [Variant(loop) for loop in self.loops] or [Variant(None, self.stock)]
@@ -86,19 +86,19 @@ class BenchPlan:
                 "leave out --rpc, or measure it alone: --stock without --compare.",
             )
         if over_rpc:
-            listener.note("the stock library is left out: an RPC server has one client at a time.")
-        with_stock = not over_rpc and _has_stock(required, listener)
+            note(progress, "the stock library is left out: an RPC server has one client at a time.")
+        with_stock = not over_rpc and _has_stock(required, progress)
         return [*([Variant(None, True)] if with_stock else []), Variant(), *(Variant(loop) for loop in self.loops)]
 
 
-def _has_stock(required: bool, listener: Listener) -> bool:
+def _has_stock(required: bool, progress: Progress) -> bool:
     """Whether there is a stock library to compare with. Raises BackendError if there must be."""
     try:
         library.locate(stock=True)
     except BackendError as e:
         if required:
             raise
-        listener.note(f"the stock library is left out: {e.message} ({e.hint})")
+        note(progress, f"the stock library is left out: {e.message} ({e.hint})")
         return False
     return True
 
@@ -113,7 +113,7 @@ def run_bench(
     verbose: bool = False,
     begun: Callable[[BenchRecord], None] = lambda constant: None,
     row: Callable[[BenchRecord], None] = lambda record: None,
-    listener: Listener = SILENT,
+    progress: Progress = silent,
 ) -> list[BenchRecord]:
     """Measure the model, and return a record per test and variant.
 
@@ -122,12 +122,12 @@ def run_bench(
     before anything is measured. Raises UsageError, GgufloopError, BackendError.
     """
     settings = settings or ContextSettings()
-    variants = variants or plan.variants(bool(settings.rpc_servers), listener)
+    variants = variants or plan.variants(bool(settings.rpc_servers), progress)
     check_loops(path, plan.loops)
     if settings.n_ctx is None:
         settings = replace(settings, n_ctx=plan.context)
     settings.check_memory([path], plan.loops)
-    given = keywords(path, settings, listener) | {"swa_full": False}  # as llama-bench
+    given = keywords(path, settings, progress) | {"swa_full": False}  # as llama-bench
     plan.check_context(given["n_ctx"])
     loaded = library.activate(stock=plan.stock and not plan.compare)
     from ggufloop.engine import LoopedLlama
@@ -139,7 +139,7 @@ def run_bench(
         row(record)
 
     with ExitStack() as stack:
-        with listener.doing(f"loading {path.name} ..."):
+        with doing(progress, f"loading {path.name} ..."):
             llm = LoopedLlama(path, verbose=verbose, **given)
             stack.callback(llm.close)
             for loop in plan.loops:
@@ -152,7 +152,7 @@ def run_bench(
         begun(constant)
 
         def run(variant: Variant, work: Workload, repetition: int, warm: bool = True) -> int:
-            with listener.doing(f"{work}: {variant}, {repetition + 1} of {plan.repetitions} ..."):
+            with doing(progress, f"{work}: {variant}, {repetition + 1} of {plan.repetitions} ..."):
                 warm = warm and plan.warm
                 if variant.stock and child is not None:
                     return child.run(work, None, repetition, warm).ns

@@ -1,7 +1,5 @@
-"""Items that resemble each other: chunks drawn so that they do less, and intervals that know what is left of it.
+"""Items that resemble each other, and intervals that know it.
 
-    draw([240, 60, 900], n=120, seed=1)          # (document, chunk) pairs, every chunk as likely as any other
-    halves(documents, seed=1)                    # two halves without a common document
     paired_mean(diff)                            # of independent items: Student's interval
     paired_mean(diff, documents)                 # of chunks in the order of their texts
 
@@ -14,7 +12,6 @@ chunks the worst correlation seen is taken for granted. `tests/measure/test_depe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,36 +29,6 @@ FEW = 64
 
 DOCUMENTS = 10
 """From so many documents on, a document is an item."""
-
-
-def draw(sizes: Sequence[int], n: int, seed: int) -> list[tuple[int, int]]:
-    """n chunks drawn at random without replacement from documents of `sizes` chunks: (document, chunk), ascending.
-
-    Raises UsageError for more chunks than there are.
-    """
-    total = sum(sizes)
-    if not 1 <= n <= total:
-        raise UsageError(f"{n} chunks cannot be drawn from {total}.", f"use 1 to {total}, or give more text.")
-    ends = np.cumsum(sizes)
-    drawn = np.sort(np.random.default_rng(seed).choice(total, n, replace=False))
-    found = np.searchsorted(ends, drawn, side="right")
-    return [(int(d), int(i - ends[d] + sizes[d])) for d, i in zip(found, drawn, strict=True)]
-
-
-def halves(documents: ArrayLike, seed: int) -> tuple[Labels, Labels]:
-    """Indices of items in two halves that share no document, as near to equal as shuffled documents fill them.
-
-    documents: of each item. Raises UsageError for fewer than 2 documents.
-    """
-    labels = np.unique(np.asarray(documents), return_inverse=True)[1]
-    sizes = np.bincount(labels)
-    if len(sizes) < 2:
-        raise UsageError(f"{len(sizes)} document cannot be split into halves.", "give two texts or more.")
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    filled = np.cumsum(sizes[order])
-    cut = 1 + int(np.argmin(np.abs(2 * filled[:-1] - len(labels))))
-    first = np.isin(labels, order[:cut])
-    return np.flatnonzero(first), np.flatnonzero(~first)
 
 
 def paired_mean(diff: ArrayLike, documents: ArrayLike | None = None, level: float = 0.95) -> PairedEstimate:

@@ -176,10 +176,6 @@ class KLStatistics:
             same_top=Value(same, math.sqrt(same * (1 - same) / (n - 1)) if n > 1 else math.nan),
         )
 
-    def supported(self) -> tuple[float, ...]:
-        """Of PERCENTILES those with LEAST_BEYOND tokens beyond them at least; the extremes never are."""
-        return tuple(q for q in PERCENTILES if min(q, 1 - q) * self.n >= LEAST_BEYOND)
-
     def block(self) -> str:
         """The three sections, with llama-perplexity's labels and digits."""
         kl = [f"{_label(q)}KLD: {self.kl_at[q]:10.6f}" for q in reversed(PERCENTILES) if q not in (0.25, 0.75)]

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.dependence import paired_mean
-from ggufloop.measure.stats import Estimate, PairedEstimate, Values, flips_interval, numbers, wilson
+from ggufloop.measure.stats import Estimate, PairedEstimate, Values, bisect, flips_interval, numbers, wilson
 
 Answers = Sequence[Sequence[float]]
 """Log-probabilities of the answers each question offers; questions may offer different numbers of them."""
@@ -62,11 +62,7 @@ def fit_temperature(answers: Answers, gold: Sequence[int]) -> float:
         weights = np.exp(scaled - _log_sum(scaled)[:, None])
         return float((table[rows, right] - (weights * finite).sum(axis=1)).mean())
 
-    low, high = math.log(1 / _HOTTEST), math.log(1 / _COLDEST)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(math.exp(middle)) > 0 else (low, middle)
-    return math.exp(-(low + high) / 2)
+    return math.exp(-bisect(lambda x: slope(math.exp(x)) > 0, math.log(1 / _HOTTEST), math.log(1 / _COLDEST)))
 
 
 def _padded(answers: Answers, gold: Sequence[int]) -> tuple[Values, NDArray[np.intp]]:
@@ -142,17 +138,12 @@ def nudged(loop: LoopSpec) -> LoopSpec:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The same loop twice. difference: its mean over items; typical: the mean size of one item's; changed: items that
-    differ. An effect of the size of `largest` cannot be told from the arithmetic."""
+    """The same loop twice. difference: its mean over items, whose interval an effect must leave to be told from the
+    arithmetic; typical: the mean size of one item's; changed: items that differ."""
 
     difference: PairedEstimate
     typical: float
     changed: int
-
-    @property
-    def largest(self) -> float:
-        """What the interval of the mean difference reaches to, either way."""
-        return max(-self.difference.low, self.difference.high)
 
 
 def noise_floor(scores: ArrayLike, again: ArrayLike) -> NoiseFloor:

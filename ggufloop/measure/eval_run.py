@@ -21,7 +21,6 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError
 from ggufloop.files import cache_dir, file_sha256
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.endpoints import NoiseFloor, nudged
 from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, device_of, open_journal, registered
@@ -29,7 +28,7 @@ from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.slices import PLAIN, Answers, Shard, ShardDone, docs_of, file_name, sizes_of, slices_of
 from ggufloop.measure.tasks import SEED, Comparison, Run, compare, evaluate, noise_between
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 from ggufloop.tasks.loading import Tasks, load_tasks
 
 if TYPE_CHECKING:
@@ -62,9 +61,9 @@ class EvalPlan:
         if self.floor and not self.paired:
             raise UsageError("--noise-floor is of a comparison.", "give --paired as well.")
 
-    def load(self, progress: Progress = silent, listener: Listener = SILENT) -> Tasks:
+    def load(self, progress: Progress = silent) -> Tasks:
         """Its tasks, their questions read. Raises UsageError and GgufloopError as `load_tasks` does."""
-        return load_tasks(self.names, self.offline, self.num_fewshot, progress, listener)
+        return load_tasks(self.names, self.offline, self.num_fewshot, progress)
 
     def loops(self, loop: LoopSpec | None) -> list[LoopSpec | None]:
         """What is run, in this order. Raises UsageError if a comparison has no loop."""
@@ -102,7 +101,6 @@ def run_eval(
     shard: Shard | None = None,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> EvalResult | ShardDone:
     """Ask a model file the tasks, under a loop, the plain model or both.
 
@@ -115,7 +113,7 @@ def run_eval(
         raise UsageError(f"shard {shard} keeps its part for a merge, and no folder is given.", "give --out DIR.")
     settings = replace(settings or ContextSettings(), n_seq=SEQUENCES)
     check_loops(path, loops)
-    tasks = tasks or plan.load(progress, listener)
+    tasks = tasks or plan.load(progress)
     slices = slices_of(tasks, plan.limit)
     settings.check_memory([path], loops)
     header = header_of(path, plan, tasks, settings, shard)
@@ -123,11 +121,11 @@ def run_eval(
     mine = slices if shard is None else shard.share(slices)
     with open_journal(target, header, slices) as kept:
         if kept.dropped:
-            listener.note(kept.dropped)
-        llm = open_model(path, settings, verbose=verbose, listener=listener)
+            note(progress, kept.dropped)
+        llm = open_model(path, settings, verbose=verbose, progress=progress)
         try:
             started = Started(tuple(map(name_of, loops)), plan.paired, device_of(llm), settings.threads)
-            note_devices([*kept.devices, started.device], listener)
+            note_devices([*kept.devices, started.device], progress)
             kept.begin(started)
             docs = None if shard is None else docs_of(mine)
             runs = _ask_all(llm, loops, tasks, plan, kept.answers, docs, progress) if mine else {}
@@ -137,11 +135,11 @@ def run_eval(
         return ShardDone(shard, len(mine), len(slices), target)
     if out is None:
         target.unlink(missing_ok=True)
-    return concluded(header, runs, plan.paired, tasks, listener)
+    return concluded(header, runs, plan.paired, tasks, progress)
 
 
 def concluded(
-    header: dict[str, Any], runs: dict[str, Run], paired: bool, tasks: Tasks, listener: Listener = SILENT
+    header: dict[str, Any], runs: dict[str, Run], paired: bool, tasks: Tasks, progress: Progress = silent
 ) -> EvalResult:
     """What is said of the runs; where there is nothing to compare, a note says so."""
     compared: dict[str, Comparison] = {}
@@ -150,7 +148,7 @@ def concluded(
         plain, looped, *again = runs.values()
         for name, items in plain.items.items():
             if len(items) < 2:
-                listener.note(f"{name} has {len(items)} questions that are right or wrong: nothing to compare.")
+                note(progress, f"{name} has {len(items)} questions that are right or wrong: nothing to compare.")
             else:
                 compared[name] = compare(items, looped.items[name])
         noise = {name: noise_between(looped.items[name], run.items[name]) for run in again for name in compared}
@@ -159,12 +157,13 @@ def concluded(
     return EvalResult(header, runs, compared, noise, available)
 
 
-def note_devices(devices: Sequence[str], listener: Listener) -> None:
+def note_devices(devices: Sequence[str], progress: Progress) -> None:
     """Say so if not all was computed on the same."""
     different = list(dict.fromkeys(devices))
     if len(different) > 1:
-        listener.note(
-            f"not all of this was computed on the same device: {'; '.join(different)}. They round differently."
+        note(
+            progress,
+            f"not all of this was computed on the same device: {'; '.join(different)}. They round differently.",
         )
 
 

@@ -17,14 +17,13 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.longctx import CEILING, FLOOR, LengthCell, cells, check_record, long_context
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, silent
-from ggufloop.table import Cell, Column, Table
+from ggufloop.progress import Progress, note, silent
+from ggufloop.table import Cell, Table, columns
 from ggufloop.tasks import ruler
 
 SCHEMA_VERSION = 1
@@ -69,7 +68,6 @@ def run_long_context(
     *,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> list[LengthCell]:
     """Ask the plain model and each loop the same samples.
 
@@ -80,7 +78,7 @@ def run_long_context(
     check_loops(path, loops)
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
-    llm = open_model(path, settings, verbose=verbose, listener=listener)
+    llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
         header = {
             "schema_version": SCHEMA_VERSION, "model": path.name, "model_sha256": file_sha256(path),
@@ -90,7 +88,7 @@ def run_long_context(
         }  # fmt: skip
         with Journal.open(journal_path(path, journal), header, check_record) as kept:
             if kept.dropped:
-                listener.note(kept.dropped)
+                note(progress, kept.dropped)
             prose = plan.prose.text if plan.prose else ""
             return cells(long_context(llm, loops, plan.tasks, plan.lengths, plan.n, kept, seed=plan.seed,
                                       chat=plan.chat, prose=prose, progress=progress))  # fmt: skip
@@ -103,11 +101,8 @@ def journal_path(path: Path, journal: Path | None) -> Path:
     return journal or Path(f"longctx-{path.stem}.jsonl")
 
 
-COLUMNS = (
-    Column("length"), Column("task"), Column("loop"), Column("n"), Column("score", ".3f"), Column("low", ".3f"),
-    Column("high", ".3f"), Column("gain", "+.3f"), Column("gain low", "+.3f"), Column("gain high", "+.3f"),
-    Column("plain is"),
-)  # fmt: skip
+COLUMNS = columns("length", "task", "loop", "n", "score:.3f", "low:.3f", "high:.3f", "gain:+.3f", "gain low:+.3f",
+                  "gain high:+.3f", "plain is")  # fmt: skip
 
 
 def table(found: Sequence[LengthCell]) -> Table:

@@ -16,7 +16,6 @@ from typing import Any
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.listener import SILENT, Listener
 from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, open_journal, read_journal
 from ggufloop.measure.eval_run import EvalResult, concluded, note_devices
 from ggufloop.measure.journal import Journal
@@ -79,9 +78,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
 
 
-def merge_evals(
-    paths: Sequence[Path], out: Path | None = None, progress: Progress = silent, listener: Listener = SILENT
-) -> EvalResult:
+def merge_evals(paths: Sequence[Path], out: Path | None = None, progress: Progress = silent) -> EvalResult:
     """What a run by itself would have found. out: write its journal there, as `run_eval` would have.
 
     Raises UsageError for a journal named twice, GgufloopError for journals of different runs or that lack something.
@@ -92,7 +89,7 @@ def merge_evals(
             raise GgufloopError(f"{path} is no journal of an evaluation of this version.", "name another file.")
     check_same(paths, headers)
     header = headers[0] | {"shard": None}
-    tasks = _tasks(header, progress, listener)
+    tasks = _tasks(header, progress)
     slices = slices_of(tasks, header["limit"])
     known = {(each.task, each.start): each for each in slices}
     runs: list[Started] = []
@@ -111,7 +108,7 @@ def merge_evals(
                 answered[record.key] = record
     _check_loops(runs)
     _check_whole(headers, list(known), runs[0].loops, answered)
-    note_devices(devices, listener)
+    note_devices(devices, progress)
     found = {}
     for loop in runs[0].loops:
         sliced = Sliced(Answers(answered.values()), loop, sizes_of(tasks), compare=not header["chat_template"])
@@ -127,14 +124,14 @@ def merge_evals(
                     for one in (a for a in answered.values() if (a.loop, a.task, a.start) == (loop, *key)):
                         if kept.answers.find(one.loop, one.task, one.start, one.kind) is None:
                             kept.answers.add(one)
-    return concluded(header, found, runs[0].paired, tasks, listener)
+    return concluded(header, found, runs[0].paired, tasks, progress)
 
 
-def _tasks(header: Mapping[str, Any], progress: Progress, listener: Listener) -> Tasks:
+def _tasks(header: Mapping[str, Any], progress: Progress) -> Tasks:
     """The tasks of a run, their questions from where it had them. Raises GgufloopError if they are others now."""
     try:
         names = reading.typed(header["names"], tuple[str, ...], "names")
-        tasks = load_tasks(names, bool(header["served"]), header["num_fewshot"], progress, listener)
+        tasks = load_tasks(names, bool(header["served"]), header["num_fewshot"], progress)
         sizes, versions = tasks.sizes(), tasks.versions()
         groups = sizes_of(tasks)
         for name, there in header["tasks"].items():

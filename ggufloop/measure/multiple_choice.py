@@ -72,11 +72,6 @@ class ScoredChoice:
     greedy: bool
 
 
-def score_choices(llm: ChoiceEngine, prompt: Sequence[int], choices: Sequence[Sequence[int]]) -> list[ScoredChoice]:
-    """`score_questions` of a single one."""
-    return next(scored for _, scored in score_questions(llm, [ChoiceQuestion(prompt, choices)]))
-
-
 def score_questions(llm: ChoiceEngine, questions: Sequence[ChoiceQuestion]) -> Iterator[tuple[int, list[ScoredChoice]]]:
     """Yield the place of each question and the scores of its choices, under the loop in force, in no given order.
 

@@ -56,7 +56,8 @@ class TextModel(Engine, Protocol):
 class Base(Protocol):
     """What the model is compared with: for chunk i, put its distributions into `packed` and return the NLL in nats."""
 
-    def check(self, model: TextModel) -> None: ...
+    @property
+    def n_vocab(self) -> int: ...
     def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll: ...
 
 
@@ -66,9 +67,10 @@ class Other:
 
     model: TextModel
 
-    def check(self, model: TextModel) -> None:
-        """Raise GgufloopError unless it has as many tokens."""
-        _same_vocabulary(self.model.n_vocab(), model)
+    @property
+    def n_vocab(self) -> int:
+        """Tokens of its vocabulary."""
+        return self.model.n_vocab()
 
     def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll:
         """Evaluate the chunk without a loop."""
@@ -151,10 +153,6 @@ class KLBase:
                 f"{n_vocab - 1}.", again
             )  # fmt: skip
         return cls(path, n_ctx, n_vocab, tokens.tolist(), _HEAD + 4 * n_ctx * n_chunk)
-
-    def check(self, model: TextModel) -> None:
-        """Raise GgufloopError unless the model has as many tokens."""
-        _same_vocabulary(self.n_vocab, model)
 
     def chunk(self, i: int, tokens: Sequence[int], first: int, packed: Packed) -> Nll:
         """Read the chunk's distributions. Raises GgufloopError if they are none."""
@@ -308,8 +306,11 @@ def perplexity(
     vocabulary.
     """
     n_chunk = min(count_chunks(tokens, n_ctx), chunks or len(tokens))
-    if base is not None:
-        base.check(llm)
+    if base is not None and base.n_vocab != llm.n_vocab():
+        raise GgufloopError(
+            f"the base has a vocabulary of {base.n_vocab} tokens, the model one of {llm.n_vocab()}.",
+            "compare models of one family, such as quantisations of the same model.",
+        )
     first, scored = halves(n_ctx)
     nll, base_nll, n_bytes = np.empty((n_chunk, scored)), np.empty((n_chunk, scored)), 0
     record = Record.empty(n_chunk * scored if base else 0)
@@ -320,7 +321,17 @@ def perplexity(
         n_bytes += len(llm.detokenize(chunk[first + 1 :]))
         if base is not None:
             base_nll[i] = base.chunk(i, chunk, first, packed)
-        _score_chunk(llm, chunk, first, nll[i], i * scored, record if base else None, packed, saved)
+
+        def take(part: slice, rows: Logits, targets: Targets, i: int = i) -> None:
+            norms = Normalisers.of(rows)
+            nll[i, part] = log_probabilities(rows, targets, norms).nll
+            if base is not None:
+                place = slice(i * scored + part.start, i * scored + part.stop)
+                record.put(place, rows, norms, targets, packed.part(part))
+            if saved is not None:
+                saved.put(part, rows)
+
+        each_target(llm, chunk, first, take)
         if saved is not None:
             saved.write()
         progress(Step(f"PPL {math.exp(nll[: i + 1].mean()):.4f}", i + 1, n_chunk, "chunk"))
@@ -337,38 +348,6 @@ def perplexity(
     return TextScore(llm.loop, n_ctx, n_chunk, nll.size, n_bytes, _figure(nll, n_bytes), against)
 
 
-def _score_chunk(
-    llm: TextModel,
-    chunk: list[int],
-    first: int,
-    nll: Nll,
-    start: int,
-    record: Record | None,
-    packed: Packed,
-    saved: _Save | None,
-) -> None:
-    """Fill the chunk's nll, its part of the record from `start`, and what is to be saved of it."""
-
-    def take(part: slice, rows: Logits, targets: Targets) -> None:
-        norms = Normalisers.of(rows)
-        nll[part] = log_probabilities(rows, targets, norms).nll
-        if record is not None:
-            place = slice(start + part.start, start + part.stop)
-            record.put(place, rows, norms, targets, packed.part(part))
-        if saved is not None:
-            saved.put(part, rows)
-
-    each_target(llm, chunk, first, take)
-
-
 def _figure(nll: Nll, n_bytes: int) -> Figure:
     ppl, error = stats.perplexity(nll.ravel())
     return Figure(ppl, error, float(nll.mean()), float(nll.sum()) / math.log(2) / n_bytes if n_bytes else math.nan)
-
-
-def _same_vocabulary(n_vocab: int, model: TextModel) -> None:
-    if n_vocab != model.n_vocab():
-        raise GgufloopError(
-            f"the base has a vocabulary of {n_vocab} tokens, the model one of {model.n_vocab()}.",
-            "compare models of one family, such as quantisations of the same model.",
-        )

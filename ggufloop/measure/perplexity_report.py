@@ -14,19 +14,14 @@ from ggufloop.files import file_sha256
 from ggufloop.measure.perplexity import Figure, TextScore
 from ggufloop.measure.perplexity_run import PerplexityRun
 from ggufloop.measure.stats import Estimate
+from ggufloop.opening import record_head
 from ggufloop.reading import finite
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
-SCHEMA_VERSION = 1
-
-_COLUMNS = (Column("model"), Column("loop"), Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"),
-            Column("+/-", ".5f"), Column("bits/byte", ".4f"), Column("NLL change", ".5f"), Column("low", ".5f"),
-            Column("high", ".5f"), Column("KL", ".6f"), Column("KL +/-", ".6f"), Column("same top", ".5f"),
-            Column("same top +/-", ".5f"))  # fmt: skip
-_CONTEXTS = (Column("n_ctx"), Column("chunks"), Column("n"), Column("PPL", ".4f"), Column("+/-", ".5f"),
-             Column("bits/byte", ".4f"))  # fmt: skip
-_AGAINST = (Column("base PPL", ".4f"), Column("+/-", ".5f"), Column("NLL change", "+.5f"), Column("low", "+.5f"),
-            Column("high", "+.5f"), Column("over"), Column("KL", ".6f"), Column("+/-", ".6f"))  # fmt: skip
+_COLUMNS = columns("model", "loop", "n_ctx", "chunks", "n", "PPL:.4f", "+/-:.5f", "bits/byte:.4f", "NLL change:.5f",
+                   "low:.5f", "high:.5f", "KL:.6f", "KL +/-:.6f", "same top:.5f", "same top +/-:.5f")  # fmt: skip
+_CONTEXTS = columns("n_ctx", "chunks", "n", "PPL:.4f", "+/-:.5f", "bits/byte:.4f")
+_AGAINST = columns("base PPL:.4f", "+/-:.5f", "NLL change:+.5f", "low:+.5f", "high:+.5f", "over", "KL:.6f", "+/-:.6f")
 
 
 def _row(name: str, loop: str, result: TextScore, figure: Figure, compared: bool) -> list[Cell]:
@@ -117,14 +112,9 @@ def record(run: PerplexityRun, source: str) -> Any:
 
 
 def _record(result: TextScore, run: PerplexityRun, source: str) -> Any:
-    from ggufloop.engine import ACTIVE
-
     against = result.against
     data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": run.path.name,
-        "model_sha256": file_sha256(run.path),
-        "patch_id": ACTIVE.patch_id,
+        **record_head(run.path),
         "loop": None if result.loop is None else str(result.loop),
         "text": source,
         "n_ctx": result.n_ctx,

@@ -14,13 +14,13 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import atomic_file
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import (
@@ -36,7 +36,7 @@ from ggufloop.measure.perplexity import (
 )
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -67,7 +67,6 @@ def run_perplexity(
     settings: ContextSettings | None = None,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> PerplexityRun:
     """Score the text, the first `chunks` of it, in chunks of each of `contexts` tokens; 0 is the model's own.
 
@@ -93,25 +92,16 @@ def run_perplexity(
     replace(settings, n_ctx=max(contexts)).check_memory([path], [loop])
     results: list[TextScore] = []
     tokens: list[int] = []
-    with _saving(save, listener) as file:
+    with _saving(save, progress) as file:
         for context in contexts:
             now = replace(settings, n_ctx=context)
             with contextlib.ExitStack() as stack:
-
-                def opened(
-                    model: Path,
-                    loop: LoopSpec | None,
-                    now: ContextSettings = now,
-                    stack: contextlib.ExitStack = stack,
-                ) -> LoopedLlama:
-                    llm = open_model(model, now, loop, verbose=verbose, listener=listener)
-                    stack.callback(llm.close)
-                    return llm
-
-                llm = opened(path, loop)
+                opened = partial(open_model, settings=now, verbose=verbose, progress=progress)
+                llm = stack.enter_context(contextlib.closing(opened(path, loop=loop)))
                 against: Base | None = base if isinstance(base, KLBase) else None
                 if against is None and base is not None:
-                    against = Other(llm if base == PLAIN else opened(Path(str(base)), None))
+                    other = llm if base == PLAIN else stack.enter_context(contextlib.closing(opened(Path(str(base)))))
+                    against = Other(other)
                 n_ctx = context or llm.n_ctx()
                 if not results:
                     tokens = _tokens(llm, text, against, path, base)
@@ -154,14 +144,14 @@ def _file(path: Path, base: KLBase | Path | str | None) -> Path | None:
 
 
 @contextlib.contextmanager
-def _saving(path: Path | None, listener: Listener) -> Iterator[BinaryIO | None]:
+def _saving(path: Path | None, progress: Progress) -> Iterator[BinaryIO | None]:
     """The file of a KL base, which gets its name when the block ends well; None without one."""
     if path is None:
         yield None
         return
     with atomic_file(path) as partial, partial.open("wb") as file:
         yield file
-    listener.note(f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
+    note(progress, f"{path} is written, {path.stat().st_size / 1e6:.1f} MB.")
 
 
 def _check_space(path: Path, needed: int) -> None:

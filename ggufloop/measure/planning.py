@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.bench import Workload, sample
 from ggufloop.measure.corpus import Text
@@ -127,14 +126,14 @@ class _Read:
 
 def plan_eval(
     path: Path, loop: LoopSpec | None, plan: EvalPlan, settings: ContextSettings | None = None, *, shards: int = 1,
-    speed: float | None = None, tasks: Tasks | None = None, progress: Progress = silent, listener: Listener = SILENT,
+    speed: float | None = None, tasks: Tasks | None = None, progress: Progress = silent,
 ) -> Planned:  # fmt: skip
     """What `run_eval` will take. Raises UsageError, GgufloopError, BackendError as it does."""
     loops = plan.loops(loop)
     check_loops(path, loops)
-    tasks = tasks or plan.load(progress, listener)
+    tasks = tasks or plan.load(progress)
     slices, layers = slices_of(tasks, plan.limit), layers_of(path)
-    with timed(path, settings, True, speed, listener) as (found, count, llm):
+    with timed(path, settings, True, speed, progress) as (found, count, llm):
         reads = _reads(tasks, slices, plan.chat and llm is not None, count, llm)
     cells = [
         PlannedCell(name, name_of(each), sum(reads[t].items for t in members), tokens, tokens * cost(each, layers))
@@ -148,20 +147,20 @@ def plan_eval(
 
 def plan_sweep(
     path: Path, loops: Sequence[LoopSpec], plan: SweepPlan, settings: ContextSettings | None = None, *, shards: int = 1,
-    speed: float | None = None, progress: Progress = silent, listener: Listener = SILENT,
+    speed: float | None = None, progress: Progress = silent,
 ) -> Planned:  # fmt: skip
     """What `run_sweep` will take at most: a race drops loops earlier, and so does what is known."""
     check_loops(path, loops)
     layers, racing = layers_of(path), plan.racing and shards == 1
     mean = float(np.mean([cost(loop, layers) for loop in loops]))
     cells, slices = [], 0
-    with timed(path, settings, bool(plan.tasks), speed, listener) as (found, count, llm):
+    with timed(path, settings, bool(plan.tasks), speed, progress) as (found, count, llm):
         reads: dict[str, _Read] = {}
         if plan.text is not None:
             reads[plan.text.name] = _text(plan.text, plan, count, llm)
             slices += reads[plan.text.name].items
         for name in plan.tasks:
-            tasks = load_tasks([name], plan.offline, progress=progress, listener=listener)
+            tasks = load_tasks([name], plan.offline, progress=progress)
             some = slices_of(tasks, plan.limit)
             each = _reads(tasks, some, plan.chat and llm is not None, count, llm).values()
             slices += len(some)
@@ -191,14 +190,14 @@ def cost(loop: LoopSpec | None, layers: int) -> float:
 
 @contextmanager
 def timed(
-    path: Path, settings: ContextSettings | None, asked: bool, speed: float | None, listener: Listener
+    path: Path, settings: ContextSettings | None, asked: bool, speed: float | None, progress: Progress
 ) -> Iterator[tuple[float, Count, LoopedLlama | None]]:
     """The speed of the plain model, how texts are counted, and the model itself unless a speed is given."""
     if speed is not None:
         yield speed, lambda text: round(len(text) / CHARACTERS), None
         return
     settings = replace(settings or ContextSettings(), n_seq=SEQUENCES if asked else 1)
-    llm = open_model(path, settings, listener=listener)
+    llm = open_model(path, settings, progress=progress)
     try:
         work = Workload(prompt=min(_PREFILL, llm.n_ctx()))
         times = [sample(llm, work, None, i, warm=i == 0) for i in range(_TIMES)]

@@ -2,7 +2,6 @@
 
     scores = score(llm, tokens)                     # of tokens[1:], each given all before it
     scores = score(llm, tokens, first=256)          # of tokens[257:]; no logits are computed before them
-    plain, looped = score_under(llm, (None, loop), tokens)           # the same tokens, paired
 
 A batch's logits are read where llama.cpp left them and reduced to a few numbers per token before the next batch
 overwrites them, so memory does not grow with the text. Arithmetic is llama-perplexity's: float32 logits and
@@ -11,7 +10,7 @@ exponentials, sums and logarithm in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -69,16 +68,3 @@ def score(llm: Engine, tokens: Sequence[int], first: int = 0) -> Scores:
 
     each_target(llm, tokens, first, take)
     return Scores(logprob, top)
-
-
-def score_under(
-    llm: Engine, loops: Sequence[LoopSpec | str | None], tokens: Sequence[int], first: int = 0
-) -> Iterator[Scores]:
-    """`score` under one loop after the other, None for the plain model; the loop in force is the old one afterwards."""
-    before = llm.loop
-    try:
-        for loop in loops:
-            llm.set_loop(loop)
-            yield score(llm, tokens, first)
-    finally:
-        llm.set_loop(before)

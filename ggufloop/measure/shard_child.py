@@ -14,7 +14,6 @@ from typing import Any
 from ggufloop.backend import process
 from ggufloop.backend.process import Send
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.eval_run import EvalPlan, run_eval
@@ -32,8 +31,7 @@ def do(job: dict[str, Any], send: Send) -> dict[str, Any]:
     def progress(step: Step) -> None:
         send({"step": asdict(step)})
 
-    how: Any = {"verbose": job["verbose"], "progress": progress,
-                "listener": Listener(note=lambda text: send({"note": text}))}  # fmt: skip
+    how: Any = {"verbose": job["verbose"], "progress": progress}
     if job["kind"] == "eval":
         plan = EvalPlan(**given | {"names": tuple(given["names"])})
         done = run_eval(path, loop_of(job["loop"]), plan, out, settings, shard=shard, **how)

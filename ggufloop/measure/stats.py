@@ -58,6 +58,10 @@ class Estimate:
         level = "" if math.isclose(self.level, 0.95) else f" ({100 * self.level:.4g} %)"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]{level}, n = {self.n}"
 
+    def mapped(self, rising: Callable[[float], float]) -> Estimate:
+        """Of a rising function of it: its ends are those of the interval."""
+        return Estimate(rising(self.mean), rising(self.low), rising(self.high), self.n, self.level)
+
 
 @dataclass(frozen=True)
 class PairedEstimate(Estimate):
@@ -306,14 +310,14 @@ def t_quantile(q: float, df: int) -> float:
     if df > _SERIES_DF:
         return _t_of_normal(_NORMAL.inv_cdf(q), df)
     # Bisected is the angle, whose range is finite.
-    angle = _bisect(lambda x: _within_angle(x, df) < 2 * q - 1, 0.0, math.pi / 2)
+    angle = bisect(lambda x: _within_angle(x, df) < 2 * q - 1, 0.0, math.pi / 2)
     return math.sqrt(df) * math.tan(angle)
 
 
 def t_within(t: float, df: int) -> float:
     """P(|T| < t) of Student's t with df degrees of freedom, t >= 0 (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     if df > _SERIES_DF:
-        return 2 * _NORMAL.cdf(_bisect(lambda z: _t_of_normal(z, df) < t, 0.0, t)) - 1
+        return 2 * _NORMAL.cdf(bisect(lambda z: _t_of_normal(z, df) < t, 0.0, t)) - 1
     return _within_angle(math.atan(t / math.sqrt(df)), df)
 
 
@@ -349,11 +353,12 @@ def _poisson_limits(k: int, tail: float) -> tuple[float, float]:
         return float(np.exp(counts[: most + 1] * math.log(mean) - mean - logs[: most + 1]).sum())
 
     far = k + 12 * math.sqrt(k) + 30  # further than tail >= 1e-12 reaches
-    low = _bisect(lambda mean: 1 - at_most(k - 1, mean) < tail, 1e-12, k + 1e-12) if k else 0.0
-    return low, _bisect(lambda mean: at_most(k, mean) > tail, max(k, 1e-12), far)
+    low = bisect(lambda mean: 1 - at_most(k - 1, mean) < tail, 1e-12, k + 1e-12) if k else 0.0
+    return low, bisect(lambda mean: at_most(k, mean) > tail, max(k, 1e-12), far)
 
 
-def _bisect(is_low: Callable[[float], bool], low: float, high: float) -> float:
+def bisect(is_low: Callable[[float], bool], low: float, high: float) -> float:
+    """Where `is_low` turns from true to false between low and high."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if is_low(middle) else (low, middle)

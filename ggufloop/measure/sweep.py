@@ -22,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import reading
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.items import Measure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
 from ggufloop.measure.slices import PLAIN as PLAIN
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
-from ggufloop.progress import Progress, Step, silent
+from ggufloop.progress import Progress, Step, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -287,12 +286,11 @@ def sweep(
     level: float = LEVEL,
     looks: int = 1,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> Outcome:
     """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
 
     journal: with a header that names all this depends on. looks: how many at growing n were planned, which share
-    `level`. listener: is told after the first items how likely each verdict is. The loop in force is the old one
+    `level`. progress: is told after the first items how likely each verdict is. The loop in force is the old one
     afterwards.
     Raises GgufloopError for fewer than 4 items, UsageError as `decide` does.
     """
@@ -322,7 +320,7 @@ def sweep(
                 few = request.items if len(request.items) < n else _some(measure, seed)
                 few = _in_order(measure, few)
                 pilot = list(gains(request.names, few, "pilot").values())
-                listener.note(outlook(measure, few, pilot, worth, now / len(loops)))
+                note(progress, outlook(measure, few, pilot, worth, now / len(loops)))
             while True:
                 request = steps.send(gains(request.names, request.items, request.stage))
         except StopIteration as e:

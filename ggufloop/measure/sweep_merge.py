@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from ggufloop.errors import GgufloopError
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.eval_run import note_devices
 from ggufloop.measure.items import drawn
@@ -27,6 +26,7 @@ from ggufloop.measure.slices import PLAIN, file_name
 from ggufloop.measure.sweep import PartMeasure, SweepPart, check_record, part_of, sweep
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.measure.verdict import LEVEL
+from ggufloop.progress import Progress, silent
 
 KIND = "sweep"
 
@@ -75,7 +75,7 @@ class _NoModel:
         return self._n_layer
 
 
-def merge_sweeps(paths: Sequence[Path], out: Path | None = None, listener: Listener = SILENT) -> SweepResult:
+def merge_sweeps(paths: Sequence[Path], out: Path | None = None, progress: Progress = silent) -> SweepResult:
     """The decision on all items. out: keep the journal of the whole there, as `run_sweep` would have.
 
     Raises UsageError for a journal named twice, GgufloopError for journals of different runs or that lack something.
@@ -92,7 +92,7 @@ def merge_sweeps(paths: Sequence[Path], out: Path | None = None, listener: Liste
     part = parts[0]
     measures = [_Kept(of, said) for of, said in zip(part.measures, headers[0]["measures"], strict=True)]
     _check_whole(measures, part.loops, records, shards_of(headers))
-    note_devices([each.device for each in parts], listener)
+    note_devices([each.device for each in parts], progress)
     header = {name: value for name, value in headers[0].items() if name not in ("shard", "racing")}
     model = Path(headers[0]["model"])
     loops = [LoopSpec.parse(name) for name in part.loops]

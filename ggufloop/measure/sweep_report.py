@@ -15,11 +15,10 @@ from ggufloop.measure.selection import Decision, Judged
 from ggufloop.measure.sweep import Outcome
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.progress import duration
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
-_COLUMNS = (Column("measure"), Column("loop"), Column("layers", ".2f"), Column("n", "d"), Column("gain", "+.5f"),
-            Column("low", "+.5f"), Column("high", "+.5f"), Column("p (Holm)", ".3g"), Column("settled"),
-            Column("verdict"))  # fmt: skip
+_COLUMNS = columns("measure", "loop", "layers:.2f", "n:d", "gain:+.5f", "low:+.5f", "high:+.5f", "p (Holm):.3g",
+                   "settled", "verdict")  # fmt: skip
 
 
 def text(result: SweepResult) -> str:

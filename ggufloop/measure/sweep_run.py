@@ -26,7 +26,6 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import file_sha256
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.eval_journal import device_of
@@ -48,7 +47,7 @@ from ggufloop.measure.sweep import (
 from ggufloop.measure.verdict import HURTS, LEVEL, WORTHS
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, silent
+from ggufloop.progress import Progress, note, silent
 from ggufloop.tasks.loading import load_tasks
 
 if TYPE_CHECKING:
@@ -140,20 +139,18 @@ def run_sweep(
     *,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> SweepResult:
     """Score the loops against the plain model on what is planned, and decide.
 
     journal: sweep-MODEL.jsonl in the current folder if nothing is said. settings: n_ctx is the plan's. Raises
     UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves what is done in the journal.
     """
-    with _opened(path, loops, plan, journal_path(path, journal), settings, None, verbose, progress, listener) as opened:
+    with _opened(path, loops, plan, journal_path(path, journal), settings, None, verbose, progress) as opened:
         llm, measures, kept, header = opened
         _keep_budget(llm, loops, measures, plan, kept)
         outcomes = [
             sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress,
-                  listener=listener)
+                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress)
             for measure in measures
         ]  # fmt: skip
         costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
@@ -170,14 +167,13 @@ def run_shard(
     *,
     verbose: bool = False,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> ShardDone:
     """Score a part of the items under every loop; `sweep_merge` decides. Nothing is dropped before that: a race would
     have to wait for all shards at every round. Raises as `run_sweep`, and UsageError for a budget."""
     if plan.budget is not None:
         raise UsageError("--budget times this machine, and shards must agree on the items.",
                          "give --chunks or --limit; --plan says how long they take.")  # fmt: skip
-    with _opened(path, loops, plan, journal, settings, shard, verbose, progress, listener) as opened:
+    with _opened(path, loops, plan, journal, settings, shard, verbose, progress) as opened:
         llm, measures, kept, _ = opened
         part = asdict(SweepPart(str(shard), tuple(map(str, loops)), plan.seed, tuple(map(plan.worth_of, measures)),
                            plan.looks, llm.n_layer(), device_of(llm), tuple(map(_measured, measures))))  # fmt: skip
@@ -200,16 +196,16 @@ def _measured(m: Measure) -> PartMeasure:
 @contextmanager
 def _opened(
     path: Path, loops: Sequence[LoopSpec], plan: SweepPlan, target: Path, settings: ContextSettings | None,
-    shard: Shard | None, verbose: bool, progress: Progress, listener: Listener,
+    shard: Shard | None, verbose: bool, progress: Progress,
 ) -> Iterator[tuple[LoopedLlama, list[Measure], Journal, dict[str, Any]]]:  # fmt: skip
     """The model, what is measured, the open journal and its header."""
     settings = replace(settings or ContextSettings(n_ctx=plan.context), n_seq=SEQUENCES if plan.tasks else 1)
     check_loops(path, loops)
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
-    llm = open_model(path, settings, verbose=verbose, listener=listener)
+    llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
-        measures = _measures(llm, plan, progress, listener)
+        measures = _measures(llm, plan, progress)
         header: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": path.name,
@@ -224,7 +220,7 @@ def _opened(
         }  # fmt: skip
         with Journal.open(target, header, partial(check_record, measures)) as kept:
             if kept.dropped:
-                listener.note(kept.dropped)
+                note(progress, kept.dropped)
             yield llm, measures, kept, header
     finally:
         llm.close()
@@ -235,12 +231,12 @@ def journal_path(path: Path, given: Path | None) -> Path:
     return given or Path(f"sweep-{path.stem}.jsonl")
 
 
-def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress, listener: Listener) -> list[Measure]:
+def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress) -> list[Measure]:
     measures: list[Measure] = []
     if plan.text is not None:
         measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
     for name in plan.tasks:
-        tasks = load_tasks([name], plan.offline, progress=progress, listener=listener)
+        tasks = load_tasks([name], plan.offline, progress=progress)
         measures.append(TaskMeasure(name, tasks, plan.limit, plan.chat))
     return measures
 

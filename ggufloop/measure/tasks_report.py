@@ -14,14 +14,14 @@ from ggufloop.measure.tasks import Comparison, Run
 from ggufloop.measure.verdict import Verdict
 from ggufloop.reading import finite
 
-SCHEMA_VERSION = 1
-
 
 def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFloor | None = None) -> str:
     """The paired block of one task, for eyes. available: how many questions it has; noise: of the loop run twice."""
     choice = "not scored: no answers are offered"
     if c.choice is not None:
         choice = f"{c.choice.gain.show('+.4f')}  (nats; by it alone: {c.choice.phrase('question', available)})"
+    floor = [] if noise is None else [f"  noise floor          {noise.difference.show('+.4f')}  (damping moved "
+                                      f"by {NUDGE:g}: {noise.changed} answers differ)"]  # fmt: skip
     warning = c.guard.sentence() if c.guard is not None else ""
     lines = [
         f"{name}: looped against plain on the same questions (95 % intervals)",
@@ -31,14 +31,7 @@ def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFlo
         f"  flips                {c.gained} became right, {c.lost} became wrong; McNemar exact p = {c.p:.4g}",
         f"  choice log-prob.     {choice}",
         f"  verdict on accuracy  {c.verdict.phrase('question', available)}",
-        *(
-            []
-            if noise is None
-            else [
-                f"  noise floor          {noise.difference.show('+.4f')}  (damping moved "
-                f"by {NUDGE:g}: {noise.changed} answers differ)"
-            ]
-        ),
+        *floor,
         *textwrap.wrap(warning, 100, initial_indent="  ", subsequent_indent="  "),
     ]
     return "\n".join(lines) + "\n"
@@ -71,17 +64,22 @@ def record(
     header: Mapping[str, Any], runs: dict[str, Run], compared: dict[str, Comparison], noise: Mapping[str, NoiseFloor]
 ) -> dict[str, Any]:
     """For JSON. header: the first line of its journal."""
-    said = ("model", "model_sha256", "patch_id", "seed", "limit", "num_fewshot", "chat_template", "served")
+    said = (
+        "schema_version",
+        "model",
+        "model_sha256",
+        "patch_id",
+        "seed",
+        "limit",
+        "num_fewshot",
+        "chat_template",
+        "served",
+    )
     data = {
-        "schema_version": SCHEMA_VERSION,
         **{name: header[name] for name in said},
         "runs": [
-            {
-                "loop": loop,
-                "results": run.results["results"],
-                "versions": run.results["versions"],
-                "n": {name: len(items) for name, items in run.items.items()},
-            }
+            {"loop": loop, "results": run.results["results"], "versions": run.results["versions"],
+             "n": {name: len(items) for name, items in run.items.items()}}
             for loop, run in runs.items()
         ],
         "paired": {
@@ -102,7 +100,7 @@ def record(
             }
             for name, c in compared.items()
         },
-    }
+    }  # fmt: skip
     found: dict[str, Any] = finite(data)
     return found
 

@@ -10,24 +10,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufloop.files import file_sha256
 from ggufloop.measure.trace import LAYER, Point, TokenMean, Trace
-from ggufloop.table import Cell, Column, Table
+from ggufloop.opening import record_head
+from ggufloop.table import Cell, Table, columns
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
 
-SCHEMA_VERSION = 1
-
-_MOVED = (Column("+/-", ".4f"), Column("cosine", ".5f"), Column("+/-", ".5f"), Column("all as one", ".5f"))
-_STEPS = (Column("layers"), Column("pass"), Column("step", ".4f"), *_MOVED)
-_CHANGE = (Column("layer"), Column("pass"), Column("residual", ".4f"), *_MOVED)
-_LENS = (Column("state"), Column("layer"), Column("pass"), Column("entropy", ".3f"), Column("+/-", ".3f"),
-         Column("KL to the end", ".3f"), Column("+/-", ".3f"))  # fmt: skip
-_ALL = (Column("state"), Column("layer"), Column("pass"), Column("n"), Column("residual", ".4f"),
-        Column("residual_ci", ".4f"), Column("whole_residual", ".4f"), Column("cosine", ".5f"),
-        Column("cosine_ci", ".5f"), Column("entropy", ".3f"), Column("entropy_ci", ".3f"), Column("kl", ".3f"),
-        Column("kl_ci", ".3f"))  # fmt: skip
+_MOVED = columns("+/-:.4f", "cosine:.5f", "+/-:.5f", "all as one:.5f")
+_STEPS = (*columns("layers", "pass", "step:.4f"), *_MOVED)
+_CHANGE = (*columns("layer", "pass", "residual:.4f"), *_MOVED)
+_LENS = columns("state", "layer", "pass", "entropy:.3f", "+/-:.3f", "KL to the end:.3f", "+/-:.3f")
+_ALL = columns("state", "layer", "pass", "n", "residual:.4f", "residual_ci:.4f", "whole_residual:.4f", "cosine:.5f",
+               "cosine_ci:.5f", "entropy:.3f", "entropy_ci:.3f", "kl:.3f", "kl_ci:.3f")  # fmt: skip
 
 
 def _pair(estimate: TokenMean | None) -> tuple[float | None, float | None]:
@@ -44,22 +39,9 @@ def _lens(p: Point) -> list[Cell]:
 
 def table(result: Trace) -> Table:
     """One row per state, all columns: the form for programs."""
-    return Table(
-        _ALL,
-        [
-            [
-                p.kind,
-                p.layer,
-                p.evaluation,
-                result.tokens,
-                *_pair(p.residual),
-                p.whole_residual,
-                *_pair(p.cosine),
-                *_lens(p),
-            ]
-            for p in result.points
-        ],
-    )
+    rows = [[p.kind, p.layer, p.evaluation, result.tokens, *_pair(p.residual), p.whole_residual, *_pair(p.cosine),
+             *_lens(p)] for p in result.points]  # fmt: skip
+    return Table(_ALL, rows)
 
 
 def _halts(result: Trace, tau: float) -> list[str]:
@@ -99,14 +81,9 @@ def text(result: Trace, llm: LoopedLlama, path: Path, tau: float | None = None) 
 
 def record(result: Trace, llm: LoopedLlama, path: Path, tau: float | None = None) -> dict[str, Any]:
     """For JSON."""
-    from ggufloop.engine import ACTIVE
-
     loop = result.loop
     data: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": path.name,
-        "model_sha256": file_sha256(path),
-        "patch_id": ACTIVE.patch_id,
+        **record_head(path),
         "loop": None if loop is None else str(loop),
         "window": None if loop is None else loop.window,
         "evaluations": 1 if loop is None else loop.tableau().evaluations,

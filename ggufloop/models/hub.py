@@ -20,17 +20,7 @@ from typing import Any
 
 from ggufloop import files
 from ggufloop.errors import GgufloopError
-from ggufloop.models.hubfiles import (
-    DEFAULT_QUANT,
-    HubFile,
-    Reference,
-    check_parts,
-    choose,
-    find_file,
-    label_of,
-    models_in,
-    part_paths,
-)
+from ggufloop.models import hubfiles
 from ggufloop.progress import Progress, Step, silent
 
 
@@ -43,11 +33,13 @@ def cached(repo: str, file: str) -> Path | None:
     """The file (its first part) if it is in huggingface-hub's cache with all its parts; asks nobody."""
     from huggingface_hub import try_to_load_from_cache
 
-    paths = [try_to_load_from_cache(repo, part) for part in part_paths(file)]
+    paths = [try_to_load_from_cache(repo, part) for part in hubfiles.part_paths(file)]
     return Path(paths[0]) if isinstance(paths[0], str) and all(isinstance(p, str) for p in paths) else None
 
 
-def fetch(wanted: Reference, offline: bool = False, progress: Progress = silent, known: Iterable[str] = ()) -> Path:
+def fetch(
+    wanted: hubfiles.Reference, offline: bool = False, progress: Progress = silent, known: Iterable[str] = ()
+) -> Path:
     """Download a model of a repository, or find it in the cache, and return its (first) file.
 
     offline: use the cache only. known: repository names to suggest when this one does not exist. Raises
@@ -90,31 +82,31 @@ def switched_off(offline: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _fetch(wanted: Reference, offline: bool, progress: Progress) -> Path:
+def _fetch(wanted: hubfiles.Reference, offline: bool, progress: Progress) -> Path:
     repo, revision = wanted.repo, wanted.revision
     files, offline = _list(repo, revision, offline, progress)
     what = f"what is downloaded of {repo}" if offline else repo
     try:
         if wanted.file is not None:
-            file = find_file(files, wanted.file)
+            file = hubfiles.find_file(files, wanted.file)
         else:
-            file = choose(files, wanted.quant)
-            labels, label = list(models_in(files)), label_of(file)
-            if wanted.quant is None and label != DEFAULT_QUANT and len(labels) > 1:
-                progress(Step(f"{repo} has no {DEFAULT_QUANT}; taking {label} of {', '.join(labels)}"))
+            file = hubfiles.choose(files, wanted.quant)
+            labels, label = list(hubfiles.models_in(files)), hubfiles.label_of(file)
+            if wanted.quant is None and label != hubfiles.DEFAULT_QUANT and len(labels) > 1:
+                progress(Step(f"{repo} has no {hubfiles.DEFAULT_QUANT}; taking {label} of {', '.join(labels)}"))
     except GgufloopError as e:
         raise GgufloopError(f"cannot use {what}: {e.message}", e.hint) from None
     try:
-        check_parts(files, file)
+        hubfiles.check_parts(files, file)
     except GgufloopError as e:
         hint = "run it once without --offline and HF_HUB_OFFLINE." if offline else e.hint
         raise GgufloopError(f"cannot use {what}: {e.message}", hint) from None
     stated = {f.path: f.sha256 for f in files}
-    paths = [_download(repo, part, revision, stated.get(part), offline, progress) for part in part_paths(file)]
+    paths = [_download(repo, part, revision, stated.get(part), offline, progress) for part in hubfiles.part_paths(file)]
     return paths[0]
 
 
-def _list(repo: str, revision: str | None, offline: bool, progress: Progress) -> tuple[list[HubFile], bool]:
+def _list(repo: str, revision: str | None, offline: bool, progress: Progress) -> tuple[list[hubfiles.HubFile], bool]:
     """The repository's files, and whether they are the cache's because there is no other way to know."""
     from huggingface_hub import HfApi, constants, errors
 
@@ -134,14 +126,14 @@ def _list(repo: str, revision: str | None, offline: bool, progress: Progress) ->
     except Exception as e:
         failure = e
     else:
-        return [HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []], False
+        return [hubfiles.HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []], False
     if not _list_cache(repo, revision):
         raise failure
     progress(Step(f"the hub cannot be reached; using what is downloaded of {repo}"))
     return _list_cache(repo, revision), True
 
 
-def _list_cache(repo: str, revision: str | None) -> list[HubFile]:
+def _list_cache(repo: str, revision: str | None) -> list[hubfiles.HubFile]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -154,7 +146,7 @@ def _list_cache(repo: str, revision: str | None) -> list[HubFile]:
         kept = [v for v in kept if revision in v.refs or v.commit_hash.startswith(revision)]
     revisions = sorted(kept, key=lambda v: ("main" in v.refs, v.last_modified), reverse=True)
     return [
-        HubFile(f.file_path.relative_to(revision.snapshot_path).as_posix(), None)
+        hubfiles.HubFile(f.file_path.relative_to(revision.snapshot_path).as_posix(), None)
         for revision in revisions[:1]
         for f in revision.files
     ]

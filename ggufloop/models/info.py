@@ -123,6 +123,7 @@ def describe(path: Path) -> ModelInfo:
     first = headers[0]
     arch = first.text("general.architecture") or ""  # read_model has seen that there is one
     experts_used = _per_layer(first, f"{arch}.expert_used_count", 1, 0)[0]
+    tokens = first.metadata.get("tokenizer.ggml.tokens")
     mla = [bool(first.number(f"{arch}.attention.{x}_length_mla")) for x in ("key", "value")]
     return ModelInfo(
         files=tuple(h.path for h in headers),
@@ -131,7 +132,7 @@ def describe(path: Path) -> ModelInfo:
         layers=_layers(first, arch),
         n_embd=first.positive(f"{arch}.embedding_length"),
         n_ctx_train=first.positive(f"{arch}.context_length"),
-        n_vocab=_vocabulary(first, arch),
+        n_vocab=tokens.length if isinstance(tokens, Array) else first.number(f"{arch}.vocab_size") or 0,
         experts=first.number(f"{arch}.expert_count") or 0,
         experts_used=experts_used,
         latent_kv=arch == "deepseek2" and all(mla),
@@ -185,24 +186,10 @@ def _layers(header: Header, arch: str) -> tuple[Layer, ...]:
     if f"{arch}.attention.head_count_kv" not in header.metadata:
         kv_heads = heads
     default = n_embd // heads[0] if heads[0] else 0
-    head_k = header.number(f"{arch}.attention.key_length")
-    head_v = header.number(f"{arch}.attention.value_length")
+    given = (header.number(f"{arch}.attention.{x}_length") for x in ("key", "value"))
+    head_k, head_v = (default if size is None else size for size in given)
     sliding = _sliding(header, arch, n_all)
-    return tuple(
-        Layer(
-            heads[il],
-            kv_heads[il],
-            default if head_k is None else head_k,
-            default if head_v is None else head_v,
-            sliding[il],
-        )
-        for il in range(n)
-    )
-
-
-def _vocabulary(header: Header, arch: str) -> int:
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    return tokens.length if isinstance(tokens, Array) else header.number(f"{arch}.vocab_size") or 0
+    return tuple(Layer(heads[il], kv_heads[il], head_k, head_v, sliding[il]) for il in range(n))
 
 
 def _label(header: Header) -> str:

@@ -387,19 +387,10 @@ def saved_loop(model: Path | ModelInfo) -> Saved | None:
     related = [
         Saved(m.name, loop, m.loop_origin, m.loop_file.name if m.loop_file else "", applies=m.loop_file is None)
         for m, loop in found
-        if m == entry or stem in (hubfiles.split_name(file)[0].lower() for file in _files(m))
+        for files_of in [[m.file, *([m.loop_file.name] if m.loop_file else [])]]
+        if m == entry or stem in (hubfiles.split_name(file)[0].lower() for file in files_of)
     ]
     return max(related, key=lambda saved: saved.applies, default=None)
-
-
-def _files(model: Model) -> list[str]:
-    return [model.file, *([model.loop_file.name] if model.loop_file else [])]
-
-
-def suggest_loop(path: Path) -> LoopSpec | None:
-    """The whole loop that applies to a model file, None if there is none. Raises as `suggest_window` does."""
-    saved = saved_loop(path)
-    return saved.loop if saved is not None and saved.applies else None
 
 
 def save_loop(path: Path, loop: LoopSpec, origin: str) -> Path:

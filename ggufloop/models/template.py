@@ -121,10 +121,6 @@ def _small(left: Any, right: Any, most: int = 2**20) -> bool:
     return not isinstance(times, int) or len(text) * times <= most
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
 class ChatTemplate:
     """A compiled chat template.
 
@@ -136,7 +132,7 @@ class ChatTemplate:
         environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = _tojson
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals.update(
             bos_token=bos,
             eos_token=eos,

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.backend import library as backend
-from ggufloop.backend import process
+from ggufloop.backend import library, process
 from ggufloop.backend.process import Send
 from ggufloop.errors import GgufloopError
 from ggufloop.quant import imatrix
@@ -90,22 +89,15 @@ class _Ggml:
         library = low._lib
         if sys.platform == "win32":  # there a library shows its own functions only
             library = ctypes.CDLL(str(Path(os.environ["LLAMA_CPP_LIB_PATH"]) / "ggml-base.dll"))
-        self._get = library.ggml_backend_tensor_get
-        self._get.restype, self._get.argtypes = (
-            None,
-            [pointer, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t],
-        )
-        self._nbytes = library.ggml_nbytes
-        self._nbytes.restype, self._nbytes.argtypes = ctypes.c_size_t, [pointer]
-        self._op, self._name, self._elements = (
-            getattr(library, f"ggml_{name}") for name in ("op_desc", "get_name", "nelements")
-        )
-        for function, result in (
-            (self._op, ctypes.c_char_p),
-            (self._name, ctypes.c_char_p),
-            (self._elements, ctypes.c_int64),
-        ):
-            function.restype, function.argtypes = result, [pointer]
+
+        def function(name: str, result: Any, *more: Any) -> Any:
+            found = getattr(library, f"ggml_{name}")
+            found.restype, found.argtypes = result, [pointer, *more]
+            return found
+
+        self._get = function("backend_tensor_get", None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+        self._nbytes, self._elements = function("nbytes", ctypes.c_size_t), function("nelements", ctypes.c_int64)
+        self._op, self._name = function("op_desc", ctypes.c_char_p), function("get_name", ctypes.c_char_p)
 
     def check(self, tensor: Any) -> None:
         """Raise GgufloopError unless a tensor's fields are where this module has them; its name is among the last."""
@@ -258,7 +250,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this process
     send = process.answers()
     try:
-        backend.activate()
+        library.activate()
         from llama_cpp import llama_cpp as low
 
         def log(level: int, text: bytes, _user: int | None) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 from ggufloop.files import atomic_path
 from ggufloop.quant.quantize import Quantized
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
 
-_FILES = (Column("file"), Column("type"), Column("MiB", ".1f"), Column("bits per weight", ".3f"), Column("tensors of"),
-          Column("fallbacks"), Column("sha256"))  # fmt: skip
-_TENSORS = (Column("file"), Column("tensor"), Column("shape"), Column("source type"), Column("type"),
-            Column("bytes"), Column("instead of"))  # fmt: skip
+_FILES = columns("file", "type", "MiB:.1f", "bits per weight:.3f", "tensors of", "fallbacks", "sha256")
+_TENSORS = columns("file", "tensor", "shape", "source type", "type", "bytes", "instead of")
 
 
 def _counts(made: Quantized) -> str:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from ggufloop.backend.settings import cores
 from ggufloop.errors import UsageError
-from ggufloop.listener import SILENT, Listener
 from ggufloop.models.info import describe
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 from ggufloop.quant import imatrix
 from ggufloop.quant.files_report import write_record
 from ggufloop.quant.quantize import (
@@ -101,7 +100,6 @@ def quantize_ladder(
     progress: Progress = silent,
     each: Callable[[Quantized], None] = lambda made: None,
     log: Log | None = None,
-    listener: Listener = SILENT,
 ) -> list[Quantized]:
     """Make every file in `folder`, or find it made in the same way; force: replace one that was made otherwise.
 
@@ -115,12 +113,14 @@ def quantize_ladder(
         target = folder / f"{path.stem}-imatrix-{Path(matrix.name).stem}.gguf"
         made = imatrix.compute(path, matrix.text, matrix.name, target, chunks=matrix.chunks, threads=n_threads,
                                progress=progress, force=force)  # fmt: skip
-        listener.note(f"importance matrix: {target}, {made.chunks} chunks of {imatrix.CONTEXT} tokens of {matrix.name}")
+        note(
+            progress, f"importance matrix: {target}, {made.chunks} chunks of {imatrix.CONTEXT} tokens of {matrix.name}"
+        )
         matrix = target
     marks += ["imatrix"] * (matrix is not None)
     before = {t.type for t in info.types} - set(UNQUANTISED)
     if before:
-        listener.note(f"{path.name} is quantised already ({', '.join(sorted(before))}): what that lost stays lost.")
+        note(progress, f"{path.name} is quantised already ({', '.join(sorted(before))}): what that lost stays lost.")
     files = []
     for type_ in plan.types:
         file = quantize(path, folder / default_name(path, type_, *marks), type_, overrides=overrides, imatrix=matrix,

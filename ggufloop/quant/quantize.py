@@ -23,7 +23,7 @@ from ggufloop.backend import library, process
 from ggufloop.backend.process import Worker
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import atomic_path, check_writable, file_sha256, files_sha256, partial_path, writing
-from ggufloop.models.gguf import Header, Tensor, read_header, read_model, split_paths
+from ggufloop.models.gguf import Header, Tensor, read_header, read_model, split_paths, type_sizes
 from ggufloop.progress import Progress, Step, silent
 from ggufloop.quant import imatrix
 
@@ -139,10 +139,6 @@ def default_name(source: Path, type: str, *marks: str) -> str:
     return f"{'-'.join([stem, type, *marks])}.gguf"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _provenance(headers: Sequence[Header], type: str, overrides: Overrides, matrix: Path | None) -> dict[str, str]:
     """What is written into the metadata; the same recipe gives the same, whatever the files are called."""
     out = {
@@ -155,7 +151,8 @@ def _provenance(headers: Sequence[Header], type: str, overrides: Overrides, matr
     }
     if overrides:
         text = json.dumps([list(o) for o in overrides])
-        out["overrides"] = text if len(text.encode()) <= _MOST_VALUE else f"sha256 {_digest(text)}"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        out["overrides"] = text if len(text.encode()) <= _MOST_VALUE else f"sha256 {digest}"
     return out
 
 
@@ -176,7 +173,8 @@ def _check(headers: Sequence[Header], target: Path, type: str, overrides: Overri
     for header in headers:
         if target.exists() and target.samefile(header.path):
             raise UsageError(f"{target} is the source itself.", "name another file: a model is not quantised in place.")
-    _check_folder(target)
+    with writing(target):  # its folder is made
+        check_writable(target)
     if target.is_dir():
         raise UsageError(f"{target} is a folder.", "name the file to write, in it for example.")
     names = [t.name for h in headers for t in h.tensors]
@@ -196,12 +194,6 @@ def _check(headers: Sequence[Header], target: Path, type: str, overrides: Overri
         raise UsageError(f"type {type} needs an importance matrix.", _GIVE_IMATRIX)
     if matrix is not None:
         _check_imatrix(imatrix.read(matrix), matrix, headers)
-
-
-def _check_folder(target: Path) -> None:
-    """Raise GgufloopError if nothing can be written beside `target`; its folder is made."""
-    with writing(target):
-        check_writable(target)
 
 
 def _check_imatrix(matrix: imatrix.Imatrix, path: Path, headers: Sequence[Header]) -> None:
@@ -287,13 +279,14 @@ def quantize(
             f"{target} exists, and was not made from {source.name} in this way.",
             "give --force to replace it, or another folder with --out.",
         )
+    numbers = {name: number for number, (name, _, _) in type_sizes().items()}
     job = {
         "kind": "quantise",
         "source": str(source),
         "target": str(partial_path(target)),
         "ftype": FILE_TYPES[type],
         "threads": threads or 0,
-        "overrides": [[pattern, _type_number(kind)] for pattern, kind in overrides],
+        "overrides": [[pattern, numbers[kind]] for pattern, kind in overrides],
         "imatrix": None if imatrix is None else str(imatrix),
         "metadata": {KEY + key: value for key, value in provenance.items()},
         "dry_run": True,
@@ -309,12 +302,6 @@ def quantize(
                 _finish(worker.run(job | {"dry_run": False}, run), run, source, type)
                 _check_whole(partial, target, provenance)
     return _describe(headers, target, type, plan.wanted, not there)
-
-
-def _type_number(name: str) -> int:
-    from ggufloop.models.gguf import type_sizes
-
-    return next(number for number, (known, _, _) in type_sizes().items() if known == name)
 
 
 def _finish(done: dict[str, Any], reader: _Reader, source: Path, type: str) -> None:

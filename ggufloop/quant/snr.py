@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +27,6 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.models.gguf import Array, Header, read_model
 from ggufloop.models.weights import StoredTensor, decode, finite, half, locate, slabs, weights
 from ggufloop.progress import Progress, Step, silent
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = {
     "Q8_0": (45.41, 43.42, 43.27), "Q6_K": (35.00, 33.25, 33.26), "Q5_K": (28.83, 27.36, 27.47),

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.stats import Estimate, mean_interval, t_quantile
+from ggufloop.measure.stats import Estimate, Values, mean_interval, t_quantile
 from ggufloop.progress import Progress, Step, silent
 from ggufloop.scaling import fit as shannon_fit
 from ggufloop.scaling.data import Points, together
-from ggufloop.scaling.fit import Extrapolation, Fit, bootstrap, check, extrapolate, fit_law
-from ggufloop.scaling.laws import Law, Values, at_one_level, best_budget, best_size
+from ggufloop.scaling.fit import Extrapolation, Fit, bootstrap, check, extrapolate, fit_law, goodness
+from ggufloop.scaling.laws import Law, at_one_level, best_budget, best_size
 
 TIE_R2 = 0.01
 """Laws whose R2 differ by at most this, and whose errors no interval tells apart, tie."""
@@ -201,8 +201,7 @@ def _optimum(find: Callable[[Values], float | None], fit: Fit, draws: Values) ->
     share, value = len(found) / len(draws), find(fit.theta)
     if value is None or share < _SHARE:
         return Optimum(None, share)
-    band = _band(value, np.array(found), fit.n)
-    return Optimum(Estimate(math.exp(value), math.exp(band.low), math.exp(band.high), fit.n), share)
+    return Optimum(_band(value, np.array(found), fit.n).mapped(math.exp), share)
 
 
 # pooled over levels
@@ -244,22 +243,13 @@ def pool(results: Sequence[Level], laws: Sequence[Law], settings: Settings) -> l
 
 
 def _pooled(name: str, how: str, count: int, points: Points, off: Values, tests: Sequence[Extrapolation]) -> Pooled:
-    n, k, sse = len(off), count + 1, float((off**2).sum())
     held = np.array([v for t in tests for v in t.residuals])
     measured = np.array([v for t in tests for v in t.measured])
     spread = float(((measured - measured.mean()) ** 2).sum()) if len(measured) else 0.0
-    return Pooled(
-        name,
-        how,
-        count,
-        n,
-        1 - sse / float(((points.loss - points.loss.mean()) ** 2).sum()),
-        math.sqrt(sse / n),
-        n * math.log(max(sse, n * 1e-24) / n) + 2 * k + (2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf),
-        float(np.sqrt((held**2).mean())) if len(held) else None,
-        1 - float((held**2).sum()) / spread if spread > 0 else None,
-        len(held),
-    )
+    r2, rmse, aicc, n = goodness(float((off**2).sum()), points.loss, count)
+    missed = float(np.sqrt((held**2).mean())) if len(held) else None
+    held_r2 = 1 - float((held**2).sum()) / spread if spread > 0 else None
+    return Pooled(name, how, count, n, r2, rmse, aicc, missed, held_r2, len(held))
 
 
 # what must not be overlooked
@@ -388,13 +378,9 @@ def _last(points: Points) -> tuple[Values, Values, float]:
 
 def _shared(better: Points, worse: Points) -> tuple[float, float, float] | None:
     """How much lower the loss is at the largest size and then budget that both levels have."""
-    here = {(n, d): v for n, d, v in zip(better.n.tolist(), better.d.tolist(), better.loss.tolist(), strict=True)}
-    both = [
-        (n, d, v)
-        for n, d, v in zip(worse.n.tolist(), worse.d.tolist(), worse.loss.tolist(), strict=True)
-        if (n, d) in here
-    ]
-    if not both:
+    low, high = (dict(zip(zip(p.n.tolist(), p.d.tolist(), strict=True), p.loss.tolist(), strict=True))
+                 for p in (better, worse))  # fmt: skip
+    if not (both := low.keys() & high.keys()):
         return None
-    n, d, v = max(both)
-    return v - here[n, d], math.exp(n), math.exp(d)
+    n, d = max(both)
+    return high[n, d] - low[n, d], math.exp(n), math.exp(d)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
-
-Values = NDArray[np.float64]
+from ggufloop.measure.stats import Values
 
 EXAMPLES = {"pythia": "pythia_quantised_loss.json"}
 """Data sets that are shipped, by name."""
@@ -120,19 +119,25 @@ def read(source: str, count: str | None = None) -> Data:
     """
     if count is not None and count not in COUNTS:
         raise UsageError(f"N may not count {count!r}.", nearest(count, COUNTS))
-    if source in EXAMPLES:
-        text = (resources.files("ggufloop.scaling") / "examples" / EXAMPLES[source]).read_text(encoding="utf-8")
+    text = text_of(source, EXAMPLES, "give a CSV or JSON file, or 'pythia'.")
+    if text.lstrip()[:1] in ("{", "["):
+        data = _from_json(text, source, count)
     else:
-        hint = nearest(source, EXAMPLES) if not Path(source).suffix else "give a CSV or JSON file, or 'pythia'."
-        text = text_of(source, hint)
-    data = _from_json(text, source, count) if text.lstrip()[:1] in ("{", "[") else _from_csv(text, source, count)
+        remarks, rows = table(text, source, "give a header N,D,loss[,bits] and a row per checkpoint.")
+        data = replace(_levels(rows, source, count), source=remarks)
     for level in data.levels:
         _check(level, source)
     return replace(data, levels=sorted(data.levels, key=lambda p: -float(p.bits[0])))
 
 
-def text_of(source: str, hint: str) -> str:
-    """The text of a file of numbers, which may be a pipe. Raises GgufloopError with this hint."""
+def text_of(source: str, examples: Mapping[str, str], give: str) -> str:
+    """The text of an example by name, or of a file of numbers, which may be a pipe. give: what to name instead.
+
+    Raises GgufloopError.
+    """
+    if source in examples:
+        return (resources.files("ggufloop.scaling") / "examples" / examples[source]).read_text(encoding="utf-8")
+    hint = give if Path(source).suffix else nearest(source, examples)
     try:
         with Path(source).open("rb") as f:
             data = f.read(LARGEST + 1)
@@ -163,6 +168,26 @@ def table(text: str, source: str, head: str) -> tuple[str, list[dict[str, str]]]
     if any(len(row) != len(names) for row in rows):
         raise UsageError(f"{source} has rows of another length than its header.", "give every row each column.")
     return remarks, [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def column_names(names: Iterable[Any], aliases: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Which of a file's columns is which of `aliases`, case, spaces and hyphens aside; None for one it has not."""
+    folded = {str(name).strip().lower().replace("-", "_").replace(" ", "_"): name for name in names}
+    return {key: next((folded[name] for name in known if name in folded), None) for key, known in aliases.items()}
+
+
+def lacking(source: str, name: str, names: Iterable[Any], needed: str) -> UsageError:
+    """What to say of a file without this column."""
+    others = nearest(name.lower(), [str(name).strip() for name in names]).removeprefix("known: ")
+    return UsageError(f"{source} has no column {name}.", f"its columns: {others} Needed: {needed}.")
+
+
+def number(value: Any, what: str) -> float:
+    """A cell as a number. Raises UsageError."""
+    try:
+        return float(str(value))
+    except ValueError:
+        raise UsageError(f"{what} {reading.shown(value)} is not a number.", "correct or drop it.") from None
 
 
 def choose(levels: Sequence[Points], names: Sequence[str]) -> list[Points]:
@@ -220,11 +245,6 @@ def _grid(name: str, sizes: Any, tokens: Any, loss: Any) -> Points:
     return _points(size.ravel(), budget.ravel(), y.ravel(), np.full(y.size, bits), name)
 
 
-def _from_csv(text: str, source: str, count: str | None) -> Data:
-    remarks, rows = table(text, source, "give a header N,D,loss[,bits] and a row per checkpoint.")
-    return replace(_levels(rows, source, count), source=remarks)
-
-
 def _name(level: str) -> str:
     """A level as a message names it."""
     return level if level.isprintable() and len(level) <= 60 else reading.shown(level)
@@ -234,31 +254,27 @@ def _levels(rows: Sequence[dict[str, Any]], source: str, count: str | None) -> D
     """Records grouped by their bits."""
     if not rows:
         raise UsageError(f"{source} has no records.", "give N, D and loss of each checkpoint.")
-    have = {str(k).strip(): k for row in rows for k in row}
-    column = _chooser(have, source)
-    counted = {c: column(f"N_{c.replace('-', '_')}", required=False) for c in COUNTS}
-    known, plain = [c for c in COUNTS if counted[c]], column("N", required=False)
+    have = list(dict.fromkeys(k for row in rows for k in row))
+    column = column_names(have, _COLUMNS)
+    counted = {c: column[f"N_{c.replace('-', '_')}"] for c in COUNTS}
+    known, plain = [c for c in COUNTS if counted[c]], column["N"]
     if known and count and count not in known and (plain is None or count != COUNTS[0]):
         raise UsageError(f"{source} has no column of {count} parameters.", f"leave out --n, or give --n {known[0]}.")
     size = counted[count] if count else plain
     count = count or (COUNTS[0] if plain or not known else known[0])
-    size = size or counted[count] or column("N")
-    names = {"N": size, "D": column("D"), "loss": column("loss"), "bits": column("bits", required=False)}
-    values: dict[str, list[float]] = {name: [] for name in names}
-    for i, row in enumerate(rows, 1):
-        for name, key in names.items():
-            text = row.get(key) if key else None
-            if name == "bits" and text in (None, ""):
-                values[name].append(FULL_BITS)
-                continue
-            try:
-                values[name].append(float(str(text)))
-            except ValueError:
-                raise UsageError(
-                    f"row {i} of {source}: {name} {reading.shown(text)} is not a number.", "correct or drop it."
-                ) from None
-    n, d = (_billions(np.array(values[name]), name, source) for name in ("N", "D"))
-    y, bits = (np.array(values[name]) for name in ("loss", "bits"))
+    names = {"N": size or counted[count], **{name: column[name] for name in ("D", "loss", "bits")}}
+    for name, key in names.items():
+        if key is None and name != "bits":
+            raise lacking(source, name, have, "N, D, loss")
+
+    def values(name: str) -> Values:
+        cells = [row.get(names[name]) for row in rows]
+        empty = (None, "") if name == "bits" else ()
+        return np.array([FULL_BITS if cell in empty else number(cell, f"row {i} of {source}: {name}")
+                         for i, cell in enumerate(cells, 1)])  # fmt: skip
+
+    n, d = (_billions(values(name), name, source) for name in ("N", "D"))
+    y, bits = values("loss"), values("bits")
     good = (bits > 0) & (bits <= MOST_BITS)
     if not good.all():
         wanted = "above 0" if not bits[~good][0] > 0 else f"at most {MOST_BITS:g}"
@@ -282,22 +298,6 @@ def _billions(x: Values, name: str, source: str) -> Values:
             "write all of it in billions.",
         )
     return np.asarray(x / 1e9)
-
-
-def _chooser(have: dict[str, Any], source: str) -> Callable[..., Any]:
-    """Finds the file's name of a column."""
-    folded = {name.lower().replace("-", "_").replace(" ", "_"): key for name, key in have.items()}
-
-    def column(name: str, required: bool = True) -> Any:
-        for known in _COLUMNS[name]:
-            if known in folded:
-                return folded[known]
-        if required:
-            others = nearest(name.lower(), list(have)).removeprefix("known: ")
-            raise UsageError(f"{source} has no column {name}.", f"its columns: {others} Needed: N, D, loss.")
-        return None
-
-    return column
 
 
 def _points(n: Values, d: Values, y: Values, bits: Values, level: str) -> Points:

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.errors import UsageError
+from ggufloop.measure.stats import Values
 from ggufloop.scaling.data import Points, together
-from ggufloop.scaling.laws import COEFFICIENT, EXPONENT, Law, Values, at_one_level
+from ggufloop.scaling.laws import COEFFICIENT, EXPONENT, Law, at_one_level
 
 STARTS = 24
 LEAST_SIZES, LEAST_BUDGETS = 4, 8
@@ -89,6 +90,14 @@ class Extrapolation:
         return self.rmse >= self.copied
 
 
+def goodness(sse: float, loss: Values, parameters: int) -> tuple[float, float, float, int]:
+    """R2, RMSE, AICc and n of so many parameters fitted to these losses with this sum of squared errors."""
+    n, k, spread = len(loss), parameters + 1, float(((loss - loss.mean()) ** 2).sum())
+    least = max(sse, n * 1e-24)  # of a perfect fit the logarithm is not taken
+    aicc = n * math.log(least / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf
+    return 1 - sse / spread if spread > 0 else math.nan, math.sqrt(sse / n), aicc, n
+
+
 def needed(law: Law) -> int:
     """Fewest points to fit a law to: AICc divides by n - p - 2."""
     return len(law.parameters) + 3
@@ -122,20 +131,13 @@ def fit_law(law: Law, points: Points, starts: int = STARTS, seed: int = 0, check
     best = np.argsort(sse)[:_KEPT]
     theta[best], sse[best] = _minimise(frame, theta[best], points.loss, _LONG)
     winner = int(np.argmin(sse))
-    total, n = float(sse[winner]), len(points)
-    k = len(law.parameters) + 1
-    spread = float(((points.loss - points.loss.mean()) ** 2).sum())
     centred = theta[winner]
     at_bound = np.isclose(centred, frame.low, atol=1e-3) | np.isclose(centred, frame.high, atol=1e-3)
-    least = max(total, n * 1e-24)  # of a perfect fit the logarithm is not taken
     return Fit(
         law,
         points,
         frame.leave(centred),
-        1 - total / spread if spread > 0 else math.nan,
-        math.sqrt(total / n),
-        n * math.log(least / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf,
-        n,
+        *goodness(float(sse[winner]), points.loss, len(law.parameters)),
         tuple(name for name, there in zip(law.parameters, at_bound, strict=True) if there),
         int((sse <= 1.0201 * sse.min()).sum()),
         len(theta),

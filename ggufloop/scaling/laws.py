@@ -25,11 +25,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ggufloop.errors import UsageError, nearest
-
-Values = NDArray[np.float64]
+from ggufloop.measure.stats import Values, bisect
 
 EXPONENT = (math.log(1e-3), math.log(20.0))
 COEFFICIENT = (-40.0, 40.0)
@@ -40,28 +39,33 @@ _BIG = 60.0  # logarithm of the largest loss a trial may have: squares of it sti
 
 @dataclass(frozen=True, kw_only=True)
 class Law(ABC):
-    """A law: what it is called, its constants in the order of theta, and which of them are exponents.
+    """A law: what it is called, and its constants in the order of theta.
 
     unit_free   it keeps its form in other units of N and D
-    needs_bits  it knows the bits per weight X
     """
 
     name: str
     formula: str
-    parameters: tuple[str, ...]
-    exponents: frozenset[str]
+    parameters: tuple[str, ...] = ()
     unit_free: bool = True
-    needs_bits: bool = False
+
+    @property
+    def exponents(self) -> frozenset[str]:
+        """Which of the parameters are exponents."""
+        return _POWERS & set(self.parameters)
+
+    @property
+    def needs_bits(self) -> bool:
+        """Whether it knows the bits per weight X."""
+        return "g" in self.parameters
 
     @abstractmethod
     def values(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values, Values]:
         """Loss (..., points) and its derivative by theta (..., points, p)."""
 
     @abstractmethod
-    def slopes(
-        self, theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None = None
-    ) -> tuple[Values, Values]:
-        """d ln L / d ln N and d ln L / d ln D, each (..., points)."""
+    def slopes_at(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values | float, ...]:
+        """`slopes`, of arrays."""
 
     @abstractmethod
     def shifted(self, theta: Values, n: float, d: float) -> Values:
@@ -73,13 +77,21 @@ class Law(ABC):
 
     def loss(self, theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None = None) -> Values:
         """Loss in nats per token, (..., points)."""
-        theta, n, d = _arrays(theta, n, d)
-        return self.values(theta, n, d, None if bits is None else np.asarray(bits, np.float64))[0]
+        return self.values(*_arrays(theta, n, d, bits))[0]
+
+    def slopes(
+        self, theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None = None
+    ) -> tuple[Values, Values]:
+        """d ln L / d ln N and d ln L / d ln D, each (..., points)."""
+        by_n, by_d = self.slopes_at(*_arrays(theta, n, d, bits))
+        return np.asarray(by_n), np.asarray(by_d)
 
 
-def _arrays(theta: ArrayLike, n: ArrayLike, d: ArrayLike) -> tuple[Values, Values, Values]:
+def _arrays(
+    theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None
+) -> tuple[Values, Values, Values, Values | None]:
     n, d = np.broadcast_arrays(np.atleast_1d(np.asarray(n, np.float64)), np.asarray(d, np.float64))
-    return np.asarray(theta, np.float64), n, d
+    return np.asarray(theta, np.float64), n, d, None if bits is None else np.asarray(bits, np.float64)
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,17 @@ class _Term:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sum(Law):
-    """A law that is a sum of powers."""
+    """A law that is a sum of powers; its parameters are those of its terms, in their order."""
 
     terms: tuple[_Term, ...]
 
+    def __post_init__(self) -> None:
+        found = (x for t in self.terms for x in (t.coefficient, t.en, t.ed, "g" if t.bits else None) if x)
+        object.__setattr__(self, "parameters", tuple(dict.fromkeys(found)))
+
     def _parts(
         self, theta: Values, n: Values, d: Values, bits: Values | None
-    ) -> list[tuple[_Term, Values, dict[str, Values], Values | float, Values | float]]:
+    ) -> list[tuple[Values, dict[str, Values], Values | float, Values | float]]:
         """Per term: its value, how its logarithm changes with each parameter, and with ln N and ln D."""
         column = {name: theta[..., i, None] for i, name in enumerate(self.parameters)}
         out = []
@@ -120,27 +136,23 @@ class _Sum(Law):
                 rate = -np.exp(column["g"]) * np.log(bits) if term.bits == "power" else -bits * np.exp(-column["g"])
                 by["g"] = rate if term.bits == "power" else -rate
                 log = log + rate
-            out.append((term, np.exp(np.minimum(log, _BIG)), by, slope[0], slope[1]))
+            out.append((np.exp(np.minimum(log, _BIG)), by, slope[0], slope[1]))
         return out
 
     def values(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values, Values]:
         shape = np.broadcast_shapes((*theta.shape[:-1], 1), n.shape)
         loss, gradient = np.zeros(shape), np.zeros((*shape, len(self.parameters)))
-        for _, value, by, _, _ in self._parts(theta, n, d, bits):
+        for value, by, *_ in self._parts(theta, n, d, bits):
             loss += value
             for name, change in by.items():
                 gradient[..., self.parameters.index(name)] += value * change
         return loss, gradient
 
-    def slopes(
-        self, theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None = None
-    ) -> tuple[Values, Values]:
-        theta, n, d = _arrays(theta, n, d)
-        parts = self._parts(theta, n, d, None if bits is None else np.asarray(bits, np.float64))
-        total = sum(value for _, value, *_ in parts)
-        by_n = sum(value * slope for _, value, _, slope, _ in parts) / total
-        by_d = sum(value * slope for _, value, _, _, slope in parts) / total
-        return np.asarray(by_n), np.asarray(by_d)
+    def slopes_at(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values | float, ...]:
+        parts = self._parts(theta, n, d, bits)
+        total = sum(value for value, *_ in parts)
+        by_n, by_d = sum(v * slope for v, _, slope, _ in parts), sum(v * slope for v, _, _, slope in parts)
+        return by_n / total, by_d / total
 
     def shifted(self, theta: Values, n: float, d: float) -> Values:
         out: Values = theta.copy()
@@ -209,15 +221,12 @@ class _Channel(Law):
             gradient[..., i] = loss * by[name]
         return loss, gradient
 
-    def slopes(
-        self, theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None = None
-    ) -> tuple[Values, Values]:
+    def slopes_at(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values | float, ...]:
         """-(alpha - gamma f_c g) and -g (beta - gamma f_c - delta f_d)."""
-        theta, n, d = _arrays(theta, n, d)
         log_rho, fc, fd, _ = self.parts(theta, n, d)
         g = self._log_loss(theta, n, log_rho)[1]
         alpha, beta, gamma, delta = (np.exp(self._column(theta, name)) for name in ("alpha", "beta", "gamma", "delta"))
-        return np.asarray(gamma * fc * g - alpha), np.asarray(g * (gamma * fc + delta * fd - beta))
+        return gamma * fc * g - alpha, g * (gamma * fc + delta * fd - beta)
 
     def shifted(self, theta: Values, n: float, d: float) -> Values:
         at = {name: theta[..., i] for i, name in enumerate(self.parameters)}
@@ -251,22 +260,13 @@ class _OpenAI(Law):
     def values(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values, Values]:
         total, share, alpha, beta, a = self._parts(theta, n, d)
         loss = np.exp(np.clip(beta * total, -_BIG, _BIG))
-        gradient = np.stack(
-            [
-                loss * alpha * share,
-                loss * alpha * share * a,
-                loss * beta * (1 - share),
-                loss * (beta * total - alpha * share * a),
-            ],
-            axis=-1,
-        )
-        return loss, gradient
+        by = [loss * alpha * share, loss * alpha * share * a, loss * beta * (1 - share),
+              loss * (beta * total - alpha * share * a)]  # fmt: skip
+        return loss, np.stack(by, axis=-1)
 
-    def slopes(
-        self, theta: ArrayLike, n: ArrayLike, d: ArrayLike, bits: ArrayLike | None = None
-    ) -> tuple[Values, Values]:
-        _, share, alpha, beta, _ = self._parts(*_arrays(theta, n, d))
-        return np.asarray(-alpha * share), np.asarray(-beta * (1 - share))
+    def slopes_at(self, theta: Values, n: Values, d: Values, bits: Values | None) -> tuple[Values | float, ...]:
+        _, share, alpha, beta, _ = self._parts(theta, n, d)
+        return -alpha * share, -beta * (1 - share)
 
     def shifted(self, theta: Values, n: float, d: float) -> Values:
         return np.asarray(theta - np.array([n, 0.0, d, 0.0]))
@@ -279,66 +279,34 @@ class _OpenAI(Law):
 _POWERS = frozenset(("alpha", "beta", "gamma", "delta", "alpha2", "beta2", "g"))
 
 
-def _sum(name: str, formula: str, *terms: _Term) -> _Sum:
-    found = (x for t in terms for x in (t.coefficient, t.en, t.ed, "g" if t.bits else None) if x)
-    names = tuple(dict.fromkeys(found))
-    return _Sum(
-        name=name,
-        formula=formula,
-        parameters=names,
-        exponents=_POWERS & set(names),
-        terms=terms,
-        needs_bits="g" in names,
-    )
-
-
-def _channel(name: str, formula: str, parameters: tuple[str, ...], unit_free: bool) -> _Channel:
-    return _Channel(
-        name=name, formula=formula, parameters=parameters, exponents=_POWERS & set(parameters), unit_free=unit_free
-    )
-
-
 _SIZE, _TOKENS, _FLOOR = _Term("a", "alpha", -1), _Term("b", ed="beta", sd=-1), _Term("c")
+_FALLING = _Term("a", "alpha", 1, "beta", -1)
 _CHINCHILLA = "a/N^alpha + b/D^beta + c"
 
 
 def _noisy(name: str, factor: str, bits: str) -> _Sum:
     noise = _Term("d", "alpha2", -1, "beta2", 1, bits)
-    return _sum(name, f"{_CHINCHILLA} + d D^beta2/N^alpha2 {factor}", _SIZE, _TOKENS, _FLOOR, noise)
+    formula = f"{_CHINCHILLA} + d D^beta2/N^alpha2 {factor}"
+    return _Sum(name=name, formula=formula, terms=(_SIZE, _TOKENS, _FLOOR, noise))
 
-
-_FIRST = _Term("a", "alpha", 1, "beta", -1)
 
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        _channel("shannon", "1 / (a N^alpha log2(1 + D^beta/(c (D N)^gamma + d D^delta + e)))", _CHANNEL, True),
-        _channel("simpl", "1 / (a N^alpha log2(1 + D^beta/((D N)^gamma + d D^delta)))", (*_CHANNEL[:5], "d"), False),
-        _OpenAI(
-            name="openai",
-            formula="((a/N)^(alpha/beta) + b/D)^beta",
-            parameters=("a", "alpha", "b", "beta"),
-            exponents=frozenset(("alpha", "beta")),
-        ),
-        _sum("chinchilla", _CHINCHILLA, _SIZE, _TOKENS, _FLOOR),
+        _Channel(name="shannon", parameters=_CHANNEL,
+                 formula="1 / (a N^alpha log2(1 + D^beta/(c (D N)^gamma + d D^delta + e)))"),
+        _Channel(name="simpl", parameters=(*_CHANNEL[:5], "d"), unit_free=False,
+                 formula="1 / (a N^alpha log2(1 + D^beta/((D N)^gamma + d D^delta)))"),
+        _OpenAI(name="openai", parameters=("a", "alpha", "b", "beta"), formula="((a/N)^(alpha/beta) + b/D)^beta"),
+        _Sum(name="chinchilla", formula=_CHINCHILLA, terms=(_SIZE, _TOKENS, _FLOOR)),
         _noisy("qid", "X^-g", "power"),
         _noisy("precision", "exp(-X/g)", "exponential"),
-        _sum(
-            "symmetric",
-            "a N^alpha/D^beta + b D^beta/N^alpha + c",
-            _FIRST,
-            _Term("b", "alpha", -1, "beta", 1),
-            _FLOOR,
-        ),
-        _sum(
-            "asymmetric",
-            "a N^alpha/D^beta + b D^beta2/N^alpha2 + c",
-            _FIRST,
-            _Term("b", "alpha2", -1, "beta2", 1),
-            _FLOOR,
-        ),
+        _Sum(name="symmetric", formula="a N^alpha/D^beta + b D^beta/N^alpha + c",
+             terms=(_FALLING, _Term("b", "alpha", -1, "beta", 1), _FLOOR)),
+        _Sum(name="asymmetric", formula="a N^alpha/D^beta + b D^beta2/N^alpha2 + c",
+             terms=(_FALLING, _Term("b", "alpha2", -1, "beta2", 1), _FLOOR)),
     )
-}
+}  # fmt: skip
 
 
 def find(name: str) -> Law:
@@ -353,22 +321,7 @@ def at_one_level(law: Law) -> Law:
     if not law.needs_bits:
         return law
     assert isinstance(law, _Sum)
-    terms = tuple(replace(term, bits="") for term in law.terms)
-    return replace(
-        law,
-        terms=terms,
-        parameters=tuple(x for x in law.parameters if x != "g"),
-        exponents=law.exponents - {"g"},
-        needs_bits=False,
-    )
-
-
-def normalised(constants: dict[str, float]) -> dict[str, float]:
-    """The nine constants of a Shannon law, as a paper prints them, with b = 1. Raises UsageError."""
-    missing = [name for name in ("b", *_CHANNEL) if name not in constants]
-    if missing:
-        raise UsageError(f"the Shannon law has no {', '.join(missing)} here.", "give a, alpha, ..., delta, b, c, d, e.")
-    return {k: v / constants["b"] if k in ("b", "c", "d", "e") else v for k, v in constants.items()}
+    return replace(law, terms=tuple(replace(term, bits="") for term in law.terms))
 
 
 def best_size(
@@ -394,8 +347,4 @@ def _least(slope: Callable[[Values], Values], span: tuple[float, float]) -> floa
     turns = np.flatnonzero(falls[:-1] & ~falls[1:])
     if not len(turns):
         return None
-    low, high = float(grid[turns[0]]), float(grid[turns[0] + 1])
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(slope(np.array([middle]))[0]) < 0 else (low, middle)
-    return (low + high) / 2
+    return bisect(lambda x: float(slope(np.array([x]))[0]) < 0, float(grid[turns[0]]), float(grid[turns[0] + 1]))

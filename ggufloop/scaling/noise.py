@@ -20,9 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.stats import Estimate, t_quantile
-
-Values = NDArray[np.float64]
+from ggufloop.measure.stats import Estimate, Values, t_quantile
 
 LEAST_BITS = 3.0
 """Fewest bits per weight the forms hold for: Q3_K and IQ3_XXS are above, every 2-bit format is below."""
@@ -206,13 +204,10 @@ def held_out(
     x, y = np.asarray(snr_db, np.float64), np.asarray(values, np.float64)
     b = None if bits is None else np.asarray(bits, np.float64)
     out = []
-    for i in range(len(x)):
-        of_this = None if b is None else float(b[i])
-        if not math.isfinite(x[i]) or not _within(x[i : i + 1], None if b is None else b[i : i + 1])[0]:
-            continue
+    for i in np.flatnonzero(np.isfinite(x) & _within(x, b)).tolist():
         others = np.arange(len(x)) != i
         fitted = fit(x[others], y[others], None if b is None else b[others])
-        out.append(HeldOut(i, float(y[i]), fitted.predict(float(x[i]), of_this)))
+        out.append(HeldOut(i, float(y[i]), fitted.predict(float(x[i]), None if b is None else float(b[i]))))
     return out
 
 

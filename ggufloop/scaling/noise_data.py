@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop import reading
-from ggufloop.errors import UsageError, nearest
-from ggufloop.scaling.data import MOST_BITS, MOST_LOSS, table, text_of
+from ggufloop.errors import UsageError
+from ggufloop.scaling.data import MOST_BITS, MOST_LOSS, column_names, lacking, number, table, text_of
 from ggufloop.scaling.noise import LEAST_BITS, LEAST_SNR
 
 EXAMPLES = {"llama3-8b": "llama3_8b_ladder.csv"}
@@ -32,6 +29,7 @@ _COLUMNS = {
     "kld": ("kld", "mean_kld", "kl"),
     "loss": ("loss", "nll"),
     "ppl": ("ppl", "perplexity"),
+    "loop": ("loop",),
 }
 _RANGES = {
     "snr_db": (-1000.0, math.inf), "bits": (0.0, MOST_BITS), "kld": (0.0, MOST_LOSS), "loss": (0.0, MOST_LOSS),
@@ -80,28 +78,18 @@ class Ladder:
 
 def read(source: str) -> Ladder:
     """A ladder by name or from a CSV file. Raises GgufloopError, UsageError."""
-    if source in EXAMPLES:
-        text = (resources.files("ggufloop.scaling") / "examples" / EXAMPLES[source]).read_text(encoding="utf-8")
-    else:
-        hint = "give the CSV of `ggufloop compare`." if Path(source).suffix else nearest(source, EXAMPLES)
-        text = text_of(source, hint)
+    text = text_of(source, EXAMPLES, "give the CSV of `ggufloop compare`.")
     remarks, rows = table(text, source, "give a header type,snr_db,bits,kld,loss and a row per file.")
-    folded = {str(key).strip().lower().replace(" ", "_"): key for key in rows[0]}
-    at: dict[str, str | None] = {
-        name: next((folded[k] for k in known if k in folded), None) for name, known in _COLUMNS.items()
-    }
-    of_type = at["type"] or ""
+    at = column_names(rows[0], _COLUMNS)
+    of_type, of_loop = at["type"], at.pop("loop")
     for name in ("type", "snr_db"):
         if at[name] is None:
-            others = nearest(name, list(rows[0])).removeprefix("known: ")
-            raise UsageError(
-                f"{source} has no column {name}.", f"its columns: {others} Needed: type, snr_db, kld or loss."
-            )
+            raise lacking(source, name, rows[0], "type, snr_db, kld or loss")
     if at["kld"] is None and at["loss"] is None and at["ppl"] is None:
         raise UsageError(f"{source} has no column kld, loss or ppl.", f"its columns: {', '.join(rows[0])}.")
     points, unknown = [], []
     for i, row in enumerate(rows, 1):
-        if "loop" in folded and row[folded["loop"]] not in ("plain", *_EMPTY):
+        if of_loop is not None and row[of_loop] not in ("plain", *_EMPTY):
             continue
         cell = {
             name: _number(row[key], f"row {i} of {source}: {name}", _RANGES[name])
@@ -125,12 +113,7 @@ def read(source: str) -> Ladder:
 def _number(text: str, what: str, limits: tuple[float, float]) -> float | None:
     if text.strip().lower() in _EMPTY:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(
-            f"{what} {reading.shown(text)} is not a number.", "correct it, or leave the cell empty."
-        ) from None
+    value = number(text, what)
     if not limits[0] <= value <= limits[1]:
         raise UsageError(
             f"{what} {value:g} is not in {limits[0]:g} to {limits[1]:g}.", "correct it, or leave the cell empty."

@@ -16,11 +16,10 @@ from ggufloop.errors import UsageError
 from ggufloop.reading import finite
 from ggufloop.scaling import noise, noise_data
 from ggufloop.scaling.report import bullets, shown
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
-_RUNGS = (Column("type"), Column("bits", ".4g"), Column("SNR dB", ".2f"), Column("measured", ".5f"),
-          Column("from the others", ".5f"), Column("low", ".5f"), Column("high", ".5f"))  # fmt: skip
+_RUNGS = columns("type", "bits:.4g", "SNR dB:.2f", "measured:.5f", "from the others:.5f", "low:.5f", "high:.5f")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class LadderReport:
 
     def table(self) -> Table:
         """A row per quantity and file."""
-        return Table((Column("of"), *_RUNGS), [[f.of, *row] for f in self.fits for row in f.rows])
+        return Table((*columns("of"), *_RUNGS), [[f.of, *row] for f in self.fits for row in f.rows])
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,48 +96,47 @@ class LadderFit:
     rows: list[list[Cell]]
 
 
-def _rows(ladder: noise_data.Ladder, of: str, held: Sequence[noise.HeldOut], floor: float = 0.0) -> list[list[Cell]]:
+def _fit(ladder: noise_data.Ladder, of: str, fit: Callable[..., Any], floor: float, said: Any) -> list[LadderFit]:
+    """What `fit` makes of the ladder's values of 'kld' or 'loss', if it has any. said: the fit in words."""
+    x, y, bits = ladder.columns(of)
+    if not y:
+        return []
+    fitted = fit(x, y, bits)
+    try:
+        held = noise.held_out(fit, x, y, bits)
+    except UsageError:  # too few to leave one out
+        held = []
     have = [r for r in ladder.points if getattr(r, of) is not None]
-    return [
+    rows: list[list[Cell]] = [
         [have[h.index].name, have[h.index].bits, have[h.index].snr_db, h.measured - floor, h.predicted.mean,
          h.predicted.low, h.predicted.high]
         for h in held
     ]  # fmt: skip
+    return [LadderFit(_NAMES[of], fitted, said(fitted), held, rows)]
 
 
-def _held(fit: Callable[..., Any], x: Any, y: Any, bits: Any) -> list[noise.HeldOut]:
-    """Each file predicted from the others, none if they are too few to leave one out."""
-    try:
-        return noise.held_out(fit, x, y, bits)
-    except UsageError:
-        return []
+_NAMES = {"kld": "KLD", "loss": "loss"}
 
 
 def _kld(ladder: noise_data.Ladder) -> list[LadderFit]:
-    x, y, bits = ladder.columns("kld")
-    if not y:
-        return []
-    floor = ladder.floor
-    line = noise.fit_kld(x, y, bits, floor)
-    held = _held(functools.partial(noise.fit_kld, floor=floor), x, y, bits)
-    said = (
-        f"ln KLD = u + eta ln r: u = {shown(line.u, '.3f')}, eta = {shown(line.eta, '.3f')}\n"
-        f"that is log10 KLD = {line.u.mean / math.log(10):.3f} - {line.eta.mean:.3f} SNR/10"
-    ) + (f"; KLD less {floor:g}, the reference's own" if floor else "")
-    return [LadderFit("KLD", line, said, held, _rows(ladder, "kld", held, floor))]
+    def said(line: noise.Line) -> str:
+        return (
+            f"ln KLD = u + eta ln r: u = {shown(line.u, '.3f')}, eta = {shown(line.eta, '.3f')}\n"
+            f"that is log10 KLD = {line.u.mean / math.log(10):.3f} - {line.eta.mean:.3f} SNR/10"
+        ) + (f"; KLD less {ladder.floor:g}, the reference's own" if ladder.floor else "")
+
+    fit = functools.partial(noise.fit_kld, floor=ladder.floor)
+    return _fit(ladder, "kld", fit, ladder.floor, said)
 
 
 def _loss(ladder: noise_data.Ladder) -> list[LadderFit]:
-    x, y, bits = ladder.columns("loss")
-    if not y:
-        return []
-    curve = noise.fit_loss(x, y, bits)
-    held = _held(noise.fit_loss, x, y, bits)
-    said = (
-        f"L(r) = L0 (1 + kappa r^eta): L0 = {shown(curve.l0, '.4f')}, kappa = {shown(curve.kappa, '.3g')}, "
-        f"eta = {shown(curve.eta, '.3f')}"
-    )
-    return [LadderFit("loss", curve, said, held, _rows(ladder, "loss", held))]
+    def said(curve: noise.Curve) -> str:
+        return (
+            f"L(r) = L0 (1 + kappa r^eta): L0 = {shown(curve.l0, '.4f')}, kappa = {shown(curve.kappa, '.3g')}, "
+            f"eta = {shown(curve.eta, '.3f')}"
+        )
+
+    return _fit(ladder, "loss", noise.fit_loss, 0.0, said)
 
 
 def _ladder_text(f: LadderFit, wanted: Sequence[float], bits: float | None) -> str:

@@ -12,19 +12,16 @@ from ggufloop.reading import finite
 from ggufloop.scaling import analysis
 from ggufloop.scaling.analysis import Level, Optimum, Pooled, Prediction, Settings, constants, loose
 from ggufloop.scaling.data import Data
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
 OPEN = "not determined"
 
-_LAWS = (Column("level"), Column("law"), Column("constants"), Column("n"), Column("R2", ".3f"), Column("RMSE", ".4f"),
-         Column("AICc", ".1f"), Column("held-out RMSE", ".3g"), Column("held-out n"), Column("copied", ".3g"),
-         Column("starts that agree"))  # fmt: skip
-_POOLED = (Column("law"), Column("fit"), Column("constants"), Column("n"), Column("R2", ".3f"), Column("RMSE", ".4f"),
-           Column("AICc", ".1f"), Column("held-out RMSE", ".3g"), Column("held-out R2", ".3g"),
-           Column("held-out n"))  # fmt: skip
-_SLOPES = (Column("level"), Column("N", ".4g"), Column("D", ".4g"), Column("loss"), Column("dlnL/dlnN"),
-           Column("dlnL/dlnD"), Column("N* at this D"), Column("D* at this N"))  # fmt: skip
+_LAWS = columns("level", "law", "constants", "n", "R2:.3f", "RMSE:.4f", "AICc:.1f", "held-out RMSE:.3g", "held-out n",
+                "copied:.3g", "starts that agree")  # fmt: skip
+_POOLED = columns("law", "fit", "constants", "n", "R2:.3f", "RMSE:.4f", "AICc:.1f", "held-out RMSE:.3g",
+                  "held-out R2:.3g", "held-out n")  # fmt: skip
+_SLOPES = columns("level", "N:.4g", "D:.4g", "loss", "dlnL/dlnN", "dlnL/dlnD", "N* at this D", "D* at this N")
 
 
 def _head(data: Data, results: Sequence[Level]) -> str:
@@ -96,7 +93,7 @@ def _constants(results: Sequence[Level]) -> str:
             found = constants(result)
             open_ = loose(found)
             rows.append([result.points.level, *[OPEN if k in open_ else shown(found[k], ".3g") for k in names]])
-        table = Table((Column("level"), *map(Column, names)), rows).render("md")
+        table = Table(columns("level", *names), rows).render("md")
         parts.append(f"Constants of {main}, {mine[0].fit.law.formula}:\n\n{table}")
     return "\n".join(parts)
 

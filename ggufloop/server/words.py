@@ -60,13 +60,7 @@ def server_words(
     threads = str(settings.threads)
     words = ["-m", str(path), "-a", model_name(path), "-t", threads, "-tb", threads]
     # every answer has a context, and K/V, of its own: what it computes does not depend on the others
-    words += [
-        "-np",
-        str(parallel),
-        "-c",
-        str(parallel * settings.context(path)),
-        "--no-kv-unified",
-    ]
+    words += ["-np", str(parallel), "-c", str(parallel * settings.context(path)), "--no-kv-unified"]
     for names, values in ((_CONTEXT, vars(settings)), (_SAMPLING, vars(sampling)), (_HANDED, more)):
         words += [w for name, flag in names.items() if values[name] is not None for w in (flag, str(values[name]))]
     words += ["--embeddings"] * more["embeddings"] + ["--jinja"] * more["jinja"]

@@ -195,7 +195,8 @@ def advise(
         return Advice(file, NOT_ENOUGH, any_, (), loop, None, None, None, note)
 
     other, absent = _bigger_file(bigger, type_, bigger_type, budget)
-    losses = _losses(study, type_, bigger, other)
+    own = study.paired((type_, PLAIN), (study.types[0], PLAIN))
+    losses = Losses.of(own, bigger.cell(other.type) if bigger is not None and other is not None else None)
     bits = _bits_step(study, file, losses, bigger is not None, absent, thresholds)
     looping, chosen, race = _loop_step(study, type_, loop, losses, bigger, other, thresholds, absent)
     steps = [bits, looping]
@@ -239,12 +240,6 @@ def _bigger_file(bigger: Study | None, type_: str, asked: str | None, budget: in
     found = next((f for f in known if f.type == wanted), None)
     others = ", ".join(f.type for f in known) or "nothing"
     return found, "" if found else f"{wanted} of {bigger.header.model} was not measured on two chunks, only {others}"
-
-
-def _losses(study: Study, type_: str, bigger: Study | None, other: File | None) -> Losses:
-    """Of q, the reference, and the bigger model's file if there is one."""
-    own = study.paired((type_, PLAIN), (study.types[0], PLAIN))
-    return Losses.of(own, bigger.cell(other.type) if bigger is not None and other is not None else None)
 
 
 def _heavy(study: Study, file: File, thresholds: Thresholds) -> tuple[Criterion, ...]:
@@ -333,14 +328,9 @@ def _gain(
         note = f"{len(cells[0].chunks)} chunks cannot be split into some to choose and some to judge"
         return Criterion("gain of looping, nats per token", None, rule, OPEN, note), loops[0], None
     scores = {name: -cell.values("nll") for name, cell in zip(loops, cells[1:], strict=True)}
-    decision = selection.judge_all(
-        -cells[0].values("nll"),
-        scores,
-        SEED,
-        worth=thresholds.worth,
-        level=level,
-        places=[(0, c.index) for c in cells[0].chunks],
-    )
+    places = [(0, c.index) for c in cells[0].chunks]
+    decision = selection.judge_all(-cells[0].values("nll"), scores, SEED, worth=thresholds.worth, level=level,
+                                   places=places)  # fmt: skip
     best = max(decision.loops, key=lambda loop: loop.gain.mean)
     answer = {selection.HELPS: YES, selection.NONE_HELPS: NO, selection.NOT_ENOUGH: OPEN}[decision.verdict]
     if answer == NO and best.gain.high >= thresholds.worth:
@@ -353,11 +343,8 @@ def _gain(
     if answer == OPEN and len(cells[0].chunks) < max(len(study.cell(type_, name).chunks) for name in loops):
         note = f"{note}; some loops have fewer chunks, and one alone could be judged on more".removeprefix("; ")
     needed = decision.n_needed if answer == OPEN else None
-    return (
-        Criterion("gain of looping, nats per token", best.gain, rule, answer, note, needed=needed),
-        best.name,
-        best.gain,
-    )
+    asked = Criterion("gain of looping, nats per token", best.gain, rule, answer, note, needed=needed)
+    return asked, best.name, best.gain
 
 
 def _bigger_step(
@@ -374,16 +361,14 @@ def _bigger_step(
     if other is None:
         return RuleStep(BIGGER, OPEN, (Criterion(names[0], None, "> 0", OPEN, absent),))
     grown = math.log(bigger.header.n_params / study.header.n_params)
-    times = 1 + _extra_ms(study.cell(type_), bigger.cell(other.type), study.header.n_ctx, per_byte=True).mean / (
-        _ms_per_byte(study.cell(type_), study.header.n_ctx)
-    )
+    plain, n_ctx = study.cell(type_), study.header.n_ctx
+    times = 1 + _extra_ms(plain, bigger.cell(other.type), n_ctx, per_byte=True).mean / _ms_per_byte(plain, n_ctx)
     note = f"{losses.contrast((1, 0, -1)).mean:+.4f} bits per byte gained, {times:.3g} times the time"
     fall = losses.log_ratio(0, 2)
-    slope = Estimate(fall.mean / grown, fall.low / grown, fall.high / grown, fall.n)
+    slope = fall.mapped(lambda x: x / grown)
     runs = all(c.answer != NO for c in looping.criteria[:2])
-    ahead = Criterion(names[1], None, "", _not(race), "as above") if runs else Criterion(
-        names[1], None, "", YES, "no loop competes"
-    )  # fmt: skip
+    answer, why = (_not(race), "as above") if runs else (YES, "no loop competes")
+    ahead = Criterion(names[1], None, "", answer, why)
     criteria = (_about(names[0], slope, 0.0, ">", note), ahead)
     return RuleStep(BIGGER, all_of([c.answer for c in criteria]), criteria)
 
@@ -406,19 +391,11 @@ def _race(
         return Criterion(name, None, "> the bigger model's", SKIPPED, absent), SKIPPED
     if other is None or gain is None:
         return Criterion(name, None, "> the bigger model's", OPEN, absent), OPEN
-    mine = rate(
-        _scaled(gain, 1 / math.log(2)), _extra_ms(study.cell(type_), study.cell(type_, loop), study.header.n_ctx)
-    )
-    theirs = rate(
-        losses.contrast((1, 0, -1)),
-        _extra_ms(study.cell(type_), bigger.cell(other.type), study.header.n_ctx, per_byte=True),
-    )
+    plain, n_ctx = study.cell(type_), study.header.n_ctx
+    mine = rate(gain.mapped(lambda nats: nats / math.log(2)), _extra_ms(plain, study.cell(type_, loop), n_ctx))
+    theirs = rate(losses.contrast((1, 0, -1)), _extra_ms(plain, bigger.cell(other.type), n_ctx, per_byte=True))
     answer = YES if mine.low > theirs.high else NO if mine.high < theirs.low else OPEN
     return Criterion(name, mine, f"> {theirs.show('.4g')}", answer, f"of {other.type} of {bigger.header.model}"), answer
-
-
-def _scaled(x: Estimate, by: float) -> Estimate:
-    return Estimate(by * x.mean, by * x.low, by * x.high, x.n, x.level)
 
 
 def _extra_ms(plain: Cell, other: Cell, n_ctx: int, per_byte: bool = False) -> Estimate:
@@ -431,8 +408,7 @@ def _extra_ms(plain: Cell, other: Cell, n_ctx: int, per_byte: bool = False) -> E
     if not per_byte:
         before, scale = before / _tokens_per_byte(plain), 1.0
     r = ratio_interval(other.values("seconds")[:n], plain.values("seconds")[:n])
-    mean, low, high = (before * (scale * x - 1) for x in (r.mean, r.low, r.high))
-    return Estimate(mean, low, high, r.n, r.level)
+    return r.mapped(lambda x: before * (scale * x - 1))
 
 
 def _tokens_per_byte(cell: Cell) -> float:
@@ -457,10 +433,8 @@ def _enough_bits(study: Study, file: File, thresholds: Thresholds, budget: int |
         return best, "only types of 2 bits were measured; what 3 to 8 bits would do is not extrapolated from them."
     if best is None and light:
         least = min(light, key=lambda f: f.nbytes)
-        return (
-            None,
-            f"no file of enough bits fits the budget; the smallest, {least.type}, has {least.nbytes / 1e6:.1f} MB.",
-        )
+        size = f"{least.nbytes / 1e6:.1f} MB"
+        return None, f"no file of enough bits fits the budget; the smallest, {least.type}, has {size}."
     return best, "" if best else "no measured file of more bits is known to be enough."
 
 

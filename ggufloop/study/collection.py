@@ -22,12 +22,11 @@ from ggufloop.errors import GgufloopError
 from ggufloop.measure.stats import Estimate, mean_interval
 from ggufloop.measure.sweep import PLAIN
 from ggufloop.study import file as studies
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SWEEP, STUDY = "sweep", "study"
-_COLUMNS = (Column("file"), Column("kind"), Column("model"), Column("type"), Column("measure"), Column("loop"),
-            Column("n", "d"), Column("score", ".5f"), Column("gain", "+.5f"), Column("low", "+.5f"),
-            Column("high", "+.5f"))  # fmt: skip
+_COLUMNS = columns("file", "kind", "model", "type", "measure", "loop", "n:d", "score:.5f", "gain:+.5f", "low:+.5f",
+                   "high:+.5f")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Collection:
 
     def listing(self) -> Table:
         """A row per file."""
-        return Table((Column("file"), Column("kind"), Column("model"), Column("rows", "d")), self.files)
+        return Table(columns("file", "kind", "model", "rows:d"), self.files)
 
 
 def collect(folder: Path) -> Collection:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.eval_run import EvalPlan
 from ggufloop.measure.planning import Planned, PlannedCell, cost, layers_of, plan_eval, timed
@@ -24,11 +23,11 @@ from ggufloop.study.run import StudyPlan
 
 def plan_study(
     path: Path, loops: Sequence[LoopSpec], plan: StudyPlan, settings: ContextSettings | None = None, *,
-    shards: int = 1, speed: float | None = None, progress: Progress = silent, listener: Listener = SILENT,
+    shards: int = 1, speed: float | None = None, progress: Progress = silent,
 ) -> Planned:  # fmt: skip
     """What `run_study` will take, nothing of it measured yet. Raises UsageError, GgufloopError, BackendError."""
     settings = replace(settings or ContextSettings(), n_ctx=plan.chunk)
-    with timed(path, settings, False, speed, listener) as (found, _, llm):
+    with timed(path, settings, False, speed, progress) as (found, _, llm):
         counted = llm is not None
     types = [plan.reference, *(word for word in dict.fromkeys(plan.types) if word != plan.reference)]
     each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
@@ -42,7 +41,7 @@ def plan_study(
     if plan.tasks:
         asked = EvalPlan(plan.tasks, plan.limit, offline=plan.offline)
         plain = plan_eval(path, None, asked, replace(settings, n_ctx=None), speed=found if not counted else None,
-                          progress=progress, listener=listener)  # fmt: skip
+                          progress=progress)  # fmt: skip
         slices, written = max(slices, plain.slices), plain.at_most
         for type_ in types:
             for loop in each:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ from ggufloop.backend.doctor import versions
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256, lock
-from ggufloop.listener import SILENT, Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.multiple_choice import SEQUENCES
@@ -29,7 +28,7 @@ from ggufloop.measure.perplexity import LEAST_CONTEXT
 from ggufloop.measure.slices import Shard, file_name
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
-from ggufloop.progress import Progress, named, silent
+from ggufloop.progress import Progress, named, note, silent
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
@@ -92,7 +91,6 @@ def run_study(
     begun: Callable[[], None] = lambda: None,
     shard: Shard | None = None,
     progress: Progress = silent,
-    listener: Listener = SILENT,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
 
@@ -107,12 +105,12 @@ def run_study(
     check_loops(path, loops)
     settings.check_memory([path], loops)
     part = "" if shard is None else f"-{shard.number}-of-{shard.of}"
-    with lock(folder / f".lock{part}", lambda: listener.note(f"waiting for another compare of {path.name} ...")):
+    with lock(folder / f".lock{part}", lambda: note(progress, f"waiting for another compare of {path.name} ...")):
         each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
-        job = _Job(path, each, plan, folder, settings, verbose, progress, listener, shard)
+        job = _Job(path, each, plan, folder, settings, verbose, progress, shard)
         study = studies.create(job.file, job.header(window))
         if study.dropped:
-            listener.note(study.dropped)
+            note(progress, study.dropped)
         job.check_text(study)
         begun()
         with lock(folder / ".lock") if shard is not None else nullcontext():  # shards make them once
@@ -142,7 +140,6 @@ class _Job:
     settings: ContextSettings
     verbose: bool
     progress: Progress
-    listener: Listener
     shard: Shard | None = None
 
     @property
@@ -155,7 +152,7 @@ class _Job:
         return list(every if self.shard is None else self.shard.share(every))
 
     def open(self, path: Path, settings: ContextSettings) -> LoopedLlama:
-        return open_model(path, settings, verbose=self.verbose, listener=self.listener)
+        return open_model(path, settings, verbose=self.verbose, progress=self.progress)
 
     def header(self, window: tuple[int, int]) -> StudyHeader:
         from ggufloop.engine import ACTIVE
@@ -189,12 +186,9 @@ class _Job:
         """Raise GgufloopError for a text too short before anything is quantised; once measured it is not."""
         if any(chunk.index >= self.plan.chunks - 1 for cell in study.cells.values() for chunk in cell.chunks):
             return
-        llm = self.open(self.path, self.settings)
-        try:
+        with closing(self.open(self.path, self.settings)) as llm:
             tokens = measure.shared_tokens({self.path.name: llm}, self.plan.text.text)
             measure.check_text(tokens, self.plan.chunk, self.plan.chunks)
-        finally:
-            llm.close()
 
     def ladder(self, study: Study, window: tuple[int, int]) -> tuple[Study, list[LadderFile]]:
         """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
@@ -228,8 +222,7 @@ class _Job:
         with ExitStack() as stack:
             models: dict[str, LoopedLlama] = {}
             for entry in needed:
-                models[entry.file.type] = self.open(entry.path, tried)
-                stack.callback(models[entry.file.type].close)
+                models[entry.file.type] = stack.enter_context(closing(self.open(entry.path, tried)))
             tokens = measure.shared_tokens(models, self.plan.text.text)
             return measure.measure(self.file, study, models, self.loops, tokens, chunks, self.plan.chunk,
                                    named(self.progress, self.path.name))  # fmt: skip
@@ -239,11 +232,9 @@ class _Job:
         names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
         if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in self.plan.tasks):
             return study
-        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress, listener=self.listener)
+        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress)
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
-        llm = self.open(entry.path, replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False))
-        try:
+        settings = replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False)
+        with closing(self.open(entry.path, settings)) as llm:
             return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress,
                                self.shard)  # fmt: skip
-        finally:
-            llm.close()

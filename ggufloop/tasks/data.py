@@ -5,6 +5,7 @@ lm-eval loads this file by its path and hands over the task's metadata, which no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -12,25 +13,13 @@ from datasets import Dataset
 from ggufloop.tasks.questions import questions
 
 
-def _split(task: str) -> dict[str, Dataset]:
-    return {"test": Dataset.from_list(questions(task))}
+def _of(task: str) -> Callable[..., dict[str, Dataset]]:
+    def splits(**metadata: Any) -> dict[str, Dataset]:
+        return {"test": Dataset.from_list(questions(task))}
+
+    return splits
 
 
-def mmlu_dev(**metadata: Any) -> dict[str, Dataset]:
-    """The questions of mmlu_dev."""
-    return _split("mmlu_dev")
-
-
-def wordnet_definitions(**metadata: Any) -> dict[str, Dataset]:
-    """The questions of wordnet_definitions."""
-    return _split("wordnet_definitions")
-
-
-def arithmetic_guess(**metadata: Any) -> dict[str, Dataset]:
-    """The questions of arithmetic_guess."""
-    return _split("arithmetic_guess")
-
-
-def brackets(**metadata: Any) -> dict[str, Dataset]:
-    """The questions of brackets."""
-    return _split("brackets")
+mmlu_dev, wordnet_definitions, arithmetic_guess, brackets = map(
+    _of, ("mmlu_dev", "wordnet_definitions", "arithmetic_guess", "brackets")
+)

@@ -24,9 +24,8 @@ from typing import Any
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import PACKAGE
-from ggufloop.listener import SILENT, Listener
 from ggufloop.models import hub
-from ggufloop.progress import Progress, silent
+from ggufloop.progress import Progress, doing, note, silent
 from ggufloop.tasks import benchmarks
 from ggufloop.tasks.questions import MAKERS
 
@@ -104,15 +103,11 @@ def require() -> None:
 
 
 def load_tasks(
-    names: Sequence[str],
-    offline: bool = False,
-    num_fewshot: int | None = None,
-    progress: Progress = silent,
-    listener: Listener = SILENT,
+    names: Sequence[str], offline: bool = False, num_fewshot: int | None = None, progress: Progress = silent
 ) -> Tasks:
     """lm-eval's tasks, groups or tags of these names, their questions read.
 
-    offline: download nothing. num_fewshot: worked examples before each question; None leaves it to the task. listener:
+    offline: download nothing. num_fewshot: worked examples before each question; None leaves it to the task. progress:
     is told where the questions are from, if that is not the hub.
 
     Raises UsageError for no name, one given twice or one that is not known, and for more examples than a task has;
@@ -122,10 +117,10 @@ def load_tasks(
         raise UsageError("no task is named.", f"name some, such as --tasks {TASKS[0]},{TASKS[1]}.")
     if len(set(names)) < len(names):
         raise UsageError(f"a task is named twice in {','.join(names)}.", "name each once.")
-    with listener.doing("reading the tasks ..."):
+    with doing(progress, "reading the tasks ..."):
         tasks = _loaded(names, offline, num_fewshot, progress)
-    for note in tasks.notes():
-        listener.note(note)
+    for text in tasks.notes():
+        note(progress, text)
     return tasks
 
 

@@ -95,10 +95,9 @@ def _niah(
             sentences.insert(place, text)
         context = " ".join(sentences)
     else:
-        others = [NOISE] if haystack == "noise" else None
-        sentences = [
-            others[0] if others else needle(_needle_key(random, key), _needle_key(random, value)) for _ in range(size)
-        ]
+        sentences = [NOISE] * size
+        if haystack == "needle":
+            sentences = [needle(_needle_key(random, key), _needle_key(random, value)) for _ in range(size)]
         places = sorted(random.sample(range(size), needles), reverse=True)
         for place, text in zip(places, hidden, strict=True):
             sentences.insert(place, text)
@@ -218,9 +217,10 @@ def ruler_task(name: str, length: int, prose: str = "") -> RulerTask:
         return RulerTask(_NIAH[name], 128, 1)
     if name == "vt":
         return RulerTask(_vt, 30, 6)
-    if name in ("cwe", "fwe"):
-        return RulerTask(partial(_cwe, length=length), 120, 11) if name == "cwe" else RulerTask(
-            partial(_fwe, length=length), 50, 28)  # fmt: skip
+    if name == "cwe":
+        return RulerTask(partial(_cwe, length=length), 120, 11)
+    if name == "fwe":
+        return RulerTask(partial(_fwe, length=length), 50, 28)
     if name in _PROSE:
         sentences = tuple(" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", prose) if s.strip())
         if len(sentences) < 10:

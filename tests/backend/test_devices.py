@@ -27,8 +27,7 @@ import pytest
 from support import ROOT, rpc_worker, tiny
 from support.rpc_worker import Worker, environment, free_port
 
-from ggufloop.backend import devices, rpc
-from ggufloop.backend import library as backend
+from ggufloop.backend import devices, library, rpc
 from ggufloop.backend.devices import Placement, parse_servers, parse_split_mode, parse_tensor_split
 from ggufloop.backend.ggml import Device, Ggml
 from ggufloop.engine import LoopedLlama
@@ -214,7 +213,7 @@ def test_n_gpu_layers(model: Callable[[str], Path], workers: list[Worker]) -> No
 
 def test_one_device_of_several(model: Callable[[str], Path], workers: list[Worker]) -> None:
     addresses = servers(workers)
-    with_rpc = [d.name for d in rpc.connect(Ggml(backend.locate().directory), parse_servers(addresses))]
+    with_rpc = [d.name for d in rpc.connect(Ggml(library.locate().directory), parse_servers(addresses))]
     for settings, used in (
         ({"split_mode": "none", "main_gpu": 1}, [False, True]),
         ({"split_mode": 0, "main_gpu": -1}, [False, False]),

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ggufloop.cli import progress
-from ggufloop.progress import Step, named
+from ggufloop.progress import Step, doing, named, note
 
 MIB = 2**20
 
@@ -81,3 +81,16 @@ def test_a_terminal_has_a_bar(unit: str, left: bool, monkeypatch: pytest.MonkeyP
     said = terminal.getvalue()
     assert "blk.0:   0%|" in said
     assert said.endswith("\na remark\n" if left else "\ra remark\n")
+
+
+def test_words_stand_while_their_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal alone, where a sentence takes their place; a log has the sentence."""
+
+    def work() -> None:
+        with progress.shown() as shown, doing(named(shown, "one"), "loading"):
+            note(shown, "it is large.")
+
+    for stream, left in ((Terminal(), f"\rone: loading\r{' ' * 12}\r"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        work()
+        assert stream.getvalue() == f"{left}note: it is large.\n"

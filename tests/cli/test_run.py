@@ -458,7 +458,7 @@ def test_colour_is_for_terminals_that_want_it(bench: Bench, monkeypatch: pytest.
     monkeypatch.delenv("NO_COLOR", raising=False)
     bench.prepare = lambda llm: llm.replies.append(b"a\x1b[2Jb\tc")
     loading = f"loading {Path(bench.model).name} ..."
-    before = f"{loading}\r{' ' * len(loading)}\ra[2Jb\tc\n"  # a model's escape codes are not for the screen
+    before = f"\r{loading}\r{' ' * len(loading)}\ra[2Jb\tc\n"  # a model's escape codes are not for the screen
     assert shown() == f"{before}\x1b[2m{foot(21, 8).strip()}\x1b[0m\n"
     monkeypatch.setenv("NO_COLOR", "1")
     assert shown() == before + foot(21, 8)

@@ -161,8 +161,8 @@ def test_every_solver_at_every_k() -> None:
 LOGITS = """
 import sys, ctypes, os
 import numpy as np
-from ggufloop.backend import library as backend
-backend.activate()
+from ggufloop.backend import library
+library.activate()
 os.environ.update({k[3:]: v for k, v in os.environ.items() if k.startswith("ENV")})
 import llama_cpp
 llm = llama_cpp.Llama(sys.argv[1], n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True)

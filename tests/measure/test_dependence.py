@@ -10,7 +10,7 @@ from scipy.signal import lfilter
 from scipy.stats import binomtest
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.dependence import draw, halves, paired_mean
+from ggufloop.measure.dependence import paired_mean
 from ggufloop.measure.stats import mean_interval, paired_bootstrap
 from ggufloop.measure.verdict import HELPS, HURTS, SAME, judge
 
@@ -64,30 +64,11 @@ def test_the_first_chunks_are_no_sample() -> None:
     for seed in range(RUNS):
         whole = text(rng, 240, 0.2) + 0.5 * np.cumsum(text(rng, 240, 0.0)) / np.sqrt(60)
         mean = whole.mean()
-        chosen = [chunk for _, chunk in draw([240], 60, seed)]
+        chosen = np.random.default_rng(seed).permutation(240)[:60]  # as `TextMeasure` numbers them
         first += covers(whole[:60], mean)
         drawn += covers(whole[chosen], mean)
     assert first < 0.75 * RUNS
     assert drawn > 0.94 * RUNS
-
-
-def test_draw() -> None:
-    sizes = [3, 0, 10, 1]
-    assert draw(sizes, 14, 1) == [(d, i) for d, size in enumerate(sizes) for i in range(size)]
-    assert draw(sizes, 5, 1) == draw(sizes, 5, 1) != draw(sizes, 5, 2)
-    hits = np.zeros(14)
-    for seed in range(2000):
-        for d, i in draw(sizes, 5, seed):
-            hits[sum(sizes[:d]) + i] += 1
-    assert abs(hits / 2000 - 5 / 14).max() < 0.05
-
-
-def test_halves_share_no_document() -> None:
-    documents = np.repeat(np.arange(7), [5, 9, 2, 40, 11, 3, 8])
-    one, two = halves(documents, 3)
-    assert sorted([*one, *two]) == list(range(78))
-    assert not set(documents[one]) & set(documents[two])
-    assert min(len(one), len(two)) >= 78 // 2 - 40 // 2 - 1
 
 
 def test_independent_items_are_students() -> None:
@@ -106,9 +87,5 @@ def test_clusters_of_one_size_are_their_means() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UsageError, match="15 chunks cannot be drawn from 14"):
-        draw([4, 10], 15, 1)
-    with pytest.raises(UsageError, match="1 document cannot be split"):
-        halves([0, 0, 0], 1)
     with pytest.raises(UsageError, match="3 differences and 2 documents"):
         paired_mean([1.0, 2.0, 3.0], [0, 1])

@@ -13,13 +13,18 @@ from support import tiny
 from ggufloop.backend.batches import IN_STEP
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import UsageError
-from ggufloop.measure.multiple_choice import ChoiceQuestion, ScoredChoice, score_choices, score_questions
+from ggufloop.measure.multiple_choice import ChoiceQuestion, ScoredChoice, score_questions
 
 TinyModel = Callable[[str], Path]
 _RNG = np.random.default_rng(3)
 PROMPT = _RNG.integers(0, 256, 37).tolist()
 CHOICES = [_RNG.integers(0, 256, n).tolist() for n in (1, 2, 5, 2, 1, 9)]
 LOOPS = [None, "k=3", "k=2 solver=naive kv=each", "k=3 kv=frozen", "k=2 kv=last", "k=3 beta=0.5 mode=layer"]
+
+
+def score_choices(llm: LoopedLlama, prompt: list[int], choices: list[list[int]]) -> list[ScoredChoice]:
+    """Those of a single question."""
+    return next(scored for _, scored in score_questions(llm, [ChoiceQuestion(prompt, choices)]))
 
 
 @contextmanager

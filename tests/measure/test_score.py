@@ -18,7 +18,7 @@ from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.logits import Normalisers, entropy, log_probabilities
 from ggufloop.measure.divergence import PERCENTILES, KLStatistics, Packed, Record
-from ggufloop.measure.score import each_target, score, score_under
+from ggufloop.measure.score import each_target, score
 
 TinyModel = Callable[[str], Path]
 F = np.float32
@@ -101,23 +101,6 @@ def test_evaluating_goes_on_after_scoring(llm: LoopedLlama) -> None:
     llm.reset()
     llm.logits(TOKENS[:60])
     np.testing.assert_allclose(rest, llm.logits(TOKENS[60:]), rtol=0, atol=1e-5)
-
-
-def test_plain_and_looped_on_the_same_tokens(llm: LoopedLlama) -> None:
-    llm.set_loop("2:4 k=2")
-    plain, looped = score_under(llm, (None, LOOP), TOKENS)
-    assert str(llm.loop) == "2:4 k=2"
-    for loop, found in ((None, plain), (LOOP, looped)):
-        llm.set_loop(loop)
-        np.testing.assert_array_equal(found.logprob, score(llm, TOKENS).logprob)
-    assert abs(plain.logprob - looped.logprob).max() > 1e-3
-
-
-def test_a_loop_that_cannot_be_leaves_the_old_one(llm: LoopedLlama) -> None:
-    llm.set_loop(LOOP)
-    with pytest.raises(UsageError):
-        list(score_under(llm, (None, "2:40 k=2"), TOKENS))
-    assert str(llm.loop) == LOOP
 
 
 @pytest.mark.parametrize(("tokens", "first"), [([], 0), ([1], 0), ([1, 2], 1), ([1, 2, 3], -1)])

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.cli import Cli
 
 from ggufloop.backend.capi import Refused
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.cli import main
 from ggufloop.cli.options import number_ranges
 from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
-from ggufloop.listener import Listener
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
@@ -30,6 +29,7 @@ from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all,
 from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
+from ggufloop.progress import Step
 
 TinyModel = Callable[[str], Path]
 LAYERS = 30
@@ -130,6 +130,7 @@ def test_progress_ends_where_it_was_planned(tmp_path: Path) -> None:
     seen: list[Any] = []
     loops = [LoopSpec((a, a + 4), k=2) for a in range(1, 9)]  # all of one cost, so the plan is exact
     outcome = run(FakeMeasure(100), tmp_path / "j", loops, progress=seen.append)
+    seen = [step for step in seen if step.total]
     assert seen[0].done == 0
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert outcome.cost.spent <= seen[-1].total + 1e-9
@@ -213,20 +214,20 @@ def test_the_chances_are_told_before_the_rest_is_scored(tmp_path: Path) -> None:
         measure = FakeMeasure(n)
         loops = WINDOWS[: 25 if racing else 2]
 
-        def note(said: str, told: list[tuple[str, int]] = told, measure: FakeMeasure = measure) -> None:
-            told.append((said, len(measure.asked)))
+        def progress(step: Step, told: list[tuple[str, int]] = told, measure: FakeMeasure = measure) -> None:
+            if not step.total:
+                told.append((step.text, len(measure.asked)))
 
-        listener = Listener(note=note)
-        run(measure, tmp_path / f"{n} {racing}", loops, racing=racing, worth=0.002, listener=listener)
+        run(measure, tmp_path / f"{n} {racing}", loops, racing=racing, worth=0.002, progress=progress)
         assert len(set(measure.asked)) == len(measure.asked)
         ((said, scored),) = told
         assert scored - n < n * len(loops) / 2
-        assert said.startswith(f"fake, {n} chunks, judged by a pilot of ")
+        assert said.startswith(f"note: fake, {n} chunks, judged by a pilot of ")
         found.append(int(re.search(r"that it helps in (\d+)%, at half", said)[1]))  # type: ignore[index]
     assert found[0] < found[1] < found[2] == 100
-    few: list[str] = []
-    run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], listener=Listener(note=few.append))
-    assert few == []
+    few: list[Step] = []
+    run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], progress=few.append)
+    assert all(step.total for step in few)
 
 
 def test_too_few_items(tmp_path: Path) -> None:
@@ -382,21 +383,12 @@ def test_times() -> None:
 # the command
 
 
-def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as e:
-        main(["sweep", *args])
-    out, err = capsys.readouterr()
-    return int(e.value.code or 0), out, err
-
-
-def test_the_command_goes_on_from_its_journal(
-    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
     path, text, journal = tiny_model("llama"), tmp_path / "t.txt", tmp_path / "s.jsonl"
     text.write_text("".join(f"Line {i} of a text that says {i * i}. " for i in range(200)), encoding="utf-8")
     args = (str(path), "--start", "2:4", "--width", "1,2", "--K", "1,2", "--text", str(text), "--chunks", "70",
             "-t", "1", "-c", "32", "--journal", str(journal))  # fmt: skip
-    code, out, err = command(capsys, *args)
+    code, out, err = cli("sweep", *args)
     assert code == 0, err
     assert "4 loops against plain" in out
     assert "Verdict: " in out
@@ -411,7 +403,7 @@ def test_the_command_goes_on_from_its_journal(
         [],
     ]
     lines = journal.read_text(encoding="utf-8").splitlines()
-    code, out, err = command(capsys, *args, "-o", "json", "--plot", str(tmp_path / "p.png"))
+    code, out, err = cli("sweep", *args, "-o", "json", "--plot", str(tmp_path / "p.png"))
     assert code == 0, err
     assert journal.read_text(encoding="utf-8").splitlines() == lines
     data = json.loads(out)
@@ -420,22 +412,20 @@ def test_the_command_goes_on_from_its_journal(
     assert result["verdict"] in (HELPS, NONE_HELPS, NOT_ENOUGH)
     assert {loop["name"] for loop in result["loops"]} == set(data["loops"])
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    code, out, err = command(capsys, *args[:-4], "-c", "64", *args[-2:])
+    code, out, err = cli("sweep", *args[:-4], "-c", "64", *args[-2:])
     assert code == 1
     assert "is of another run: measures is" in err
-    code, out, err = command(capsys, *args, "--worth", "0.02", "--looks", "2")
+    code, out, err = cli("sweep", *args, "--worth", "0.02", "--looks", "2")
     assert "is of another run: worth is 0.01 there and 0.02 here; looks is 1 there and 2 here." in err
-    code, out, err = command(capsys, *args, "-ctk", "q8_0", "--save")
+    code, out, err = cli("sweep", *args, "-ctk", "q8_0", "--save")
     assert "is of another run: settings is" in err
 
 
-def test_from_python_as_from_the_command_line(
-    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_python_as_from_the_command_line(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
     path = tiny_model("llama")
-    code, out, err = command(
-        capsys, str(path), "--window", "2:4,3:5", "--K", "2", "--text", "pydoc", "-c", "16", "--chunks", "8", "-t", "1",
-        "-o", "json", "--journal", str(tmp_path / "by-command"))  # fmt: skip
+    code, out, err = cli(
+        "sweep", str(path), "--window", "2:4,3:5", "--K", "2", "--text", "pydoc", "-c", "16", "--chunks", "8", "-t",
+        "1", "-o", "json", "--journal", str(tmp_path / "by-command"))  # fmt: skip
     assert code == 0, err
     plan = SweepPlan(text=local("pydoc"), chunk=16, chunks=8)
     loops = [LoopSpec((2, 4), 2), LoopSpec((3, 5), 2)]
@@ -449,17 +439,15 @@ def test_from_python_as_from_the_command_line(
     assert heads[0] == heads[1]
 
 
-def test_a_budget_is_kept_when_going_on(
-    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_budget_is_kept_when_going_on(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
     args = (str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", "pydoc", "-c", "16", "--budget", "0.5s",
             "-t", "1", "--journal", str(tmp_path / "j"), "-o", "json")  # fmt: skip
-    code, out, err = command(capsys, *args)
+    code, out, err = cli("sweep", *args)
     assert code == 0, err
     n = json.loads(out)["results"][0]["n"]
     assert n >= 60
     lines = (tmp_path / "j").read_bytes()
-    assert json.loads(command(capsys, *args)[1])["results"][0]["n"] == n
+    assert json.loads(cli("sweep", *args)[1])["results"][0]["n"] == n
     assert (tmp_path / "j").read_bytes() == lines
 
 
@@ -467,15 +455,14 @@ def test_a_budget_is_kept_when_going_on(
 @pytest.mark.parametrize("words", [["run", "-p", "x", "-n", "1"], ["chat"], ["sweep", "--text", "pydoc"]])
 def test_a_context_that_does_not_fit(
     words: list[str], tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:  # fmt: skip
     """Asked for, it would end the process, not raise."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(SystemExit) as e:
-        main([*words, str(tiny_model("llama")), "-c", "2000000000"])
-    assert e.value.code == 1
-    assert "2000000000 tokens" in capsys.readouterr().err
+    done = cli(*words, tiny_model("llama"), "-c", "2000000000")
+    assert done.code == 1
+    assert "2000000000 tokens" in done.err
 
 
 @pytest.mark.parametrize(
@@ -501,21 +488,19 @@ def test_bad_input(
     tiny_model: TinyModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = command(capsys, str(tiny_model("llama")), "-t", "1", *args)
+    code, out, err = cli("sweep", str(tiny_model("llama")), "-t", "1", *args)
     assert code in (1, 2)
     assert message in err
     assert len(err.strip().splitlines()) <= 3
     assert out == ""
 
 
-def test_combinations_that_are_no_loop_are_left_out(
-    tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = command(
-        capsys, str(tiny_model("llama")), "--start", "2", "--width", "2", "--K", "2", "--solver", "naive,repeat",
+def test_combinations_that_are_no_loop_are_left_out(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
+    code, out, err = cli(
+        "sweep", str(tiny_model("llama")), "--start", "2", "--width", "2", "--K", "2", "--solver", "naive,repeat",
         "--kv", "first,each", "--text", "pydoc", "-c", "16", "--chunks", "8", "-t", "1", "-o", "csv",
         "--journal", str(tmp_path / "j"))  # fmt: skip
     assert code == 0, err
@@ -541,7 +526,9 @@ def test_only_what_was_confirmed_is_saved(
         save_winner(path, loops, [good, bad])
     assert not own.exists()
     save_winner(path, loops, [null, good])
-    assert registry.suggest_loop(path) == loops[1]
+    saved = registry.saved_loop(path)
+    assert saved is not None
+    assert (saved.loop, saved.applies) == (loops[1], True)
     assert registry.suggest_window(path)[1].startswith("sweep of 20")
 
 

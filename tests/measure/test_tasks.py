@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.cli import Cli
 
-from ggufloop.cli import main
 from ggufloop.engine import ACTIVE, LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure.stats import mcnemar_exact, wilson
@@ -197,16 +197,7 @@ def test_task_names(names: list[str], message: str, monkeypatch: pytest.MonkeyPa
         assert e.value.hint.startswith("did you mean brackets?")
 
 
-def run(args: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as e:
-        main(args)
-    out = capfd.readouterr()
-    return e.value.code, out.out, out.err
-
-
-def test_paired_on_the_command_line(
-    tiny_model: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_paired_on_the_command_line(tiny_model: Callable[[str], Path], tmp_path: Path, cli: Cli) -> None:
     args = ["eval", str(tiny_model("llama")), "--tasks", "arithmetic_guess,brackets", "--limit", "6", "-t", "1"]
     loop = ["--window", "2:5", "--K", "3", "--paired", "--log-samples", str(tmp_path / "log.jsonl")]
     words = [sys.executable, "-c", "from ggufloop.cli import main; main()", *args, *loop]
@@ -224,7 +215,7 @@ def test_paired_on_the_command_line(
     assert [(s["loop"], s["task"]) for s in logged] == [
         (loop, task) for loop in ("plain", "2:5 k=3") for task in ("arithmetic_guess", "brackets") for _ in range(6)
     ]
-    code, out, _ = run([*args, *loop, "--noise-floor", "-o", "json"], capfd)
+    code, out, _ = cli(*args, *loop, "--noise-floor", "-o", "json")
     data = json.loads(out)
     assert code == 0
     assert data["schema_version"] == 1
@@ -252,9 +243,9 @@ def test_what_a_task_has_is_said() -> None:
     assert "not scored: no answers are offered\n" in tasks_report.text("t", c)
 
 
-def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], cli: Cli) -> None:
     args = ["--tasks", "brackets", "--limit", "1", "--window", "2:5", "--paired", "-t", "1"]
-    code, out, err = run(["eval", str(tiny_model("llama")), *args], capfd)
+    code, out, err = cli("eval", tiny_model("llama"), *args)
     assert code == 0
     assert out.count("|brackets|") == 2
     assert "note: brackets has 1 questions that are right or wrong: nothing to compare.\n" in err
@@ -270,9 +261,7 @@ def test_one_question_is_not_compared(tiny_model: Callable[[str], Path], capfd: 
         (["--tasks", "brackets", "--log-samples", "/no/such/folder/x"], "error: there is no folder /no/such/folder.\n"),
     ],
 )
-def test_bad_flags(
-    tiny_model: Callable[[str], Path], capfd: pytest.CaptureFixture[str], args: list[str], message: str
-) -> None:
-    code, out, err = run(["eval", str(tiny_model("llama")), *args], capfd)
+def test_bad_flags(tiny_model: Callable[[str], Path], cli: Cli, args: list[str], message: str) -> None:
+    code, out, err = cli("eval", tiny_model("llama"), *args)
     assert (code, out) == (2, "")
     assert err.startswith(message)

@@ -15,6 +15,13 @@ from ggufloop.cli.loop_options import as_flags, loop_from_flags, loop_suggestion
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry
 
+
+def applied(path: Path) -> LoopSpec | None:
+    """The whole loop that applies to a model file."""
+    saved = registry.saved_loop(path)
+    return saved.loop if saved is not None and saved.applies else None
+
+
 HEUN = LoopSpec((1, 3), k=4, solver="heun", mode="layer")
 LISTS = {"k": None, "mode": None, "solver": None, "beta": None, "kv": None}
 
@@ -27,10 +34,10 @@ def test_a_saved_loop_is_what_auto_means(tmp_path: Path, own_models: Callable[[s
                      "layers=9\nsources=[]\n"):  # fmt: skip
         own_models(text)
         own.unlink() if not text else None
-        assert registry.suggest_loop(model) is None
+        assert applied(model) is None
         for saved in (loop, LoopSpec((1, 3), k=2)):
             assert registry.save_loop(model, saved, 'a "sweep"') == own
-            assert registry.suggest_loop(model) == saved
+            assert applied(model) == saved
             assert registry.suggest_window(model) == (saved.window, 'a "sweep"')
         kept = [line for line in text.splitlines() if line.startswith(("#", "[", "file", "layers"))]
         assert all(line in own.read_text().splitlines() for line in kept)
@@ -70,7 +77,7 @@ def test_a_loop_belongs_to_the_file_it_was_confirmed_on(files: tuple[Path, Path]
         f"note: the loop {HEUN} was confirmed on Mine-Q4_K_M.gguf and is not used for Mine-Q8_0.gguf; to try it: "
         "--window 1:3 --K 4 --mode layer --solver heun\n",
     )
-    assert registry.suggest_loop(second) is None
+    assert applied(second) is None
     assert registry.suggest_window(second) == ((2, 4), registry.RULE_OF_THUMB)
     renamed = tmp_path / "other-name.gguf"
     first.rename(renamed)
@@ -88,12 +95,12 @@ def test_each_file_keeps_its_own_loop(files: tuple[Path, Path], tmp_path: Path) 
     loops = {path: LoopSpec((1, 2 + i), k=2 + i) for i, path in enumerate(paths)}
     for path, loop in loops.items():
         registry.save_loop(path, loop, path.name)
-    assert {path: registry.suggest_loop(path) for path in loops} == loops
+    assert {path: applied(path) for path in loops} == loops
     assert {registry.suggest_window(path)[1] for path in loops} == {path.name for path in loops}
     again = LoopSpec((3, 5), k=6)
     before = registry.user_models_path().read_text().count("loop =")
     registry.save_loop(files[1], again, "later")
-    assert {path: registry.suggest_loop(path) for path in loops} == loops | {files[1]: again}
+    assert {path: applied(path) for path in loops} == loops | {files[1]: again}
     assert registry.user_models_path().read_text().count("loop =") == before
 
 
@@ -122,7 +129,7 @@ def test_an_entry_that_does_not_name_its_file_works_and_says_so(
     registry.save_loop(files[1], HEUN, "new")
     assert "old" not in registry.user_models_path().read_text()
     assert inspect(cli, files[1], "--window", "auto") == (str(HEUN), "")
-    assert registry.suggest_loop(files[0]) is None
+    assert applied(files[0]) is None
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ import numpy as np
 _PROGRAM = """
 import json, sys
 import numpy as np
-from ggufloop.backend import library as backend
-assert backend.activate(stock=True).stock
+from ggufloop.backend import library
+assert library.activate(stock=True).stock
 from ggufloop.engine import LoopedLlama
 job = json.loads(sys.argv[1])
 llm = LoopedLlama(job["path"], verbose=False, **job["settings"])

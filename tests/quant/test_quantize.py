@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import quantize as gguf_quantize
 from support import tiny
+from support.cli import Cli
 
 from ggufloop.backend.process import Worker, main_of
-from ggufloop.cli import cli
-from ggufloop.cli.commands.quantize import command
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import file_sha256
 from ggufloop.models.gguf import read_header, read_model
@@ -35,10 +33,6 @@ WIDE = dataclasses.replace(tiny.FAMILIES["llama"], n_layer=4, n_embd=256, n_ff=2
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("wide") / "wide.gguf", WIDE)
-
-
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(w) for w in words], obj={"verbose": False}, standalone_mode=False)
 
 
 def test_blocks_are_those_of_gguf(wide: Path, tmp_path: Path) -> None:
@@ -152,26 +146,26 @@ def test_a_write_that_fails_leaves_nothing(wide: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command(wide: Path, tmp_path: Path) -> None:
+def test_the_command(wide: Path, tmp_path: Path, cli: Cli) -> None:
     words = ["-t", "1", "--out", tmp_path, "--window", "1:3", "--keep-window", "q8_0"]
-    done = run(wide, "--types", "Q4_K_M", "--int4", "--int8", *words)
-    assert done.exception is None, done.output
+    done = cli("quantize", wide, "--types", "Q4_K_M", "--int4", "--int8", *words)
+    assert done.code == 0, done.err
     names = ["wide-Q4_K_M-w1_3-Q8_0.gguf", "wide-Q8_0-w1_3-Q8_0.gguf", "wide-Q4_0-w1_3-Q8_0.gguf"]
-    assert [line for line in done.stderr.splitlines() if line.startswith("made")] == [
+    assert [line for line in done.err.splitlines() if line.startswith("made")] == [
         f"made {tmp_path / name}" for name in names
     ]
-    assert "blk.*.attn_output: Q5_0 instead of Q4_K, rows of 128 (2 tensors)" in done.stdout.replace(".weight", "")
-    data = json.loads(run(wide, "--int8", *words, "-o", "json").stdout)["files"][0]
+    assert "blk.*.attn_output: Q5_0 instead of Q4_K, rows of 128 (2 tensors)" in done.out.replace(".weight", "")
+    data = json.loads(cli("quantize", wide, "--int8", *words, "-o", "json").out)["files"][0]
     record = json.loads((tmp_path / f"{names[1]}.json").read_text())
     assert record == {"schema_version": 1, **data}
     assert data["sha256"] == file_sha256(tmp_path / names[1])
     assert data["recipe_source_sha256"] == file_sha256(wide)
 
 
-def test_the_command_says_that_its_source_is_quantised(wide: Path, tmp_path: Path) -> None:
+def test_the_command_says_that_its_source_is_quantised(wide: Path, tmp_path: Path, cli: Cli) -> None:
     small = quantize(wide, tmp_path / "small.gguf", "Q4_0", threads=1)
-    done = run(small.path, "--int8", "-t", "1")
-    assert "small.gguf is quantised already (Q4_0, Q6_K): what that lost stays lost" in done.stderr
+    done = cli("quantize", small.path, "--int8", "-t", "1")
+    assert "small.gguf is quantised already (Q4_0, Q6_K): what that lost stays lost" in done.err
     assert (tmp_path / "small-Q8_0.gguf").exists()  # beside a source that is named as a file
 
 
@@ -196,11 +190,12 @@ def test_the_command_says_that_its_source_is_quantised(wide: Path, tmp_path: Pat
         (["--int4", "-o", "xml"], "output form 'xml' is not known"),
     ],
 )
-def test_bad_input(wide: Path, tmp_path: Path, words: list[str], message: str) -> None:
-    done = run(wide, *words, "--out", tmp_path / "out")
-    assert isinstance(done.exception, UsageError), done.output
-    assert message in done.exception.message
-    assert done.exception.hint
+def test_bad_input(wide: Path, tmp_path: Path, words: list[str], message: str, cli: Cli) -> None:
+    done = cli("quantize", wide, *words, "--out", tmp_path / "out")
+    assert done.code == 2
+    error, hint = done.err.splitlines()
+    assert message in error
+    assert hint.startswith("  ")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
@@ -230,8 +225,8 @@ def test_weights_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [p.name for p in tmp_path.iterdir()] == ["nan.gguf"]
 
 
-def test_help_says_what_the_aliases_mean() -> None:
-    text = " ".join(CliRunner().invoke(cli, ["quantize", "--help"]).stdout.split())
+def test_help_says_what_the_aliases_mean(cli: Cli) -> None:
+    text = " ".join(cli("quantize", "--help").out.split())
     assert "--int8 Q8_0: 8-bit whole numbers" in text
     assert "--int4 Q4_0: 4-bit whole numbers" in text
 

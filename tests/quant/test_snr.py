@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from support import tiny
+from support.cli import Cli
 
-from ggufloop.cli.commands.snr import command
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
@@ -174,25 +173,21 @@ def test_another_alignment(tmp_path: Path) -> None:
     assert [t.signal for t in tensor_snr(path)] == [np.sum(values**2.0), np.sum(4 * values**2.0)]
 
 
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(command, [str(w) for w in words], standalone_mode=False)
-
-
-def test_the_command(small: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_command(small: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     source, made = small
     picture = tmp_path / "snr.svg"
-    done = run(made, "--ref", source, "--window", "2:4", "--plot", picture)
-    assert done.exception is None, done.output
+    done = cli("snr", made, "--ref", source, "--window", "2:4", "--plot", picture)
+    assert done.code == 0, done.err
     tensors = tensor_snr(made, source)
-    assert f"2:4       {window_snr(tensors, (2, 4)):.2f} dB" in done.stdout
-    assert "| outside |" in done.stdout
+    assert f"2:4       {window_snr(tensors, (2, 4)):.2f} dB" in done.out
+    assert "| outside |" in done.out
     assert "SNR of the weights (dB)" in picture.read_text()
-    data = json.loads(run(made, "--ref", source, "--window", "2:4", "-o", "json").stdout)
+    data = json.loads(cli("snr", made, "--ref", source, "--window", "2:4", "-o", "json").out)
     assert data["window"]["snr_db"] == window_snr(tensors, (2, 4))
     assert [t["snr_db"] for t in data["tensors"]] == [t.snr_db if math.isfinite(t.snr_db) else None for t in tensors]
-    rows = run(made, "-o", "csv").stdout.splitlines()
+    rows = cli("snr", made, "-o", "csv").out.splitlines()
     assert len(rows) == 1 + len(tensors)
-    assert "estimated from the steps of its blocks, and of some types what is usual" in run(made).stdout
+    assert "estimated from the steps of its blocks, and of some types what is usual" in cli("snr", made).out
 
 
 def test_the_plot_shades_the_window(small: tuple[Path, Path]) -> None:
@@ -216,19 +211,20 @@ def test_the_plot_shades_the_window(small: tuple[Path, Path]) -> None:
         (["--plot", "x.xyz"], "no format"),
     ],
 )
-def test_bad_input(small: tuple[Path, Path], words: list[str], message: str) -> None:
-    done = run(small[1], *words)
-    assert isinstance(done.exception, UsageError), done.output
-    assert message in done.exception.message
-    assert done.exception.hint
+def test_bad_input(small: tuple[Path, Path], words: list[str], message: str, cli: Cli) -> None:
+    done = cli("snr", small[1], *words)
+    assert done.code == 2
+    error, hint = done.err.splitlines()
+    assert message in error
+    assert hint.startswith("  ")
 
 
-def test_matplotlib_is_asked_for(small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matplotlib_is_asked_for(small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     def absent(path: Path) -> None:
         raise GgufloopError("plots need matplotlib, which is not installed.", "run: pip install 'ggufloop[lab]'")
 
     monkeypatch.setattr(style, "check_target", absent)
-    assert isinstance(run(small[1], "--plot", "x.png").exception, GgufloopError)
+    assert cli("snr", small[1], "--plot", "x.png").err.startswith("error: plots need matplotlib")
 
 
 @pytest.mark.model

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from reference.tableau import apply
 
 from ggufloop.loop import LoopSpec
 from support.fake_llama import FakeLlama
@@ -65,7 +66,7 @@ class FakeTracer(FakeLlama):
                         states.append(State(first - 1, evaluation, y))
                     return run(first, last, evaluation, y)
 
-                x = loop.tableau().apply(g, x).astype(np.float32)
+                x = apply(loop.tableau(), g, x).astype(np.float32)
         run(b, self.n_layers, 1, x)
         return states
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.listener import Listener
 from ggufloop.models.wheels import Wheel
+from ggufloop.progress import Step
 from ggufloop.tasks import benchmarks
 
 pytest.importorskip("lm_eval")
@@ -197,11 +197,10 @@ def test_worked_examples_where_there_are_some() -> None:
 @pytest.mark.model
 @pytest.mark.usefixtures("real")
 def test_what_is_not_quite_the_hubs_is_said() -> None:
-    told: list[str] = []
-    tasks = load_tasks(["sciq", "piqa"], offline=True, listener=Listener(note=told.append))
-    assert (
-        told == tasks.notes() == [f"questions from {benchmarks.NAME}, not the hub.", benchmarks.NOTES["allenai/sciq"]]
-    )
+    told: list[Step] = []
+    tasks = load_tasks(["sciq", "piqa"], offline=True, progress=told.append)
+    assert tasks.notes() == [f"questions from {benchmarks.NAME}, not the hub.", benchmarks.NOTES["allenai/sciq"]]
+    assert [step.text for step in told[-2:]] == [f"note: {text}" for text in tasks.notes()]
     assert tasks.versions() == {"sciq": f"1.0 ({benchmarks.NAME})", "piqa": "1.0"}
     assert load_tasks(["brackets"], offline=True).notes() == []
 

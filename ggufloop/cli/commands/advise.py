@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
 from ggufloop.cli.options import split_list
-from ggufloop.cli.types import Size, output_option
+from ggufloop.cli.types import Size, output_option, show
 from ggufloop.errors import UsageError
 from ggufloop.study import advise as rule
 from ggufloop.study import advise_report
@@ -64,15 +63,9 @@ def _threshold(flag: str, name: str, help_: str) -> Callable[[Any], Any]:
 @click.option("--explain", is_flag=True, help="Print every criterion of the rule, not only those that decide.")
 @output_option("json")
 def command(
-    studies: tuple[Path, ...],
-    types: str | None,
-    loop: str | None,
-    bigger_type: str | None,
-    most: int | None,
-    explain: bool,
-    form: str,
-    **thresholds: float,
-) -> None:
+    studies: tuple[Path, ...], types: str | None, loop: str | None, bigger_type: str | None, most: int | None,
+    explain: bool, form: str, **thresholds: float,
+) -> None:  # fmt: skip
     """Say what to spend on next for each quantised file of a study that `ggufloop compare` measured.
 
     \b
@@ -101,7 +94,5 @@ def command(
     advices = [
         rule.advise(study, type_, limits, bigger, bigger_type, loop, most) for type_ in rule.types_of(study, asked)
     ]
-    if form == "json":
-        click.echo(json.dumps(advise_report.record(advices, study, bigger, limits), indent=2))
-    else:
-        click.echo(advise_report.text(advices, study, bigger, explain), nl=False)
+    show(form, lambda: advise_report.text(advices, study, bigger, explain),
+         lambda: advise_report.record(advices, study, bigger, limits))  # fmt: skip

@@ -15,6 +15,7 @@ from ggufloop.cli.context import context_from_flags, context_options, resolve_mo
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_list_options, loop_suggestion, loops_from_flags
 from ggufloop.cli.options import model_options, whole_numbers
+from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
@@ -78,7 +79,8 @@ def command(
         flags.pop("window"), cache(lambda: loop_suggestion(find())()), **{name: flags.pop(name) for name in LOOP_FLAGS}
     )
     plan = BenchPlan(tuple(works), tuple(loops), stock, compare, repetitions, not no_warmup)
-    variants = plan.variants(bool(settings.rpc_servers), terminal.LISTENER)
+    with shown() as progress:
+        variants = plan.variants(bool(settings.rpc_servers), progress)
     printer: Printer | None = None
 
     def begun(constant: BenchRecord) -> None:
@@ -93,8 +95,10 @@ def command(
         printer.row(record)
 
     try:
-        run_bench(find(), plan, settings, variants=variants, hashed=form not in ("text", "md"),
-                  verbose=ctx.obj["verbose"], begun=begun, row=row, listener=terminal.LISTENER)  # fmt: skip
+        path = find()
+        with shown() as progress:
+            run_bench(path, plan, settings, variants=variants, hashed=form not in ("text", "md"),
+                      verbose=ctx.obj["verbose"], begun=begun, row=row, progress=progress)  # fmt: skip
     finally:
         if printer is not None:
             printer.end()

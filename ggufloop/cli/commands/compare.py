@@ -107,13 +107,13 @@ def command(
         if parts.plan:
             with shown() as progress:
                 planned = plan_study(path, loops, plan, settings, shards=parts.of, speed=parts.speed,
-                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                     progress=progress)  # fmt: skip
             outcomes.print_plan(path, planned, form)
             continue
         try:
             with shown() as progress:
                 study = run_study(path, loops, plan, folder, settings, verbose=ctx.obj["verbose"], begun=begun,
-                                  shard=parts.shard, progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                  shard=parts.shard, progress=progress)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise

@@ -8,7 +8,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ggufloop.cli import terminal
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
@@ -91,15 +90,15 @@ def command(
     if flags["window"] is None:
         plan.loops(None)  # refuses a comparison before anything is read
     with shown() as progress:
-        tasks = plan.load(progress, terminal.LISTENER)
+        tasks = plan.load(progress)
     path, loop, _ = model_and_loop(flags)
     try:
         with shown() as progress:
-            how: Any = {"verbose": ctx.obj["verbose"], "progress": progress, "listener": terminal.LISTENER}
+            how: Any = {"verbose": ctx.obj["verbose"], "progress": progress}
             found: EvalResult | ShardDone
             if parts.plan:
                 planned = plan_eval(path, loop, plan, settings, shards=parts.of, speed=parts.speed, tasks=tasks,
-                                    progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                    progress=progress)  # fmt: skip
                 outcomes.print_plan(path, planned, form)
                 return
             if parts.workers > 1 and out is not None:

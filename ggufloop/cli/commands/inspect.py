@@ -5,7 +5,6 @@ No model is loaded and no backend is needed; inspection.py computes it.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -16,7 +15,7 @@ from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import LOOP_FLAGS, loop_from_flags, loop_options, loop_suggestion
 from ggufloop.cli.options import model_options
-from ggufloop.cli.types import OneOf, output_option
+from ggufloop.cli.types import OneOf, output_option, show
 from ggufloop.models.architectures import check_architecture, refusal
 from ggufloop.models.info import KV_TYPES, describe
 from ggufloop.models.registry import suggest_window
@@ -49,7 +48,4 @@ def command(window: str | None, n_ctx: int | None, type_k: str, type_v: str, for
         loop = loop_from_flags(window, loop_suggestion(info.files[0]), **loop_flags)
         origin = suggest_window(info)[1] if window == "auto" else ""
     report = inspection.inspect(info, n_ctx, (type_k, type_v), loop, origin or "")
-    if form == "json":
-        click.echo(json.dumps(inspection.record(report), indent=2))
-    else:
-        click.echo(inspection.text(report), nl=False)
+    show(form, lambda: inspection.text(report), lambda: inspection.record(report))

@@ -7,7 +7,7 @@ import click
 from ggufloop.cli.help import Command
 from ggufloop.cli.types import output_option
 from ggufloop.models import registry
-from ggufloop.table import Column, Table
+from ggufloop.table import Table, columns
 
 
 @click.command(name="list", cls=Command)
@@ -17,24 +17,12 @@ def command(form: str) -> None:
 
     Names of your own go into a models.toml of the same form as the shipped one, see the README.
     """
-    columns = (
-        Column("model"), Column("architecture"), Column("layers"), Column("MiB", ".1f"), Column("downloaded"),
-        Column("window"), Column("origin of the window"),
-    )  # fmt: skip
+    head = columns("model", "architecture", "layers", "MiB:.1f", "downloaded", "window", "origin of the window")
     rows = []
     for model in registry.models():
         path = registry.downloaded(model)
         size = model.bytes or (path.stat().st_size if path else None)
         (a, b), origin = model.suggested_window()
-        rows.append(
-            (
-                model.name,
-                model.architecture,
-                model.layers,
-                None if size is None else size / 2**20,
-                path is not None,
-                f"{a}:{b}",
-                origin,
-            )
-        )
-    click.echo(Table(columns, rows).render("md" if form == "text" else form), nl=False)
+        mib = None if size is None else size / 2**20
+        rows.append((model.name, model.architecture, model.layers, mib, path is not None, f"{a}:{b}", origin))
+    click.echo(Table(head, rows).render("md" if form == "text" else form), nl=False)

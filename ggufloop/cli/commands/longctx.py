@@ -15,16 +15,7 @@ from ggufloop.cli.options import model_options, split_list, whole_numbers
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
-from ggufloop.measure.longctx_run import (
-    LENGTHS,
-    SAMPLES,
-    SEED,
-    LongPlan,
-    journal_path,
-    notes,
-    run_long_context,
-    table,
-)  # fmt: skip
+from ggufloop.measure import longctx_run as run
 from ggufloop.opening import check_loops
 from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
 
@@ -35,11 +26,11 @@ from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
 @text_options
 @click.option("--tasks", metavar="NAME,...", help=f"RULER's {', '.join(TASKS)} (default: all); with --text also "
               f"{', '.join(PROSE_TASKS)}.")  # fmt: skip
-@click.option("-c", "--ctx-size", "lengths", metavar="N,...", default=",".join(map(str, LENGTHS)), show_default=True,
-              help="Lengths in tokens of this model, prompt and answer together.")  # fmt: skip
-@click.option("-n", "--samples", "samples", type=click.IntRange(min=2), metavar="N", default=SAMPLES, show_default=True,
-              help="Samples of each task at each length.")  # fmt: skip
-@click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the samples.")
+@click.option("-c", "--ctx-size", "lengths", metavar="N,...", default=",".join(map(str, run.LENGTHS)),
+              show_default=True, help="Lengths in tokens of this model, prompt and answer together.")  # fmt: skip
+@click.option("-n", "--samples", "samples", type=click.IntRange(min=2), metavar="N", default=run.SAMPLES,
+              show_default=True, help="Samples of each task at each length.")  # fmt: skip
+@click.option("-s", "--seed", type=click.IntRange(min=0), default=run.SEED, show_default=True, help="Of the samples.")
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
               help="Keep every answer here and go on from it (default: longctx-MODEL.jsonl).")  # fmt: skip
@@ -65,21 +56,21 @@ def command(
         style.check_target(plot)
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
     named = tuple(split_list(tasks, "--tasks")) if tasks else TASKS
-    plan = LongPlan(tuple(whole_numbers(lengths, "-c")), named, samples, seed, chat, source)
+    plan = run.LongPlan(tuple(whole_numbers(lengths, "-c")), named, samples, seed, chat, source)
     settings = context_from_flags(flags, n_ctx=max(plan.lengths))
     path = resolve_model(flags)
     loops = loops_from_flags(flags.pop("window"), loop_suggestion(path), **flags)
     check_loops(path, loops)
     try:
         with shown() as progress:
-            found = run_long_context(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"],
-                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+            found = run.run_long_context(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"],
+                                     progress=progress)  # fmt: skip
     except KeyboardInterrupt:
-        click.echo(f"stopped; {journal_path(path, journal)} keeps what is done.", err=True)
+        click.echo(f"stopped; {run.journal_path(path, journal)} keeps what is done.", err=True)
         raise
-    click.echo(table(found).render("md" if form == "text" else form), nl=False)
+    click.echo(run.table(found).render("md" if form == "text" else form), nl=False)
     if form == "text":
-        click.echo(f"\n{notes(found)}")
+        click.echo(f"\n{run.notes(found)}")
     if plot is not None:
         from ggufloop.figures import style
         from ggufloop.figures.longctx import length_figure

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
@@ -44,7 +43,9 @@ def command(journals: tuple[Path, ...], out: Path | None, form: str) -> None:
     if len(kinds) > 1:
         raise UsageError("these journals are of different kinds.", "merge one measurement at a time.")
     if kinds == {"measures"}:
-        outcomes.print_sweep(merge_sweeps(journals, out, terminal.LISTENER), form)
+        with shown() as progress:
+            merged = merge_sweeps(journals, out, progress)
+        outcomes.print_sweep(merged, form)
         return
     if kinds == {"source_sha256"}:
         model = Path(headers[0]["model"])
@@ -56,5 +57,5 @@ def command(journals: tuple[Path, ...], out: Path | None, form: str) -> None:
             click.echo(report.numbers(study).render(form), nl=False)
         return
     with shown() as progress:
-        found = merge_evals(journals, out, progress, terminal.LISTENER)
+        found = merge_evals(journals, out, progress)
     outcomes.print_eval(found, form)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, model_and_loop
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_from_flags, model_options, split_list
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 from ggufloop.errors import UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import perplexity_report
@@ -85,12 +83,8 @@ def command(
     with shown() as progress:
         run = run_perplexity(
             path, source, loop, contexts=asked, chunks=chunks, base=stored or _base(kl_base, loop, offline), save=save,
-            settings=settings, verbose=ctx.obj["verbose"], progress=progress, listener=terminal.LISTENER,
+            settings=settings, verbose=ctx.obj["verbose"], progress=progress,
         )  # fmt: skip
     name = f"that of {kl_base}" if source is None else source.name
-    if form == "text":
-        click.echo(perplexity_report.text(run, name), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(perplexity_report.record(run, name), indent=2))
-    else:
-        click.echo(perplexity_report.table(run).render(form), nl=False)
+    report = perplexity_report
+    show(form, lambda: report.text(run, name), lambda: report.record(run, name), lambda: report.table(run))

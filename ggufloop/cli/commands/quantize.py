@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ggufloop.cli import terminal
 from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
@@ -124,5 +123,5 @@ def command(
     folder = out or (path.parent if by_path else Path())
     with shown() as progress:
         files = quantize_ladder(path, plan, folder, threads=n_threads, force=force, progress=progress, each=_made,
-                                log=_log if ctx.obj["verbose"] else None, listener=terminal.LISTENER)  # fmt: skip
+                                log=_log if ctx.obj["verbose"] else None)  # fmt: skip
     click.echo(render(files, form), nl=False)

@@ -75,38 +75,16 @@ def _ready(address: rpc.Address, devices: list[Device], threads: int) -> None:
 
 
 @click.command("rpc-server", cls=Command)
-@click.option(
-    "-H",
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    metavar="ADDRESS",
-    help="IPv4 address to listen at; 0.0.0.0: all of this machine's.",
-)
-@click.option(
-    "-p",
-    "--port",
-    type=click.IntRange(1, 65535),
-    default=rpc.DEFAULT_PORT,
-    show_default=True,
-    metavar="N",
-    help="Port to listen at.",
-)
+@click.option("-H", "--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
+              help="IPv4 address to listen at; 0.0.0.0: all of this machine's.")  # fmt: skip
+@click.option("-p", "--port", type=click.IntRange(1, 65535), default=rpc.DEFAULT_PORT, show_default=True, metavar="N",
+              help="Port to listen at.")  # fmt: skip
 @click.option("-t", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores).")
-@click.option(
-    "-d",
-    "--device",
-    "names",
-    metavar="NAME,...",
-    help="Devices to serve, such as CUDA0 (default: the GPUs, else the CPU).",
-)
+@click.option("-d", "--device", "names", metavar="NAME,...",
+              help="Devices to serve, such as CUDA0 (default: the GPUs, else the CPU).")  # fmt: skip
 @click.option("-c", "--cache", "keep", is_flag=True, help="Keep large weights on disk, so that they are sent once.")
-@click.option(
-    "--trusted-network",
-    "trusted",
-    is_flag=True,
-    help="Listen where other machines reach it. RPC has no password: see docs/devices.md.",
-)
+@click.option("--trusted-network", "trusted", is_flag=True,
+              help="Listen where other machines reach it. RPC has no password: see docs/devices.md.")  # fmt: skip
 @click.pass_context
 def command(
     ctx: click.Context, host: str, port: int, threads: int | None, names: str | None, keep: bool, trusted: bool

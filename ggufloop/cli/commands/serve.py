@@ -107,15 +107,8 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     end_on_sigterm()
     terminal.note(f"loading {path.name} ...")
     with Site(results) as site:
-        words = [
-            str(server),
-            *server_words(path, settings, sampling, loop, parallel, flags),
-            "--host",
-            host,
-            "--port",
-            str(port),
-        ]
-        words += ["--path", str(flags["webui"] or site.folder)]
+        words = [str(server), *server_words(path, settings, sampling, loop, parallel, flags)]
+        words += ["--host", host, "--port", str(port), "--path", str(flags["webui"] or site.folder)]
         words += ["--check-host", "--cors-origins", flags["cors"] or "localhost"]
         words += [*(["-v"] if ctx.obj["verbose"] else []), *flags["more"]]
         library.spin_briefly()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from ggufloop.cli import terminal
 from ggufloop.cli.help import Group
 from ggufloop.cli.options import adder
 from ggufloop.cli.progress import shown
-from ggufloop.cli.types import OneOf, output_option
+from ggufloop.cli.types import OneOf, output_option, show
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
+from ggufloop.progress import doing
 from ggufloop.scaling import analysis, report
 from ggufloop.scaling import fit as shannon_fit
 from ggufloop.scaling.analysis import Level, Settings, analyse
@@ -108,16 +108,12 @@ def fit(data: str, laws: str | None, quick: bool, form: str, **flags: Any) -> No
     loaded, settings = _load(data, flags), _settings(flags, not quick)
     results = _analyse(loaded, chosen, settings, chosen[0].name if len(chosen) == 1 else None)
     if form in ("text", "json") and len(results) > 1:
-        with terminal.progress("fitting all levels ..."):
+        with shown() as progress, doing(progress, "fitting all levels ..."):
             pooled = analysis.pool(results, chosen, settings)
     else:
         pooled = []
-    if form == "text":
-        click.echo(report.fit_text(loaded, results, pooled), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(report.fit_record(loaded, results, pooled, settings), indent=2))
-    else:
-        click.echo(report.law_table(results).render(form), nl=False)
+    show(form, lambda: report.fit_text(loaded, results, pooled),
+         lambda: report.fit_record(loaded, results, pooled, settings), lambda: report.law_table(results))  # fmt: skip
 
 
 @command.command(name="predict", short_help="Loss, local slopes, N* and D* with their bands.")
@@ -139,12 +135,8 @@ def predict(data: str, sizes: str, budgets: str, law: str, form: str, **flags: A
     chosen, loaded = find(law), _load(data, flags)
     results = _analyse(loaded, [chosen], _settings(flags), chosen.name)
     found = [(r, [analysis.predict(r, n, d) for n, d in at]) for r in results]
-    if form == "json":
-        click.echo(json.dumps(report.prediction_record(loaded, law, found), indent=2))
-    elif form == "text":
-        click.echo(report.prediction_text(loaded, law, found), nl=False)
-    else:
-        click.echo(report.prediction_table(found).render(form), nl=False)
+    show(form, lambda: report.prediction_text(loaded, law, found),
+         lambda: report.prediction_record(loaded, law, found), lambda: report.prediction_table(found))  # fmt: skip
 
 
 @command.command(name="plot", short_help="Draw loss over size and tokens.")
@@ -190,9 +182,4 @@ def of_one(data: str, snr: str | None, bits: float | None, target: Path | None, 
         n = len(told.ladder.points)
         style.save(ladder_figure(told.ladder, line, f"{Path(data).name}: one model, {n} files"), target)
         terminal.note(f"wrote {target}.")
-    if form == "text":
-        click.echo(told.text(), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(told.record(), indent=2))
-    else:
-        click.echo(told.table().render(form), nl=False)
+    show(form, told.text, told.record, told.table)

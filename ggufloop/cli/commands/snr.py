@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,38 +12,27 @@ from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_from_flags, model_options
 from ggufloop.cli.progress import shown
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 from ggufloop.figures import style
 from ggufloop.figures.snr import snr_figure
 from ggufloop.files import files_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.models.gguf import read_model
-from ggufloop.quant.snr import (
-    EXACT,
-    FORMAT,
-    STEPS,
-    Share,
-    TensorSnr,
-    by_layer,
-    tensor_snr,
-    total,
-    window_share,
-)
+from ggufloop.quant.snr import EXACT, FORMAT, STEPS, Share, TensorSnr, by_layer, tensor_snr, total, window_share
 from ggufloop.reading import finite
-from ggufloop.table import Cell, Column, Table
+from ggufloop.table import Cell, Table, columns
 
 SCHEMA_VERSION = 1
 
-_LAYERS = (Column("layer"), Column("SNR dB", ".2f"), Column("bits per weight", ".3f"), Column("types"),
-           Column("weakest tensor"), Column("its SNR dB", ".2f"))  # fmt: skip
-_TENSORS = (Column("tensor"), Column("layer"), Column("type"), Column("shape"), Column("weights"),
-            Column("bits per weight", ".3f"), Column("SNR dB", ".2f"), Column("signal", ".6g"), Column("noise", ".6g"),
-            Column("method"))  # fmt: skip
+_LAYERS = columns("layer", "SNR dB:.2f", "bits per weight:.3f", "types", "weakest tensor", "its SNR dB:.2f")
+_TENSORS = columns("tensor", "layer", "type", "shape", "weights", "bits per weight:.3f", "SNR dB:.2f", "signal:.6g",
+                   "noise:.6g", "method")  # fmt: skip
 
 
-def _row(t: TensorSnr) -> list[Cell]:
-    shape = "x".join(str(n) for n in t.shape)
-    return [t.name, t.layer, t.type, shape, t.n, t.bits, t.snr_db, t.signal, t.noise, t.method]
+def _table(tensors: list[TensorSnr]) -> Table:
+    rows = [[t.name, t.layer, t.type, "x".join(map(str, t.shape)), t.n, t.bits, t.snr_db, t.signal, t.noise, t.method]
+            for t in tensors]  # fmt: skip
+    return Table(_TENSORS, rows)
 
 
 def _layer_row(share: Share, tensors: list[TensorSnr]) -> list[Cell]:
@@ -91,11 +79,13 @@ def _share(share: Share) -> dict[str, Any]:
             "signal": share.signal, "noise": share.noise, "estimated": share.estimated}  # fmt: skip
 
 
-def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: tuple[int, int] | None) -> str:
+def _record(
+    path: Path, reference: Path | None, tensors: list[TensorSnr], window: tuple[int, int] | None
+) -> dict[str, Any]:
     def sha256(model: Path) -> str:
         return files_sha256([h.path for h in read_model(model)])
 
-    data = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "model": path.name,
         "model_sha256": sha256(path),
@@ -111,7 +101,6 @@ def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
             for t in tensors
         ],
     }  # fmt: skip
-    return json.dumps(data, indent=2) + "\n"
 
 
 @click.command(name="snr", cls=Command)
@@ -122,17 +111,7 @@ def _json(path: Path, reference: Path | None, tensors: list[TensorSnr], window: 
 @output_option(help="How to print it; text has a row per layer, the others one per tensor.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png",
               help="Draw it too; the suffix says the format. Needs matplotlib (the extra 'lab').")  # fmt: skip
-def command(
-    model: str | None,
-    model_path: str | None,
-    hf: str | None,
-    hf_file: str | None,
-    offline: bool,
-    reference: str | None,
-    window: str | None,
-    form: str,
-    plot: Path | None,
-) -> None:
+def command(reference: str | None, window: str | None, form: str, plot: Path | None, **flags: Any) -> None:
     """Signal to noise of a quantised model's weights, by tensor and layer, in dB.
 
     With --ref it is measured, without it estimated from the steps that the file stores. Norms and biases count nowhere.
@@ -145,8 +124,8 @@ def command(
     if plot is not None:
         style.check_target(plot)
     given = None if window in (None, "auto") else LoopSpec.parse(f"{window} k=2").window
-    path = model_from_flags(model, model_path, hf, offline, hf_file)
-    other = None if reference is None else model_from_flags(reference, None, None, offline)
+    path = model_from_flags(**flags)
+    other = None if reference is None else model_from_flags(reference, None, None, flags["offline"])
     layers = window_suggestion(path)() if window == "auto" else given
     with shown() as progress:
         tensors = tensor_snr(path, other, progress=progress)
@@ -155,9 +134,5 @@ def command(
     if plot is not None:
         title = f"{path.stem} against {other.stem}" if other is not None else f"{path.stem}, estimated"
         style.save(snr_figure(tensors, title, layers), plot)
-    if form == "text":
-        click.echo(_text(path, other, tensors, layers), nl=False)
-    elif form == "json":
-        click.echo(_json(path, other, tensors, layers), nl=False)
-    else:
-        click.echo(Table(_TENSORS, [_row(t) for t in tensors]).render(form), nl=False)
+    asked = (path, other, tensors, layers)
+    show(form, lambda: _text(*asked), lambda: _record(*asked), lambda: _table(tensors))

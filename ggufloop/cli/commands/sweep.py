@@ -111,11 +111,11 @@ def command(
     journal = journal or (out and out / path.stem / file_name("sweep", parts.shard))
     try:
         with shown() as progress:
-            how: Any = {"verbose": ctx.obj["verbose"], "progress": progress, "listener": terminal.LISTENER}
+            how: Any = {"verbose": ctx.obj["verbose"], "progress": progress}
             result: SweepResult | ShardDone
             if parts.plan:
                 planned = plan_sweep(path, loops, plan, settings, shards=parts.of, speed=parts.speed,
-                                     progress=progress, listener=terminal.LISTENER)  # fmt: skip
+                                     progress=progress)  # fmt: skip
                 outcomes.print_plan(path, planned, form)
                 return
             if parts.workers > 1 and out is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from ggufloop.cli.context import Opened, context_from_flags, context_options, op
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
-from ggufloop.cli.types import output_option
+from ggufloop.cli.progress import shown
+from ggufloop.cli.types import output_option, show
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures import style
 from ggufloop.figures.trace import trace_figure
@@ -22,6 +22,7 @@ from ggufloop.generate.complete import encode, prompt_tokens
 from ggufloop.measure import trace_report
 from ggufloop.measure.trace import trace
 from ggufloop.models.template import ChatTemplate
+from ggufloop.progress import doing
 
 
 def _text(prompt: str | None, file: Path | None) -> str:
@@ -70,16 +71,9 @@ def _tokens(opened: Opened, text: str, chat: bool, batch: int) -> list[int]:
 @context_options
 @click.pass_context
 def command(
-    ctx: click.Context,
-    /,
-    prompt: str | None,
-    file: Path | None,
-    chat: bool,
-    form: str,
-    plot: Path | None,
-    no_lens: bool,
-    **flags: Any,
-) -> None:
+    ctx: click.Context, /, prompt: str | None, file: Path | None, chat: bool, form: str, plot: Path | None,
+    no_lens: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Show how a loop converges on a text: how far each pass moves the states, and what each layer would predict.
 
     The text is one batch. Without --window it is the plain model's logit lens alone. docs/convergence.md says how to
@@ -105,13 +99,10 @@ def command(
         if no_lens:
             raise UsageError("a plain model has only the logit lens.", "leave out --no-lens, or give --K 2 or more.")
     tau = None if loop is None else loop.halt
-    with terminal.progress("tracing ..."):
+    with shown() as progress, doing(progress, "tracing ..."):
         result = trace(opened.llm, tokens, lens=not no_lens)
     if plot is not None:
         style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
-    if form == "text":
-        click.echo(trace_report.text(result, opened.llm, opened.path, tau), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(trace_report.record(result, opened.llm, opened.path, tau), indent=2))
-    else:
-        click.echo(trace_report.table(result).render(form), nl=False)
+    given = (result, opened.llm, opened.path, tau)
+    show(form, lambda: trace_report.text(*given), lambda: trace_report.record(*given),
+         lambda: trace_report.table(result))  # fmt: skip

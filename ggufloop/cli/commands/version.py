@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
@@ -10,7 +9,7 @@ import click
 from ggufloop.backend.doctor import Versions, versions
 from ggufloop.backend.library import BINDING
 from ggufloop.cli.help import Command
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 
 
 def version_rows(known: Versions) -> list[tuple[str, str]]:
@@ -30,8 +29,5 @@ def version_rows(known: Versions) -> list[tuple[str, str]]:
 def command(form: str) -> None:
     """Print the version of each component."""
     known = versions()
-    if form == "json":
-        click.echo(json.dumps({"schema_version": 1, **asdict(known)}, indent=1))
-        return
-    for name, value in version_rows(known):
-        click.echo(f"{name} {value}")
+    lines = [f"{name} {value}\n" for name, value in version_rows(known)]
+    show(form, lambda: "".join(lines), lambda: {"schema_version": 1, **asdict(known)})
