@@ -54,7 +54,7 @@ class Asked(LoopedLM):
         super().__init__(llm)
         self.questions: list[ChoiceQuestion] = []
 
-    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+    def _score(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         prompts: dict[tuple[int, ...], list[list[int]]] = {}
         for _, prompt, choice in requests:
             prompts.setdefault(tuple(prompt), []).append(choice)

@@ -43,7 +43,12 @@ def test_only_the_engine_and_two_processes_of_their_own_import_llama_cpp() -> No
     assert importers == ["ggufloop/backend/verifier.py", "ggufloop/engine.py", "ggufloop/quant/child.py"]
 
 
-PROCESSES = {"ggufloop.backend.trier", "ggufloop.backend.verifier", "ggufloop.quant.child"}
+PROCESSES = {
+    "ggufloop.backend.trier",
+    "ggufloop.backend.verifier",
+    "ggufloop.measure.shard_child",
+    "ggufloop.quant.child",
+}
 """Started, never imported: llama.cpp is in them, and may end them."""
 
 FLOORS = """

@@ -33,6 +33,7 @@ GROUPS = {
         "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
         "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
         "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
+        "merge": "Put the shards of a measurement together.",
         "bench": "Measure speed: llama-bench's table, with loops.",
         "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
         "results": "The sweeps and studies in a folder, listed or as one table.",

@@ -14,7 +14,7 @@ from ggufloop.errors import nearest
 
 OWN = "Options"
 """Of the command alone; they come first."""
-ORDER = (OWN, "Model", "Loop", "Sampling", "Context", "Devices", "Output")
+ORDER = (OWN, "Model", "Loop", "Sampling", "Context", "Devices", "Parts", "Output")
 
 
 _NAMES = {
@@ -23,6 +23,7 @@ _NAMES = {
     "Sampling": ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty"),
     "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "no_try"),
     "Devices": ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device"),
+    "Parts": ("shard", "workers", "only_plan", "tokens_per_second"),
     "Output": ("form", "out", "plot", "target", "log", "journal", "save", "verbose", "help"),
 }
 _SECTIONS = {name: section for section, names in _NAMES.items() for name in names}

@@ -24,6 +24,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import score
+from ggufloop.measure.slices import sizes_of
 from ggufloop.measure.verdict import ACCURACY, NATS
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Measure(Protocol):
         """(document, place in it) of each item; None where items are independent."""
         ...
 
+    def slices(self) -> list[list[int]]:
+        """Items that are best scored together, because they are packed: where one begins, a sweep is cut."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for scores of two runs to belong together."""
         ...
@@ -59,6 +64,12 @@ class Measure(Protocol):
     def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
         """One finite number per item, higher is better, under the loop in force."""
         ...
+
+
+def drawn(chunks: Sequence[int]) -> list[tuple[int, int]]:
+    """The chunks of texts that have so many, as (text, place in it), in the order in which they are items."""
+    every = [(d, i) for d, n in enumerate(chunks) for i in range(n)]
+    return [every[i] for i in np.random.default_rng(_SEED).permutation(len(every))]
 
 
 class TextMeasure:
@@ -76,15 +87,19 @@ class TextMeasure:
         self.name = ",".join(t.name for t in texts)
         self.n_ctx = n_ctx
         self._tokens = [tokenize(llm, t.text) for t in texts]
-        chunks = [(d, i) for d, tokens in enumerate(self._tokens) for i in range(count_chunks(tokens, n_ctx))]
-        self._order = [chunks[i] for i in np.random.default_rng(_SEED).permutation(len(chunks))]
-        self.available = len(chunks)
-        self.n = min(len(chunks), limit or len(chunks))
+        self.chunks = [count_chunks(tokens, n_ctx) for tokens in self._tokens]
+        self._order = drawn(self.chunks)
+        self.available = len(self._order)
+        self.n = min(self.available, limit or self.available)
 
     @property
     def places(self) -> Sequence[tuple[int, int]]:
         """Chunks of one text resemble their neighbours."""
         return self._order[: self.n]
+
+    def slices(self) -> list[list[int]]:
+        """Chunks are scored one by one."""
+        return [[i] for i in range(self.n)]
 
     def identity(self) -> dict[str, Any]:
         """The texts by their tokens, and how they are cut and drawn."""
@@ -156,6 +171,13 @@ class TaskMeasure:
         self._docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
         self.available = sum(self._tasks.sizes().values())
         self.n = len(self._docs)
+
+    def slices(self) -> list[list[int]]:
+        """As `evaluate` packs them."""
+        sizes, found = sizes_of(self._tasks), dict[tuple[str, int], list[int]]()
+        for i, (task, doc) in enumerate(self._docs[: self.n]):
+            found.setdefault((task, doc // sizes[task]), []).append(i)
+        return list(found.values())
 
     def identity(self) -> dict[str, Any]:
         """The tasks, their sizes and versions."""

@@ -74,10 +74,11 @@ class Journal:
         except OSError as e:
             raise write_error(e, path) from e
         try:
+            begun = _read(path, what, check_header=check_header).records  # whose it is comes before what it holds
+            if begun:
+                (compare or _compare)(path, begun[0][1], json.loads(reading.line(header)))
             found = _read(path, what, check, check_header)
             lines = [record for _, record in found.records]
-            if lines:
-                (compare or _compare)(path, lines[0], json.loads(reading.line(header)))
             file = path.open("r+b" if path.exists() else "w+b")
         except OSError as e:
             lock.release()
@@ -95,8 +96,13 @@ class Journal:
     @staticmethod
     def header(path: Path) -> dict[str, Any] | None:
         """The first line of the journal at `path`, None if there is none. Raises GgufloopError as `open` does."""
-        lines = _read(path).records
-        return lines[0][1] if lines else None
+        lines = Journal.lines(path)
+        return lines[0] if lines else None
+
+    @staticmethod
+    def lines(path: Path, check: Check = _anything, what: str = "journal of a run") -> list[dict[str, Any]]:
+        """What the journal at `path` holds by now, its header first. Raises GgufloopError as `open` does."""
+        return [record for _, record in _read(path, what, check).records]
 
     def add(self, record: Record) -> None:
         """Append a record. Raises GgufloopError if it cannot be written."""

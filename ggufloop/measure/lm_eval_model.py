@@ -4,17 +4,17 @@
 
 The answers of multiple-choice questions are scored by `multiple_choice.py`, many questions at once, which says what
 that means for a loop; the model must have been opened with its n_seq=SEQUENCES. A whole text is one step per window of
-the context. Nothing is cut off: a prompt that the context cannot hold is an error before anything is scored. Needs the
-extra `eval`.
+the context. Nothing is cut off: a prompt that the context cannot hold is an error before anything is scored. Given
+`Sliced`, it scores slice by slice what was not answered before (`slices.py`). Needs the extra `eval`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
 from ggufloop.errors import GgufloopError
@@ -22,6 +22,7 @@ from ggufloop.generate.complete import complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
 from ggufloop.logits import Logits, log_probabilities
 from ggufloop.measure.multiple_choice import ChoiceQuestion, score_questions
+from ggufloop.measure.slices import GENERATE, LOGLIKELIHOOD, ROLLING, Sliced
 from ggufloop.models.template import ChatTemplate, Message
 from ggufloop.progress import Progress, Step, silent
 
@@ -35,10 +36,11 @@ DEFAULT_TOKENS = 256
 class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     """lm-eval's view of a loaded model under the loop in force."""
 
-    def __init__(self, llm: LoopedLlama, progress: Progress = silent) -> None:
+    def __init__(self, llm: LoopedLlama, progress: Progress = silent, sliced: Sliced | None = None) -> None:
         super().__init__()
         self.llm = llm
-        self._progress = progress
+        self._progress, self._done, self._total = progress, 0, 0
+        self._sliced = sliced
         self._template: ChatTemplate | None = None
 
     @property
@@ -64,41 +66,62 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether greedy decoding would produce it."""
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return answers
+        encode = super().loglikelihood
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
-    ) -> list[tuple[float, bool]]:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, (_, prompt, choice) in enumerate(requests):
+        def ask(parts: list[list[Any]]) -> Iterator[list[tuple[float, bool]]]:
+            encoded = iter(encode([request for part in parts for request in part], disable_tqdm=disable_tqdm))
+            for part in parts:
+                yield self._score([next(encoded) for _ in part])
+
+        return self._answered(LOGLIKELIHOOD, requests, ask)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> Sequence[Any]:
+        """What lm-eval made tokens of, for `loglikelihood` to score. Raises GgufloopError if one does not fit."""
+        for _, prompt, choice in requests:
             self._check_fits(len(prompt) + len(choice) - 1)
+        return requests
+
+    def _score(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> list[tuple[float, bool]]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, prompt, _) in enumerate(requests):
             groups.setdefault(tuple(prompt), []).append(i)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        done = 0
         asked = list(groups.values())
         questions = [ChoiceQuestion(prompt, [requests[i][2] for i in members]) for prompt, members in groups.items()]
         for place, scored in score_questions(self.llm, questions):
             members = asked[place]
             for i, answer in zip(members, scored, strict=True):
                 answers[i] = answer.logprob, answer.greedy
-                self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
-            done += len(members)
-            self._progress(Step("", done, len(requests), "request"))
+            self._step(len(members))
         return answers
+
+    def _answered(self, kind: str, requests: Sequence[Any], ask: Callable[..., Iterable[list[Any]]]) -> list[Any]:
+        """The answers, those that `Sliced` has not asked for. The rest counts as done from the start."""
+        self._done, self._total = 0, len(requests)
+
+        def lacking(parts: list[list[Any]]) -> Iterable[list[Any]]:
+            self._done = len(requests) - sum(map(len, parts))
+            return ask(parts)
+
+        if self._sliced is not None:
+            return self._sliced.answer(kind, requests, lacking)
+        return [answer for part in ask([list(requests)]) for answer in part]
+
+    def _step(self, n: int) -> None:
+        self._done += n
+        self._progress(Step("", self._done, self._total, "request"))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts; one longer than the context goes through it in windows."""
-        totals = []
-        for (text,) in [request.args for request in requests]:
-            tokens = self.tok_encode(text, add_special_tokens=False)
-            total = 0.0
-            for context, targets in get_rolling_token_windows(tokens, self.prefix_token_id, self.llm.n_ctx(), 1):
-                total += self._window(context, targets)
-            totals.append(total)
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-            self._progress(Step("", len(totals), len(requests), "request"))
-        return totals
+        return self._answered(ROLLING, requests, lambda parts: ([self._text(r) for r in part] for part in parts))
+
+    def _text(self, request: Any) -> float:
+        tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+        total = 0.0
+        for context, targets in get_rolling_token_windows(tokens, self.prefix_token_id, self.llm.n_ctx(), 1):
+            total += self._window(context, targets)
+        self._step(1)
+        return total
 
     def _window(self, context: Sequence[int], targets: Sequence[int]) -> float:
         """Log-probability of targets, which the last tokens of the context predict; all of it one step."""
@@ -115,16 +138,21 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers, greedy unless the task samples, up to the first of its stop strings."""
-        prompts = [self.tok_encode(request.args[0]) for request in requests]
-        for prompt in prompts:
-            self._check_fits(len(prompt) + 1)
-        answers: list[str] = []
-        for request, prompt in zip(requests, prompts, strict=True):
-            sampling, stop = _generation(request.args[1])
-            answers.append(complete(self.llm, prompt, sampling, stop=stop).text)
-            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-            self._progress(Step("", len(answers), len(requests), "request"))
-        return answers
+
+        def ask(parts: list[list[Any]]) -> Iterator[list[str]]:
+            prompts = [[self.tok_encode(request.args[0]) for request in part] for part in parts]
+            for prompt in (prompt for some in prompts for prompt in some):
+                self._check_fits(len(prompt) + 1)
+            for part, some in zip(parts, prompts, strict=True):
+                yield [self._write(request, prompt) for request, prompt in zip(part, some, strict=True)]
+
+        return self._answered(GENERATE, requests, ask)
+
+    def _write(self, request: Any, prompt: list[int]) -> str:
+        sampling, stop = _generation(request.args[1])
+        text = complete(self.llm, prompt, sampling, stop=stop).text
+        self._step(1)
+        return text
 
     def _check_fits(self, n: int) -> None:
         if n > self.llm.n_ctx():
@@ -149,6 +177,80 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     def tokenizer_name(self) -> str:
         """Names the tokenizer and template in lm-eval's records."""
         return str(self.llm.metadata.get("general.name", self.llm.model_path))
+
+
+class ListenLM(LM):  # type: ignore[misc]  # lm-eval is untyped here
+    """Notes what is asked, and answers nothing. asked: by task and question."""
+
+    def __init__(self, llm: LoopedLlama | None = None) -> None:
+        super().__init__()
+        self.asked: dict[str, dict[int, list[Any]]] = {}
+        self._template = llm and LoopedLM(llm)
+
+    def _note(self, requests: Sequence[Any], answer: Any) -> list[Any]:
+        for request in requests:
+            self.asked.setdefault(request.task_name, {}).setdefault(request.doc_id, []).append(request)
+        return [answer] * len(requests)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """All alike."""
+        return self._note(requests, (0.0, False))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """All alike."""
+        return self._note(requests, 0.0)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Nothing."""
+        return self._note(requests, "")
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """The model's, if there is one."""
+        if self._template is not None:
+            return self._template.apply_chat_template(chat_history, add_generation_prompt)
+        return "".join(message["content"] for message in chat_history)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Nothing is tokenised."""
+        return ""
+
+
+class KeptLM(LM):  # type: ignore[misc]  # lm-eval is untyped here
+    """What was answered already, asked again: lm-eval makes the same of it, and no model is loaded."""
+
+    def __init__(self, sliced: Sliced) -> None:
+        super().__init__()
+        self._sliced = sliced
+
+    def _kept(self, kind: str, requests: Sequence[Any]) -> list[Any]:
+        def lacking(parts: list[list[Any]]) -> Iterable[list[Any]]:
+            first = parts[0][0]
+            raise GgufloopError(f"{len(parts)} slices are not answered, of {first.task_name} the first.",
+                                "run its shard again; it goes on where it was.")  # fmt: skip
+
+        return self._sliced.answer(kind, requests, lacking)
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Of each continuation, as it was."""
+        return self._kept(LOGLIKELIHOOD, requests)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Of each text, as it was."""
+        return self._kept(ROLLING, requests)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """What was written."""
+        return self._kept(GENERATE, requests)
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """Nobody reads it: the prompts were answered."""
+        return "".join(message["content"] for message in chat_history)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Nothing is tokenised."""
+        return ""
 
 
 def _generation(settings: dict[str, Any]) -> tuple[Sampling, tuple[str, ...]]:

@@ -26,6 +26,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.items import Measure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
+from ggufloop.measure.slices import PLAIN as PLAIN
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
 from ggufloop.progress import Progress, Step, note, silent
 
@@ -39,8 +40,6 @@ SLICE_SECONDS = 20.0
 
 MOST = 1e9
 """No score and no time, in seconds, is above it; their squares can still be added up."""
-
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,34 @@ class _Look:
     loops: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class PartMeasure:
+    """What a merge needs to know of a measure. chunks: of each text, None for questions; slices: lengths of theirs."""
+
+    name: str
+    item: str
+    unit: str
+    least: int
+    n: int
+    available: int
+    chunks: tuple[int, ...] | None
+    slices: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """A line of a shard's journal: what all shards together are to decide on, and what this one computes on."""
+
+    part: str
+    loops: tuple[str, ...]
+    seed: int
+    worths: tuple[float, ...]
+    looks: int
+    n_layer: int
+    device: str
+    measures: tuple[PartMeasure, ...]
+
+
 def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
     """Raise ValueError for a record that a sweep of these measures has not written. Before a budget cuts them."""
     if "budget" in record:
@@ -123,6 +150,9 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
         return
     if "look" in record:
         reading.build(_Look, record)
+        return
+    if "part" in record:
+        part_of(record)
         return
     part = reading.build(_Slice, record)
     measure = next((m for m in measures if m.name == part.measure), None)
@@ -136,6 +166,14 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
         raise ValueError("it has a score or a time that nothing has")
 
 
+def part_of(record: dict[str, Any]) -> SweepPart:
+    """A line that says what a shard is part of. Raises ValueError."""
+    measures = reading.typed(record.get("measures"), tuple[Any, ...], "measures")
+    if not all(isinstance(each, dict) for each in measures):
+        raise ValueError("a measure is no record")
+    return reading.build(SweepPart, record | {"measures": [reading.build(PartMeasure, each) for each in measures]})
+
+
 class CachedScores:
     """Scores of one measure under any loop, computed in slices where the journal has none."""
 
@@ -147,6 +185,7 @@ class CachedScores:
         self._asked: dict[str, set[int]] = {}
         self.seconds: dict[str, float] = {}
         self._work = 0.0  # wanted so far
+        self._slice = {i: number for number, items in enumerate(measure.slices()) for i in items}
         for record in journal.records:
             if record.get("measure") == measure.name:
                 name = record["loop"]
@@ -163,7 +202,8 @@ class CachedScores:
         size = 1
         while missing:
             self._tell(stage, name)
-            part, missing = missing[:size], missing[size:]
+            cut = self._end(missing, size)
+            part, missing = missing[:cut], missing[cut:]
             start = time.perf_counter()
             values = self._measure.score(self._llm, part)
             seconds = time.perf_counter() - start
@@ -221,6 +261,13 @@ class CachedScores:
         """Of an item, in plain runs over all of them."""
         return (1.0 if loop is None else loop.relative_cost(self._llm.n_layer())) / self._measure.n
 
+    def _end(self, items: Sequence[int], least: int) -> int:
+        """Where to cut items, after so many or more: a slice stays together, and scores what it does in any cut."""
+        if least >= len(items):
+            return len(items)
+        last = self._slice[items[least - 1]]
+        return next((i for i in range(least, len(items)) if self._slice[items[i]] != last), len(items))
+
     def items_scored(self) -> dict[str, int]:
         """How many items each loop was scored on, plain among them."""
         return {name: len(known) for name, known in self._known.items()}
@@ -270,8 +317,8 @@ def sweep(
         try:
             request = next(steps)
             if n >= LEAST_ITEMS:
-                drawn = np.random.default_rng(seed).permutation(n)[: 4 * measure.least]
-                few = _in_order(measure, request.items if len(request.items) < n else drawn)
+                few = request.items if len(request.items) < n else _some(measure, seed)
+                few = _in_order(measure, few)
                 pilot = list(gains(request.names, few, "pilot").values())
                 note(progress, outlook(measure, few, pilot, worth, now / len(loops)))
             while True:
@@ -297,6 +344,32 @@ def sweep(
         look,
         looks,
     )
+
+
+def score_all(
+    llm: LoopedLlama,
+    loops: Sequence[LoopSpec],
+    measure: Measure,
+    journal: Journal,
+    items: Sequence[int],
+    progress: Progress = silent,
+) -> None:
+    """Score plain and every loop on these items, and decide nothing: a shard's part. The loop in force is another
+    afterwards."""
+    share = len(items) / max(measure.n, 1)
+    total = share * (1 + sum(loop.relative_cost(llm.n_layer()) for loop in loops))
+    scores = CachedScores(llm, measure, journal, progress, total)
+    scores.of_each({str(loop): loop for loop in loops}, items, "shard")
+
+
+def _some(measure: Measure, seed: int) -> NDArray[np.intp]:
+    """Items for a pilot, of slices drawn at random."""
+    slices, found = measure.slices(), list[int]()
+    for i in np.random.default_rng(seed).permutation(len(slices)):
+        found += slices[i]
+        if len(found) >= min(4 * measure.least, measure.n):
+            break
+    return np.array(found, dtype=np.intp)
 
 
 def _in_order(measure: Measure, items: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -9,27 +9,41 @@ Every score is kept in the journal; the same call goes on from there. A measure 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggufloop import reading
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
+from ggufloop.measure.eval_journal import device_of
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.selection import FINALISTS
-from ggufloop.measure.sweep import Outcome, check_record, items_within, registered, sweep
+from ggufloop.measure.slices import Shard, ShardDone
+from ggufloop.measure.sweep import (
+    Outcome,
+    PartMeasure,
+    SweepPart,
+    check_record,
+    items_within,
+    registered,
+    score_all,
+    sweep,
+)
 from ggufloop.measure.verdict import HURTS, LEVEL, WORTHS
 from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
@@ -131,6 +145,60 @@ def run_sweep(
     journal: sweep-MODEL.jsonl in the current folder if nothing is said. settings: n_ctx is the plan's. Raises
     UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves what is done in the journal.
     """
+    with _opened(path, loops, plan, journal_path(path, journal), settings, None, verbose, progress) as opened:
+        llm, measures, kept, header = opened
+        _keep_budget(llm, loops, measures, plan, kept)
+        outcomes = [
+            sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
+                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress)
+            for measure in measures
+        ]  # fmt: skip
+        costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
+    return SweepResult(path, tuple(loops), plan.seed, header, costs, tuple(outcomes))
+
+
+def run_shard(
+    path: Path,
+    loops: Sequence[LoopSpec],
+    plan: SweepPlan,
+    shard: Shard,
+    journal: Path,
+    settings: ContextSettings | None = None,
+    *,
+    verbose: bool = False,
+    progress: Progress = silent,
+) -> ShardDone:
+    """Score a part of the items under every loop; `sweep_merge` decides. Nothing is dropped before that: a race would
+    have to wait for all shards at every round. Raises as `run_sweep`, and UsageError for a budget."""
+    if plan.budget is not None:
+        raise UsageError("--budget times this machine, and shards must agree on the items.",
+                         "give --chunks or --limit; --plan says how long they take.")  # fmt: skip
+    with _opened(path, loops, plan, journal, settings, shard, verbose, progress) as opened:
+        llm, measures, kept, _ = opened
+        part = asdict(SweepPart(str(shard), tuple(map(str, loops)), plan.seed, tuple(map(plan.worth_of, measures)),
+                           plan.looks, llm.n_layer(), device_of(llm), tuple(map(_measured, measures))))  # fmt: skip
+        if [r for r in kept.records if "part" in r][-1:] != [json.loads(reading.line(part))]:
+            kept.add(part)
+        done = total = 0
+        for measure in measures:
+            slices = measure.slices()
+            mine = shard.share(slices)
+            score_all(llm, loops, measure, kept, [i for some in mine for i in some], progress)
+            done, total = done + len(mine), total + len(slices)
+    return ShardDone(shard, done, total, journal, "shards do not race: every loop is scored on all items.")
+
+
+def _measured(m: Measure) -> PartMeasure:
+    chunks, slices = (tuple(m.chunks), None) if isinstance(m, TextMeasure) else (None, tuple(map(len, m.slices())))
+    return PartMeasure(m.name, m.item, m.unit, m.least, m.n, m.available, chunks, slices)
+
+
+@contextmanager
+def _opened(
+    path: Path, loops: Sequence[LoopSpec], plan: SweepPlan, target: Path, settings: ContextSettings | None,
+    shard: Shard | None, verbose: bool, progress: Progress,
+) -> Iterator[tuple[LoopedLlama, list[Measure], Journal, dict[str, Any]]]:  # fmt: skip
+    """The model, what is measured, the open journal and its header."""
     settings = replace(settings or ContextSettings(n_ctx=plan.context), n_seq=SEQUENCES if plan.tasks else 1)
     check_loops(path, loops)
     settings.check_memory([path], loops)
@@ -148,21 +216,14 @@ def run_sweep(
                          "ubatch_size": settings.n_ubatch},
             "measures": [m.identity() for m in measures],
             **registered(measures, plan.worth_of(measures[0]), plan.looks),
+            **({} if shard is None else {"shard": str(shard), "racing": False}),
         }  # fmt: skip
-        target = journal_path(path, journal)
         with Journal.open(target, header, partial(check_record, measures)) as kept:
             if kept.dropped:
                 note(progress, kept.dropped)
-            _keep_budget(llm, loops, measures, plan, kept)
-            outcomes = [
-                sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                      worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress)
-                for measure in measures
-            ]  # fmt: skip
-        costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
+            yield llm, measures, kept, header
     finally:
         llm.close()
-    return SweepResult(path, tuple(loops), plan.seed, header, costs, tuple(outcomes))
 
 
 def journal_path(path: Path, given: Path | None) -> Path:

@@ -28,6 +28,7 @@ from ggufloop.measure.endpoints import (
     guard,
     noise_floor,
 )
+from ggufloop.measure.slices import PLAIN, Answers, Sliced, sizes_of
 from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
 from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
 from ggufloop.progress import Progress, silent
@@ -116,21 +117,34 @@ def evaluate(
     chat: bool = False,
     progress: Progress = silent,
     docs: Mapping[str, Sequence[int]] | None = None,
+    answers: Answers | None = None,
 ) -> Run:
     """Run tasks under the loop in force, the first `limit` questions of each; chat: in the model's chat template.
 
-    docs: the questions of each task to run instead, by their numbers; lm-eval's own standard errors are left out then.
+    docs: the questions of each task to run instead, by their numbers; lm-eval's own standard errors are left
+    out then. answers: those there are already, which are not computed again; it keeps the others.
 
     Raises GgufloopError if a question does not fit the context, UsageError if the model has no chat template.
     """
     require()
-    import lm_eval
-
     from ggufloop.measure.lm_eval_model import LoopedLM
+
+    loop = PLAIN if llm.loop is None else str(llm.loop)
+    sliced = Sliced(answers or Answers(), loop, sizes_of(tasks), docs)
+    return ask(LoopedLM(llm, progress, sliced), tasks, limit, chat, docs)
+
+
+def ask(
+    model: Any, tasks: Tasks, limit: int | None = None, chat: bool = False,
+    docs: Mapping[str, Sequence[int]] | None = None,
+) -> Run:  # fmt: skip
+    """What lm-eval makes of what one of its models answers; as `evaluate`."""
+    require()
+    import lm_eval
 
     with contextlib.redirect_stdout(io.StringIO()):  # it says there that it bootstraps
         results = lm_eval.simple_evaluate(
-            LoopedLM(llm, progress),
+            model,
             tasks=tasks.loaded if docs is None else [tasks.leaves[task] for task in docs],
             task_manager=tasks.manager,  # or it reads all of its own again
             limit=limit,

@@ -12,10 +12,8 @@ from typing import Any
 from ggufloop.files import write_text
 from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
 from ggufloop.measure.published import Published, published
-from ggufloop.measure.tasks import SEED, Comparison, Run
+from ggufloop.measure.tasks import Comparison, Run
 from ggufloop.measure.verdict import Verdict
-from ggufloop.models.info import describe
-from ggufloop.opening import record_head
 from ggufloop.reading import finite
 
 
@@ -41,20 +39,19 @@ def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFlo
     return "\n".join(lines) + "\n"
 
 
-def others(path: Path, tasks: Iterable[str]) -> str:
+def others(header: Mapping[str, Any], tasks: Iterable[str]) -> str:
     """What is published of this model on these tasks, to be read beside the table; '' if nothing is."""
     lines = [
         line
-        for name, scores in _published(path, tasks).items()
+        for name, scores in _published(header, tasks).items()
         for score in scores
         for line in textwrap.wrap(f"{name}: {score.line()}", 78, initial_indent="  ", subsequent_indent="      ")
     ]
     return "\n".join(["published, perhaps with other prompts or shots:", *lines, ""]) if lines else ""
 
 
-def _published(path: Path, tasks: Iterable[str]) -> dict[str, list[Published]]:
-    n_layer = describe(path).n_layer
-    found = {task: published(path.name, n_layer, task) for task in tasks}
+def _published(header: Mapping[str, Any], tasks: Iterable[str]) -> dict[str, list[Published]]:
+    found = {task: published(header["model"], header["n_layer"], task) for task in tasks}
     return {task: scores for task, scores in found.items() if scores}
 
 
@@ -82,14 +79,13 @@ def _noise(found: NoiseFloor | None) -> dict[str, Any] | None:
 
 
 def record(
-    path: Path, runs: dict[str, Run], compared: dict[str, Comparison], settings: dict[str, Any],
-    noise: Mapping[str, NoiseFloor],
-) -> dict[str, Any]:  # fmt: skip
-    """For JSON."""
+    header: Mapping[str, Any], runs: dict[str, Run], compared: dict[str, Comparison], noise: Mapping[str, NoiseFloor]
+) -> dict[str, Any]:
+    """For JSON. header: the first line of its journal."""
+    said = ("schema_version", "model", "model_sha256", "patch_id", "seed", "limit", "num_fewshot", "chat_template",
+            "served")  # fmt: skip
     data = {
-        **record_head(path),
-        "seed": SEED,
-        **settings,
+        **{name: header[name] for name in said},
         "runs": [
             {"loop": loop, "results": run.results["results"], "versions": run.results["versions"],
              "n": {name: len(items) for name, items in run.items.items()}}
@@ -97,7 +93,7 @@ def record(
         ],
         "published": {
             task: [dataclasses.asdict(score) for score in scores]
-            for task, scores in _published(path, dict.fromkeys(t for run in runs.values() for t in run.items)).items()
+            for task, scores in _published(header, dict.fromkeys(t for r in runs.values() for t in r.items)).items()
         },
         "paired": {
             name: {

@@ -69,6 +69,8 @@ def _read(path: Path) -> tuple[str, str, list[list[Cell]]]:
     data = reading.content(path, "name another folder.")
     lines = [r for _, r in reading.read_lines(path, data, "file of results", lambda record, first: record).records]
     head: dict[str, Any] = lines[0] if lines else {}
+    if head.get("shard"):
+        return "", "", []  # what `merge --out` makes of them is the result
     if "measures" in head:
         return SWEEP, str(head.get("model", "")), list(_sweep(lines[1:]))
     if "source_sha256" in head:

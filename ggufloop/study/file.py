@@ -56,6 +56,7 @@ class StudyHeader:
     n_ctx          tokens of a chunk, evaluated on an empty cache; those after its middle are scored
     settings       what else may change a number: cache types, flash attention, batch sizes, threads
     ggufloop, patch_id    versions that measured
+    shard          which part of the chunks and questions it is of, '' for all: `study/merge.py`
     """
 
     model: str
@@ -73,6 +74,7 @@ class StudyHeader:
     settings: dict[str, str]
     ggufloop: str
     patch_id: str
+    shard: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,14 @@ class Chunk:
 class TaskResult:
     """A task's questions: (lm-eval's task, number); right: 1 or 0; gold: the right answer's log-probability or None.
 
-    limit: questions of each lm-eval task that were asked for, None for all.
+    limit: questions of each lm-eval task that were asked for, None for all. order: lm-eval's tasks, of a shard.
     """
 
     docs: tuple[tuple[str, int], ...]
     right: tuple[float, ...]
     gold: tuple[float | None, ...]
     limit: int | None = None
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,6 +285,8 @@ def create(path: Path, header: StudyHeader) -> Study:
     """Begin a study in a new file, or go on with the one there. Raises GgufloopError if that is not of the same model,
     text, settings and version."""
     record = {"kind": "study", "schema_version": SCHEMA_VERSION, **dataclasses.asdict(header)}
+    if not header.shard:
+        del record["shard"]
     checks = {"check": partial(_record, first=False), "check_header": partial(_record, first=True)}
     with Journal.open(path, record, what="study", compare=_compare, **checks) as journal:
         return dataclasses.replace(read(path), dropped=journal.dropped)
@@ -325,7 +330,8 @@ def add_chunk(path: Path, type_: str, loop: str, chunk: Chunk) -> None:
 
 def add_task(path: Path, type_: str, loop: str, task: str, result: TaskResult) -> None:
     """Record a task of a cell."""
-    append(path, {"kind": "task", "type": type_, "loop": loop, "task": task, **dataclasses.asdict(result)})
+    record = {name: value for name, value in dataclasses.asdict(result).items() if name != "order" or value}
+    append(path, {"kind": "task", "type": type_, "loop": loop, "task": task, **record})
 
 
 def check_comparable(a: Study, b: Study) -> None:
@@ -409,7 +415,7 @@ def _file(record: dict[str, Any]) -> File:
 
 def _task(record: dict[str, Any]) -> TaskResult:
     result = reading.build(TaskResult, record)
-    if not 0 < len(result.docs) == len(result.right) == len(result.gold):
+    if not len(result.docs) == len(result.right) == len(result.gold) or not (result.docs or result.order):
         raise ValueError(f"{len(result.docs)} questions have {len(result.right)} and {len(result.gold)} results")
     if not all(0 <= right <= 1 for right in result.right):
         raise ValueError("a question is neither right nor wrong")

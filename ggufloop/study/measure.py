@@ -24,12 +24,14 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.divergence import Packed, Record
 from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import each_target
+from ggufloop.measure.slices import Shard, docs_of, slices_of
 from ggufloop.progress import Progress, Step, named, silent
 from ggufloop.study import file as studies
 from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
+    from ggufloop.measure.tasks import Item
     from ggufloop.tasks.loading import Tasks
 
 Targets = NDArray[np.intp]
@@ -146,18 +148,25 @@ def ask(
     tasks: Tasks,
     limit: int | None,
     progress: Progress = silent,
+    shard: Shard | None = None,
 ) -> Study:
     """Ask a file, under each loop, what the study lacks of these tasks, and append it. Raises as `eval.evaluate`."""
     from ggufloop.measure.tasks import evaluate
+
+    docs = None if shard is None else docs_of(shard.share(slices_of(tasks, limit)))
 
     for loop in loops:
         name = loop_name(loop)
         if not any(study.lacks_task(type_, name, task, limit) for task in tasks.members):
             continue
         llm.set_loop(loop if name != PLAIN else None)
-        run = evaluate(llm, tasks, limit, progress=named(progress, f"{type_}, {name}"))
-        for task, items in run.items.items():
-            docs = tuple((item.task, item.doc) for item in items)
-            result = TaskResult(docs, tuple(i.right for i in items), tuple(i.gold for i in items), limit)
+        told = named(progress, f"{type_}, {name}")
+        found: dict[str, list[Item]] = {task: [] for task in tasks.members}
+        if docs != {}:  # a shard may have none
+            found = evaluate(llm, tasks, limit if docs is None else None, progress=told, docs=docs).items
+        for task, items in found.items():
+            asked = tuple((item.task, item.doc) for item in items)
+            order = () if docs is None else tuple(tasks.members[task])
+            result = TaskResult(asked, tuple(i.right for i in items), tuple(i.gold for i in items), limit, order)
             studies.add_task(path, type_, name, task, result)
     return studies.read(path)

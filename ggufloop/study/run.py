@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.perplexity import LEAST_CONTEXT
+from ggufloop.measure.slices import Shard, file_name
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, named, note, silent
@@ -89,13 +90,15 @@ def run_study(
     *,
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
+    shard: Shard | None = None,
     progress: Progress = silent,
     models: Path | None = None,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
 
     loops: all of one window; one of a single evaluation is the plain model. settings: n_ctx is the plan's. begun:
-    called once nothing is left to be refused. models: where files go that are made, models/ in the folder if None.
+    called once nothing is left to be refused. shard: measure only this part of chunks and questions, of every file
+    under every loop. models: where files go that are made, models/ in the folder if None.
     Raises UsageError, GgufloopError, BackendError; KeyboardInterrupt leaves in the folder what was measured.
     """
     settings = replace(settings or ContextSettings(), n_ctx=plan.chunk)
@@ -103,15 +106,17 @@ def run_study(
     window = _window(loops)
     check_loops(path, loops)
     settings.check_memory([path], loops)
-    with lock(folder / ".lock", lambda: note(progress, f"waiting for another compare of {path.name} ...")):
+    part = "" if shard is None else f"-{shard.number}-of-{shard.of}"
+    with lock(folder / f".lock{part}", lambda: note(progress, f"waiting for another compare of {path.name} ...")):
         each: list[LoopSpec | None] = [None, *dict.fromkeys(loop for loop in loops if loop.is_loop)]
-        job = StudyJob(path, each, plan, folder, settings, verbose, progress, models or folder / "models")
+        job = StudyJob(path, each, plan, folder, settings, verbose, progress, models or folder / "models", shard)
         study = studies.create(job.file, job.header(window))
         if study.dropped:
             note(progress, study.dropped)
         job.check_text(study)
         begun()
-        study, ladder = job.ladder(study, window)
+        with lock(folder / ".lock") if shard is not None else nullcontext():  # shards make them once
+            study, ladder = job.ladder(study, window)
         study = job.measure(study, ladder)
         for entry in ladder if plan.tasks else ():
             study = job.ask(study, entry)
@@ -133,6 +138,7 @@ def run_texts(
     *,
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
+    shard: Shard | None = None,
     progress: Progress = silent,
 ) -> dict[Path, Study]:
     """A study of each text by its folder, which is `folder` itself if there is one; files are made once for all.
@@ -147,7 +153,7 @@ def run_texts(
     for text, place in zip(texts, places, strict=True):
         told = progress if len(texts) == 1 else named(progress, text.name)
         found[place] = run_study(path, loops, replace(plan, text=text), place, settings, verbose=verbose, begun=begun,
-                                 progress=told, models=folder / "models")  # fmt: skip
+                                 shard=shard, progress=told, models=folder / "models")  # fmt: skip
     return found
 
 
@@ -171,10 +177,16 @@ class StudyJob:
     verbose: bool
     progress: Progress
     models: Path
+    shard: Shard | None = None
 
     @property
     def file(self) -> Path:
-        return self.folder / "study.jsonl"
+        return self.folder / file_name("study", self.shard)
+
+    @property
+    def chunks(self) -> list[int]:
+        every = range(self.plan.chunks)
+        return list(every if self.shard is None else self.shard.share(every))
 
     def open(self, path: Path, settings: ContextSettings) -> LoopedLlama:
         return open_model(path, settings, verbose=self.verbose, progress=self.progress)
@@ -204,6 +216,7 @@ class StudyJob:
             settings={name: str(value) for name, value in shown.items() if value is not None},
             ggufloop=versions().ggufloop,
             patch_id=ACTIVE.patch_id or "unknown",
+            shard=str(self.shard or ""),
         )
 
     def check_text(self, study: Study) -> None:
@@ -237,7 +250,7 @@ class StudyJob:
 
     def measure(self, study: Study, ladder: Sequence[LadderFile]) -> Study:
         """The chunks that are lacking, every file that lacks one open at once."""
-        chunks = range(self.plan.chunks)
+        chunks = self.chunks
         lacking = [entry for entry in ladder if measure.missing(study, [entry.file.type], self.loops, chunks)]
         if not lacking:
             return study
@@ -261,4 +274,5 @@ class StudyJob:
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
         settings = replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False)
         with closing(self.open(entry.path, settings)) as llm:
-            return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress)
+            return measure.ask(self.file, study, type_, llm, self.loops, tasks, self.plan.limit, self.progress,
+                               self.shard)  # fmt: skip

@@ -60,6 +60,9 @@ class FakeMeasure:
         self.asked: list[tuple[str, int]] = []
         self.stop_after = stop_after
 
+    def slices(self) -> list[list[int]]:
+        return [[i] for i in range(self.n)]
+
     def identity(self) -> dict[str, Any]:
         return {"text": self.name}
 

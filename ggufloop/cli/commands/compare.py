@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ggufloop.cli import study_file, terminal
+from ggufloop.cli import outcomes, study_file, terminal
 from ggufloop.cli.context import batch_options, context_from_flags
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import (
@@ -21,14 +22,17 @@ from ggufloop.cli.loop_options import (
 from ggufloop.cli.options import model_from_flags, split_list
 from ggufloop.cli.progress import shown
 from ggufloop.cli.sensitivity import show_sensitivity
+from ggufloop.cli.shards import parts_from_flags, study_shard_options
 from ggufloop.cli.texts import texts_from_flags, texts_option
 from ggufloop.cli.types import OneOf, output_option
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.opening import check_loops
 from ggufloop.quant.quantize import UNQUANTISED
 from ggufloop.study import pareto, report
+from ggufloop.study.planning import plan_study
 from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_texts
 from ggufloop.study.sensitivity import LAYER, PARTS
 
@@ -77,6 +81,7 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
               metavar="|".join(PARTS), help="With --sensitivity: a layer or a kind of tensor at a time.")  # fmt: skip
 @click.option("--offline", is_flag=True, help="Use only what is downloaded already.")
 @loop_list_options
+@study_shard_options
 @output_option(help="How to print the table.")
 @batch_options
 @click.pass_context
@@ -106,6 +111,7 @@ def command(
         raise UsageError(
             "no model is given.", "name one: a GGUF file, a name of `ggufloop list`, or user/repo[:quant]."
         )
+    parts = parts_from_flags(flags, out)
     asked = {name: flags.pop(name) for name in LOOP_FLAGS}
     settings = context_from_flags(flags, n_ctx=chunk)
     words, named = split_list(types, "--types"), split_list(tasks, "--tasks") if tasks else []
@@ -123,30 +129,38 @@ def command(
         folder = out / path.stem
         again = f"ggufloop compare --study {shlex.quote(str(folder / 'study.toml'))}"
         of_one = ctx.params | {"models": (name,), "window": "{}:{}".format(*loops[0].window), "out": str(out),
-                               "k": ks}  # fmt: skip
+                               "k": ks, "shard": None, "only_plan": None, "tokens_per_second": None}  # fmt: skip
 
         def begun(folder: Path = folder, of_one: dict[str, Any] = of_one) -> None:
             page.check(folder)
             write_text(folder / "study.toml", study_file.dump(command, of_one))
 
+        if parts.plan:
+            with shown() as progress:
+                planned = [plan_study(path, loops, replace(plan, text=t), settings, shards=parts.of,
+                                      speed=parts.speed, progress=progress) for t in texts]  # fmt: skip
+            for each in planned:
+                outcomes.print_plan(path, each, form)
+            continue
         try:
             with shown() as progress:
                 studies = run_texts(path, loops, plan, texts, folder, settings, verbose=ctx.obj["verbose"],
-                                    begun=begun, progress=progress)  # fmt: skip
+                                    begun=begun, shard=parts.shard, progress=progress)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise
+        if parts.shard is not None:
+            done = len(parts.shard.share(range(plan.chunks)))
+            for place in studies:
+                journal = place / file_name("study", parts.shard)
+                outcomes.print_shard(ShardDone(parts.shard, done, plan.chunks, journal, what="chunks"))
+            continue
         for place, study in studies.items():
             found.append(study)
-            page_path = page.publish(study, place, again)
-            if form == "text":
-                title = f"{path.name}, {study.header.text}" if len(studies) > 1 else path.name
-                click.echo("\n" * (len(found) > 1) + f"{title}\n\n{report.shown(study).render('md')}")
-                click.echo("\n".join(report.summary(study)))
-                click.echo(f"\nreport: {page_path}")
+            outcomes.print_study(study, place, again, form, first=len(found) == 1, text=len(studies) > 1)
         page.publish_sizes(list(studies.values()), folder)
         if form == "text" and (said := pareto.summary(list(studies.values()))):
             click.echo(f"\n{pareto.table(list(studies.values())).render('md')}")
             click.echo("\n".join(said))
-    if form != "text":
+    if form != "text" and found:
         click.echo(report.numbers(*found).render(form), nl=False)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ggufloop.cli import terminal
+from ggufloop.cli import outcomes, terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
 from ggufloop.cli.options import model_options, split_list
 from ggufloop.cli.progress import shown
+from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option
 from ggufloop.cli.windows import WIDTH, sweep_loops
-from ggufloop.measure import sweep_report
+from ggufloop.errors import UsageError
+from ggufloop.measure.planning import plan_sweep
 from ggufloop.measure.selection import FINALISTS
-from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan, SweepResult, journal_path, run_sweep, save_winner
+from ggufloop.measure.slices import ShardDone, file_name
+from ggufloop.measure.sweep_run import (
+    CONTEXT,
+    SEED,
+    SweepPlan,
+    SweepResult,
+    journal_path,
+    run_shard,
+    run_sweep,
+    save_winner,
+)
 from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
+from ggufloop.measure.workers import sweep_by_workers
 
 
 @click.command(name="sweep", cls=Command)
@@ -60,6 +72,7 @@ from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
               help="Draw gains over start, width and K; with several measures one file each.")  # fmt: skip
 @click.option("--save", is_flag=True, help="Write a loop that helps into your models.toml, for --window auto.")
+@shard_options
 @output_option()
 @batch_options
 @click.pass_context
@@ -77,6 +90,9 @@ def command(
     ggufloop sweep smollm2-135m --start 8:20:2 --width 2,4 --K 2,3 --text pydoc --chunks 120
     ggufloop sweep smollm2-135m --window 10:14,12:16 --K 2:5 --kv first,frozen --tasks wordnet_definitions
     """
+    parts = parts_from_flags(flags, out or journal)
+    if parts.workers > 1 and out is None and not parts.plan:
+        raise UsageError("--workers keep several journals.", "give --out DIR instead of --journal.")
     if save and tasks is None:
         terminal.note("a gain in log-probability on one text says little about answers; --tasks measures those.")
     if plot is not None:
@@ -92,23 +108,30 @@ def command(
     settings = context_from_flags(flags, n_ctx=plan.context)
     path = resolve_model(flags)
     loops = sweep_loops(path, flags)
-    journal = journal or (out and out / path.stem / "sweep.jsonl")
+    journal = journal or (out and out / path.stem / file_name("sweep", parts.shard))
     try:
         with shown() as progress:
-            result = run_sweep(path, loops, plan, journal, settings, verbose=ctx.obj["verbose"], progress=progress)
+            how: Any = {"verbose": ctx.obj["verbose"], "progress": progress}
+            result: SweepResult | ShardDone
+            if parts.plan:
+                planned = plan_sweep(path, loops, plan, settings, shards=parts.of, speed=parts.speed,
+                                     progress=progress)  # fmt: skip
+                outcomes.print_plan(path, planned, form)
+                return
+            if parts.workers > 1 and out is not None:
+                result = sweep_by_workers(parts.workers, path, loops, plan, out, settings, **how)
+            elif parts.shard is None:
+                result = run_sweep(path, loops, plan, journal, settings, **how)
+            else:
+                result = run_shard(path, loops, plan, parts.shard, journal_path(path, journal), settings, **how)
     except KeyboardInterrupt:
-        click.echo(
-            f"stopped; {journal_path(path, journal)} keeps what is done, and the same command goes on.", err=True
-        )
+        where = out and out / path.stem if parts.workers > 1 else journal_path(path, journal)
+        click.echo(f"stopped; {where} keeps what is done, and the same command goes on.", err=True)
         raise
-    if form == "text":
-        click.echo(sweep_report.text(result), nl=False)
-    elif form == "json":
-        click.echo(json.dumps(sweep_report.record(result), indent=2))
-    else:
-        click.echo(sweep_report.table(result).render(form), nl=False)
-        for outcome in result.outcomes:
-            click.echo(f"{outcome.measure.name}: {sweep_report.verdict(outcome)}", err=True)
+    if isinstance(result, ShardDone):
+        outcomes.print_shard(result)
+        return
+    outcomes.print_sweep(result, form)
     if plot is not None:
         _draw(plot, result)
     if save:
