@@ -40,14 +40,15 @@ if TYPE_CHECKING:
 class EvalPlan:
     """What is asked.
 
-    names         tasks, groups or tags of lm-eval; limit: only the first questions of each task
+    names         tasks, groups or tags of lm-eval; limit: only the first questions of each task; drawn: so many of
+                  each name, at random, always the same
     num_fewshot   worked examples before each question; None: as many as the task has it
     chat          ask in the model's chat template
     paired        run the plain model too, and compare
     floor         and the loop again with its damping moved by `endpoints.NUDGE`
     offline       download no questions
 
-    Raises UsageError for a floor without a comparison.
+    Raises UsageError for a floor without a comparison, and for a limit of what is drawn.
     """
 
     names: tuple[str, ...]
@@ -57,10 +58,13 @@ class EvalPlan:
     paired: bool = False
     floor: bool = False
     offline: bool = False
+    drawn: int | None = None
 
     def __post_init__(self) -> None:
         if self.floor and not self.paired:
             raise UsageError("--noise-floor is of a comparison.", "give --paired as well.")
+        if self.limit is not None and self.drawn is not None:
+            raise UsageError("--limit takes the first questions, --sample draws from all.", "give one of them.")
 
     def load(self, progress: Progress = silent) -> Tasks:
         """Its tasks, their questions read. Raises UsageError and GgufloopError as `load_tasks` does."""
@@ -115,7 +119,7 @@ def run_eval(
     settings = replace(settings or ContextSettings(), n_seq=SEQUENCES)
     check_loops(path, loops)
     tasks = tasks or plan.load(progress)
-    slices = slices_of(tasks, plan.limit)
+    slices = slices_of(tasks, plan.limit, plan.drawn)
     settings.check_memory([path], loops)
     header = header_of(path, plan, tasks, settings, shard)
     target = journal_path(path, header, out, shard)
@@ -128,7 +132,7 @@ def run_eval(
             started = Started(tuple(map(name_of, loops)), plan.paired, device_of(llm), settings.threads)
             note_devices([*kept.devices, started.device], progress)
             kept.begin(started)
-            docs = None if shard is None else docs_of(mine)
+            docs = None if shard is None and plan.drawn is None else docs_of(mine)
             runs = _ask_all(llm, loops, tasks, plan, kept.answers, docs, progress) if mine else {}
         finally:
             llm.close()
@@ -190,6 +194,7 @@ def header_of(
                      "ubatch_size": settings.n_ubatch},
         "names": list(plan.names),
         "limit": plan.limit,
+        "drawn": plan.drawn,
         "num_fewshot": plan.num_fewshot,
         "chat_template": plan.chat,
         "served": tasks.served,

@@ -19,7 +19,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, open_journal, read_journal
 from ggufloop.measure.eval_run import EvalResult, concluded, note_devices
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.slices import Answered, Answers, Shard, Sliced, file_name, sizes_of, slices_of
+from ggufloop.measure.slices import Answered, Answers, Shard, Sliced, docs_of, file_name, sizes_of, slices_of
 from ggufloop.measure.tasks import ask
 from ggufloop.progress import Progress, silent
 from ggufloop.tasks.loading import Tasks, load_tasks
@@ -90,7 +90,7 @@ def merge_evals(paths: Sequence[Path], out: Path | None = None, progress: Progre
     check_same(paths, headers)
     header = headers[0] | {"shard": None}
     tasks = _tasks(header, progress)
-    slices = slices_of(tasks, header["limit"])
+    slices = slices_of(tasks, header["limit"], header["drawn"])
     known = {(each.task, each.start): each for each in slices}
     runs: list[Started] = []
     devices: list[str] = []
@@ -111,10 +111,11 @@ def merge_evals(paths: Sequence[Path], out: Path | None = None, progress: Progre
     note_devices(devices, progress)
     found = {}
     for loop in runs[0].loops:
-        sliced = Sliced(Answers(answered.values()), loop, sizes_of(tasks), compare=not header["chat_template"])
+        docs = None if header["drawn"] is None else docs_of(slices)
+        sliced = Sliced(Answers(answered.values()), loop, sizes_of(tasks), docs, compare=not header["chat_template"])
         from ggufloop.measure.lm_eval_model import KeptLM
 
-        found[loop] = ask(KeptLM(sliced), tasks, header["limit"], header["chat_template"])
+        found[loop] = ask(KeptLM(sliced), tasks, header["limit"], header["chat_template"], docs)
     if out is not None:
         target = out / Path(header["model"]).stem / file_name(KIND, None)
         with open_journal(target, header, slices) as kept:

@@ -132,7 +132,7 @@ def plan_eval(
     loops = plan.loops(loop)
     check_loops(path, loops)
     tasks = tasks or plan.load(progress)
-    slices, layers = slices_of(tasks, plan.limit), layers_of(path)
+    slices, layers = slices_of(tasks, plan.limit, plan.drawn), layers_of(path)
     with timed(path, settings, True, speed, progress) as (found, count, llm):
         reads = _reads(tasks, slices, plan.chat and llm is not None, count, llm)
     cells = [
@@ -222,12 +222,14 @@ def _reads(
     from ggufloop.measure.lm_eval_model import ListenLM
     from ggufloop.measure.tasks import ask
 
-    firsts = {each.task: range(min(each.stop, SAMPLE)) for each in slices if each.start == 0}
+    firsts: dict[str, tuple[int, ...]] = {}
+    for each in slices:
+        firsts.setdefault(each.task, each.docs[:SAMPLE])
     listens = ListenLM(llm)
     ask(listens, tasks, chat=chat, docs={task: list(docs) for task, docs in firsts.items()})
     sizes, found = sizes_of(tasks), {}
     for task, docs in firsts.items():
-        n = sum(each.stop - each.start for each in slices if each.task == task)
+        n = sum(len(each.docs) for each in slices if each.task == task)
         tokens, shared, written = _tokens(listens.asked[task], count)
         per_slice = -(-n // sizes[task]) * shared
         found[task] = _Read(n, per_slice + (tokens - shared * len(docs)) / len(docs) * n, written)

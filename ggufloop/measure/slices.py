@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from ggufloop.errors import GgufloopError, UsageError
 
 if TYPE_CHECKING:
@@ -33,16 +35,19 @@ LOGLIKELIHOOD, ROLLING, GENERATE = KINDS = ("loglikelihood", "loglikelihood_roll
 """What lm-eval asks of a model."""
 
 PLAIN = "plain"
+DRAWN = 1
+"""Seed of the questions that are drawn: the same ones for everybody."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Questions `start` to `stop`, without it, of a task."""
+    """Those questions `docs` of a task, by their numbers, that lie in the slice which begins at `start`."""
 
     task: str
     start: int
-    stop: int
+    docs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -108,12 +113,26 @@ def sizes_of(tasks: Tasks) -> dict[str, int]:
     return {name: WRITTEN if task.OUTPUT_TYPE == GENERATE else SCORED for name, task in tasks.leaves.items()}
 
 
-def slices_of(tasks: Tasks, limit: int | None = None) -> list[Slice]:
-    """All slices of the first `limit` questions of each task, in the order in which they are dealt out."""
+def slices_of(tasks: Tasks, limit: int | None = None, drawn: int | None = None) -> list[Slice]:
+    """All slices of the first `limit` questions of each task, or of those drawn, in the order they are dealt out in."""
     found, sizes = [], sizes_of(tasks)
+    chosen = None if drawn is None else _draw(tasks, drawn)
     for name, n in tasks.sizes().items():
         asked, size = min(n, limit or n), sizes[name]
-        found += [Slice(name, start, min(start + size, asked)) for start in range(0, asked, size)]
+        for start in range(0, asked, size):
+            docs = range(start, min(start + size, asked))
+            some = tuple(docs if chosen is None else (i for i in docs if (name, i) in chosen))
+            found += [Slice(name, start, some)] if some else []
+    return found
+
+
+def _draw(tasks: Tasks, n: int) -> set[tuple[str, int]]:
+    """n questions at random of each name asked for, over all its tasks; these are among those of a larger n."""
+    found: set[tuple[str, int]] = set()
+    sizes = tasks.sizes()
+    for members in tasks.members.values():
+        every = [(task, i) for task in members for i in range(sizes[task])]
+        found.update(every[j] for j in np.random.default_rng(DRAWN).permutation(len(every))[:n].tolist())
     return found
 
 
@@ -121,7 +140,7 @@ def docs_of(slices: Iterable[Slice]) -> dict[str, list[int]]:
     """The questions of slices by task, as `tasks.evaluate` takes them."""
     found: dict[str, list[int]] = {}
     for each in slices:
-        found.setdefault(each.task, []).extend(range(each.start, each.stop))
+        found.setdefault(each.task, []).extend(each.docs)
     return found
 
 
@@ -271,8 +290,8 @@ def check_answered(slices: Mapping[tuple[str, int], Slice], answered: Answered) 
         raise ValueError(f"{answered.task} from question {answered.start} on is no slice of this run")
     if answered.kind not in KINDS:
         raise ValueError(f"{answered.kind!r} is nothing that is asked of a model")
-    if not 0 < len(answered.answers) <= asked.stop - asked.start:
-        raise ValueError(f"{len(answered.answers)} of {asked.stop - asked.start} questions are answered")
+    if not 0 < len(answered.answers) <= len(asked.docs):
+        raise ValueError(f"{len(answered.answers)} of {len(asked.docs)} questions are answered")
     for told in answered.answers:
         try:
             if not isinstance(told, list) or not told:

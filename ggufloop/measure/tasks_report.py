@@ -82,8 +82,8 @@ def record(
     header: Mapping[str, Any], runs: dict[str, Run], compared: dict[str, Comparison], noise: Mapping[str, NoiseFloor]
 ) -> dict[str, Any]:
     """For JSON. header: the first line of its journal."""
-    said = ("schema_version", "model", "model_sha256", "patch_id", "seed", "limit", "num_fewshot", "chat_template",
-            "served")  # fmt: skip
+    said = ("schema_version", "model", "model_sha256", "patch_id", "seed", "limit", "drawn", "num_fewshot",
+            "chat_template", "served")  # fmt: skip
     data = {
         **{name: header[name] for name in said},
         "runs": [

@@ -27,7 +27,7 @@ from ggufloop.measure import slices
 from ggufloop.measure.eval_journal import read_journal
 from ggufloop.measure.eval_run import EvalPlan, run_eval
 from ggufloop.measure.merge import merge_evals
-from ggufloop.measure.slices import Answered, Answers, Shard, ShardDone, Sliced, slices_of
+from ggufloop.measure.slices import Answered, Answers, Shard, ShardDone, Sliced, docs_of, slices_of
 from ggufloop.tasks.loading import load_tasks
 
 if TYPE_CHECKING:
@@ -127,6 +127,26 @@ def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, mon
     monkeypatch.setattr(slices, "SCORED", 64)
     with pytest.raises(GgufloopError, match=r'brackets is .*"slice": 4} in the journals and .*"slice": 64} here'):
         merge_evals(parts)
+
+
+def test_a_sample_is_drawn_and_its_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path) -> None:
+    asked = [word for word in asked if word not in ("--limit", "10")] + ["--sample", "9"]
+    alone = cli(*asked, "-o", "json")
+    parts = shards(cli, asked, tmp_path, 2)
+    assert cli("merge", *parts, "-o", "json").out == alone.out
+    told = json.loads(alone.out)
+    assert (told["drawn"], told["limit"]) == (9, None)
+    assert {name: each["n"] for name, each in told["paired"].items()} == dict.fromkeys(TASKS.split(","), 9)
+    refused = cli(*asked, "--limit", "3")
+    assert (refused.code, refused.err) == (
+        2, "error: --limit takes the first questions, --sample draws from all.\n  give one of them.\n"
+    )  # fmt: skip
+    tasks = load_tasks(TASKS.split(","))
+    few, more = (docs_of(slices_of(tasks, drawn=n)) for n in (9, 40))
+    for name in few:
+        assert len(few[name]) == 9
+        assert set(few[name]) < set(more[name])
+        assert few[name] != list(range(9))
 
 
 def test_what_is_registered_comes_first(halves: list[Path]) -> None:
@@ -296,7 +316,7 @@ def test_small_tasks_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question in one slice; MMLU's 57 leaves do not all fall to the first shard."""
     monkeypatch.setattr(slices, "SCORED", 64)
     found = slices_of(load_tasks(["mmlu_dev", TASKS.split(",")[0]]))
-    docs = [(s.task, doc) for s in found for doc in range(s.start, s.stop)]
+    docs = [(s.task, doc) for s in found for doc in s.docs]
     assert len(docs) == len(set(docs))
     parts = [Shard(i + 1, 4).share(found) for i in range(4)]
     assert sorted(str(each) for part in parts for each in part) == sorted(map(str, found))

@@ -29,6 +29,8 @@ def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 @click.option("--tasks", "names", metavar="NAME,...", shell_complete=_tasks,
               help=f"Tasks, groups or tags of lm-eval. Without a hub: {', '.join((*TASKS, *BENCHMARKS))}.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N questions of each task.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N",
+              help="N questions of each name in --tasks, drawn at random, always the same ones.")  # fmt: skip
 @click.option("--num-fewshot", type=click.IntRange(min=0), metavar="N",
               help="Worked examples before each question; without it, as many as the task has it.")  # fmt: skip
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
@@ -49,6 +51,7 @@ def command(
     /,
     names: str | None,
     limit: int | None,
+    sample: int | None,
     num_fewshot: int | None,
     chat: bool,
     paired: bool,
@@ -86,7 +89,7 @@ def command(
     from ggufloop.measure.workers import eval_by_workers
 
     asked = tuple(name.strip() for name in names.split(","))
-    plan = EvalPlan(asked, limit, num_fewshot, chat, paired, floor, flags["offline"])
+    plan = EvalPlan(asked, limit, num_fewshot, chat, paired, floor, flags["offline"], sample)
     if flags["window"] is None and flags["recipe"] is None:
         plan.loops(None)  # refuses a comparison before anything is read
     with shown() as progress:
