@@ -32,6 +32,7 @@ GROUPS = {
         "longctx": "What loops do to long contexts: RULER's tasks by length.",
         "sweep": "Which window, K, solver or kv helps: many loops against plain, with a verdict.",
         "compare": "Bits against loops: a ladder of quantisations, each under each loop.",
+        "study": "A protocol on a model: tasks and texts under many loops, judged together.",
         "advise": "What to spend on next, bits, a loop or a bigger model, from studies of compare.",
         "merge": "Put the shards of a measurement together.",
         "bench": "Measure speed: llama-bench's table, with loops.",

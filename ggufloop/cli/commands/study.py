@@ -1,0 +1,121 @@
+"""`ggufloop study run|report`: a protocol on a model, step by step, and what its scores say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufloop.cli import terminal
+from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
+from ggufloop.cli.help import Command, Group
+from ggufloop.cli.options import model_options, split_list
+from ggufloop.cli.progress import shown
+from ggufloop.cli.types import output_option, show
+from ggufloop.errors import UsageError
+from ggufloop.models.registry import entry_for
+from ggufloop.study import protocol_report, scores
+from ggufloop.study.protocol import Protocol, ProtocolStep, plan_step, read_protocol, run_step
+
+_PROTOCOL = click.argument("protocol", type=click.Path(path_type=Path, dir_okay=False))
+
+
+@click.group(name="study", cls=Group)
+def command() -> None:
+    """A protocol, written before it is run: many tasks and texts under many loops, and what comes out.
+
+    \b
+    ggufloop study run docs/protocol.toml --model smollm2-135m --plan --tokens-per-second 700
+    ggufloop study run docs/protocol.toml --model smollm2-135m --out results
+    ggufloop study report docs/protocol.toml results/*.csv.xz --plot forest.png
+    """
+
+
+@command.command(name="run", cls=Command)
+@_PROTOCOL
+@model_options
+@click.option("--steps", metavar="NAME,...", help="Only these steps of the protocol.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", default="results",
+              show_default=True, help="Journals by step, and the scores in MODEL.csv.xz.")  # fmt: skip
+@click.option("--plan", "only_plan", is_flag=True, help="Say what it takes, and do nothing.")
+@click.option("--tokens-per-second", "speed", type=click.FloatRange(min=0, min_open=True), metavar="X",
+              help="For --plan: of the plain model; `ggufloop bench` prints it.")  # fmt: skip
+@click.option(
+    "--shards", type=click.IntRange(min=1), metavar="N", default=1, help="For --plan: machines that share it."
+)
+@batch_options
+def run(
+    protocol: Path, steps: str | None, out: Path, only_plan: bool, speed: float | None, shards: int, **flags: Any
+) -> None:
+    """Run a protocol on a model, or the steps of it that are left. After Ctrl-C the same command goes on."""
+    plan = read_protocol(protocol)
+    settings = context_from_flags(flags)
+    path = resolve_model(flags)
+    entry = entry_for(path)
+    todo = plan.steps_for("" if entry is None else entry.name)
+    if steps is not None:
+        words = split_list(steps, "--steps")
+        unknown = next((word for word in words if word not in [step.name for step in todo]), None)
+        if unknown is not None:
+            raise UsageError(
+                f"no step {unknown!r} is for this model.", f"its steps: {', '.join(s.name for s in todo)}."
+            )
+        todo = [step for step in todo if step.name in words]
+    if only_plan:
+        _tell_plan(path, plan, todo, speed, shards)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{path.stem}.csv.xz"
+    found = {s.key: s for s in (scores.read(target) if target.exists() else [])}
+    try:
+        for step in todo:
+            with shown() as progress:
+                found |= {s.key: s for s in run_step(path, plan, step, out, settings, progress=progress)}
+            scores.write(target, found.values())
+            terminal.note(f"{step.name}: done, its scores are in {target}.")
+    except KeyboardInterrupt:
+        terminal.note("stopped; what is done is kept, and the same command goes on.")
+        raise
+    _tell(protocol_report.judged(found.values(), plan.roles), "text")
+
+
+def _tell_plan(path: Path, plan: Protocol, todo: list[ProtocolStep], speed: float | None, shards: int) -> None:
+    if speed is None:
+        raise UsageError("a plan needs the model's speed.", "give --tokens-per-second; `ggufloop bench` prints it.")
+    total = 0.0
+    for step in todo:
+        with shown() as progress:
+            planned = plan_step(path, plan, step, speed=speed, shards=shards, progress=progress)
+        hours = sum(each.total for each in planned)
+        items = sum(cell.items for each in planned for cell in each.cells)
+        tokens = sum(cell.tokens for each in planned for cell in each.cells)
+        total += hours
+        click.echo(f"{step.name:16} {items:8,} items  {tokens / 1e6:8.2f} M tokens  {hours:7.2f} h")
+    each = f", {total / shards:.1f} h on each of {shards} machines" if shards > 1 else ""
+    click.echo(f"{path.name}: {total:.1f} h at {speed:g} plain tokens per second{each}.")
+
+
+@command.command(name="report", cls=Command)
+@_PROTOCOL
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path, dir_okay=False), metavar="SCORES...")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
+              help="Draw the primary loops as a forest plot.")  # fmt: skip
+@output_option()
+def report(protocol: Path, files: tuple[Path, ...], plot: Path | None, form: str) -> None:
+    """What scores that `study run` wrote say, of one model or several. No model is run."""
+    if not files:
+        raise UsageError("no scores are named.", "name the MODEL.csv.xz that `ggufloop study run` wrote.")
+    plan = read_protocol(protocol)
+    rows = protocol_report.judged([score for file in files for score in scores.read(file)], plan.roles)
+    _tell(rows, form)
+    if plot is not None:
+        from ggufloop.figures import forest, style
+
+        style.save(forest.forest(rows, "Loops against plain"), plot)
+        terminal.note(f"drew {plot}.")
+
+
+def _tell(rows: list[protocol_report.JudgedLoop], form: str) -> None:
+    show(form, lambda: protocol_report.text(rows), lambda: protocol_report.table(rows).records(),
+         lambda: protocol_report.table(rows))  # fmt: skip

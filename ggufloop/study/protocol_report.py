@@ -1,0 +1,173 @@
+"""What the scores of a protocol say: a row per model, measure and loop, and the primary loops over all their questions.
+
+    rows = judged(scores, roles)
+    table(rows).render("md"); sentences(rows)
+
+Every loop is compared with plain on the same items. A task whose plain accuracy is not above chance judges no loop: its
+rows say so and it is in no pooled figure. Pooled rows put all questions of a model, or of all models, together; Holm's
+correction is over the primary loops of all models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggufloop.measure.endpoints import guard
+from ggufloop.measure.stats import PairedEstimate, holm
+from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
+from ggufloop.study.scores import NUDGED, PLACEBO, PLAIN, Score
+from ggufloop.table import Cell, Column, Table
+
+LARGE = 5000
+"""Questions from which half a point is asked about, not a whole one."""
+ALL, AT_CHANCE = "all", "at chance"
+_ORDER = ("primary", "secondary", "control", PLACEBO)
+
+
+@dataclass(frozen=True)
+class JudgedLoop:
+    """A loop against plain. model, measure: ALL for pooled rows. plain: its mean; gained, lost: answers that became
+    right and wrong, None for texts; choice: by the choice log-probability, secondary; p: for the pooled rows of single
+    models under a primary loop after Holm's correction."""
+
+    model: str
+    measure: str
+    unit: str
+    loop: str
+    settings: str
+    role: str
+    plain: float
+    verdict: Verdict
+    p: float
+    gained: int | None
+    lost: int | None
+    choice: Verdict | None
+    at_chance: bool
+
+    @property
+    def gain(self) -> PairedEstimate:
+        """Above 0 the loop is better."""
+        return self.verdict.gain
+
+    @property
+    def word(self) -> str:
+        """What is said of it."""
+        return AT_CHANCE if self.at_chance else self.verdict.phrase("item")
+
+
+def judged(scores: Iterable[Score], roles: Mapping[str, str]) -> list[JudgedLoop]:
+    """A row per model, measure and loop, in that order, then the pooled ones."""
+    groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
+    for score in scores:
+        groups.setdefault((score.model, score.measure), {}).setdefault(score.loop, {})[score.item] = score
+    found: list[JudgedLoop] = []
+    pooled: dict[tuple[str, str], list[tuple[Score, Score]]] = {}
+    for (model, measure), loops in sorted(groups.items()):
+        plain = loops.get(PLAIN, {})
+        chance = _at_chance(list(plain.values()))
+        for loop, items in sorted(loops.items(), key=lambda each: (_ORDER.index(_role(each[0], roles)), each[0])):
+            pairs = [(items[item], plain[item]) for item in plain if item in items]
+            if loop == PLAIN or len(pairs) < 2:
+                continue
+            found.append(_row(model, measure, loop, _role(loop, roles), pairs, chance))
+            if found[-1].unit == ACCURACY and not chance:
+                for name in (model, ALL):
+                    pooled.setdefault((name, loop), []).extend(pairs)
+    together = [
+        _row(model, ALL, loop, _role(loop, roles), pairs, False)
+        for (model, loop), pairs in sorted(pooled.items(), key=lambda each: (each[0][0] == ALL, each[0]))
+    ]
+    return [*found, *_corrected(together)]
+
+
+def _role(loop: str, roles: Mapping[str, str]) -> str:
+    return PLACEBO if loop in (PLACEBO, NUDGED) else roles.get(loop, "secondary")
+
+
+def _row(
+    model: str, measure: str, loop: str, role: str, pairs: Sequence[tuple[Score, Score]], chance: bool
+) -> JudgedLoop:
+    unit = pairs[0][0].unit
+    if unit == ACCURACY:
+        gained, lost = (sum(a.value > b.value for a, b in some) for some in (pairs, [(b, a) for a, b in pairs]))
+        worth = WORTHS[ACCURACY] / 2 if len(pairs) > LARGE else WORTHS[ACCURACY]
+        verdict = judge_flips(gained, lost, len(pairs), worth)
+        changes = np.array([a.choice - b.choice for a, b in pairs])
+        choice = judge(changes, WORTHS[CHOICE]) if np.isfinite(changes).all() else None
+        counts: tuple[int | None, int | None] = (gained, lost)
+    else:
+        order = sorted(pairs, key=lambda pair: tuple(map(int, pair[0].item.split())))
+        changes = np.array([a.value - b.value for a, b in order])
+        verdict = judge(changes, WORTHS[unit], documents=[int(a.item.split()[0]) for a, _ in order])
+        choice, counts = None, (None, None)
+    settings = pairs[0][0].settings if measure != ALL else ""
+    mean = float(np.mean([b.value for _, b in pairs]))
+    return JudgedLoop(
+        model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, chance
+    )
+
+
+def _at_chance(plain: Sequence[Score]) -> bool:
+    """Whether the plain model cannot judge a loop. Where no answers are offered there is no chance."""
+    if not plain or plain[0].unit != ACCURACY or min(s.n_choices for s in plain) < 2:
+        return False
+    return guard([s.value for s in plain], [s.letter for s in plain], [s.n_choices for s in plain]).at_chance
+
+
+def _corrected(rows: list[JudgedLoop]) -> list[JudgedLoop]:
+    """With Holm's p for the primary loops of single models."""
+    mine = [i for i, row in enumerate(rows) if row.role == "primary" and row.model != ALL]
+    for i, p in zip(mine, holm([rows[i].p for i in mine]) if mine else [], strict=True):
+        rows[i] = JudgedLoop(**{**vars(rows[i]), "p": float(p)})
+    return rows
+
+
+COLUMNS = (
+    Column("model"), Column("measure"), Column("loop"), Column("role"), Column("n"), Column("plain", ".4f"),
+    Column("gain", "+.4f"), Column("low", "+.4f"), Column("high", "+.4f"), Column("right"), Column("wrong"),
+    Column("p", ".2g"), Column("choice", "+.4f"), Column("choice low", "+.4f"), Column("choice high", "+.4f"),
+    Column("verdict"),
+)  # fmt: skip
+
+
+def table(rows: Sequence[JudgedLoop]) -> Table:
+    """A row each. right, wrong: answers that became so; choice: change of the choice log-probability, in nats."""
+    cells: list[list[Cell]] = []
+    for r in rows:
+        choice: list[Cell] = [None] * 3
+        if r.choice is not None:
+            choice = [r.choice.gain.mean, r.choice.gain.low, r.choice.gain.high]
+        p = None if math.isnan(r.p) else r.p
+        cells.append([r.model, r.measure, r.loop, r.role, r.gain.n, r.plain, r.gain.mean, r.gain.low, r.gain.high,
+                      r.gained, r.lost, p, *choice, r.word])  # fmt: skip
+    return Table(COLUMNS, cells)
+
+
+_SHOWN = ("measure", "loop", "n", "plain", "gain", "low", "high", "p", "verdict")
+
+
+def text(rows: Sequence[JudgedLoop]) -> str:
+    """For eyes: a narrower table of each model, then the primary loops over all questions."""
+    found = []
+    for model in dict.fromkeys(row.model for row in rows):
+        whole = table([row for row in rows if row.model == model])
+        places = [i for i, column in enumerate(whole.columns) if column.name in _SHOWN]
+        narrow = Table(tuple(whole.columns[i] for i in places), [[row[i] for i in places] for row in whole.rows])
+        found.append(f"{'all models' if model == ALL else model}\n\n{narrow.render('md')}\n")
+    return "".join(found) + "".join(f"{line}\n" for line in sentences(rows))
+
+
+def sentences(rows: Sequence[JudgedLoop]) -> list[str]:
+    """The pooled rows of the primary loops, in words."""
+    found = []
+    for r in rows:
+        if r.measure == ALL and r.role == "primary":
+            where = "all models" if r.model == ALL else r.model
+            found.append(f"{r.loop}, {where}: {100 * r.gain.mean:+.2f} points [{100 * r.gain.low:+.2f}, "
+                         f"{100 * r.gain.high:+.2f}] of {r.gain.n:,} questions, {r.gained} became right and {r.lost} "
+                         f"wrong: {r.word}.")  # fmt: skip
+    return found

@@ -1,0 +1,116 @@
+"""Scores by item: what a protocol leaves behind, one row per question or chunk and loop, in a compressed csv.
+
+    write(path, scores)                          # loads in pandas as well: pandas.read_csv("x.csv.xz")
+    for score in read(path): score.measure, score.loop, score.item, score.value
+
+Everything that is said of a protocol's runs can be made again from these rows, without a model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import lzma
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from ggufloop.errors import GgufloopError
+from ggufloop.files import atomic_file
+from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
+from ggufloop.measure.eval_run import EvalResult
+from ggufloop.measure.journal import Journal
+from ggufloop.measure.sweep_run import SweepResult
+from ggufloop.measure.tasks import Item
+from ggufloop.measure.verdict import ACCURACY, NATS
+
+PLAIN, PLACEBO, NUDGED = "plain", "placebo", "nudged"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One item under one loop, by the loop's name in the protocol.
+
+    unit     accuracy: value is 1 or 0; nats per token: the mean log-probability of a chunk's scored tokens
+    item     number of the question, after its task, or of the chunk, after its text's
+    choice   choice log-probability in nats, NaN where no answers are offered
+    letter   which answer was chosen, of n_choices; -1 where none is offered
+    """
+
+    model: str
+    measure: str
+    unit: str
+    loop: str
+    settings: str
+    item: str
+    value: float
+    choice: float = math.nan
+    letter: int = -1
+    n_choices: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What it is of."""
+        return self.measure, self.loop, self.item
+
+
+def of_eval(model: str, result: EvalResult, names: Mapping[str, str]) -> Iterator[Score]:
+    """The scores of an evaluation. names: of its loops; one that has none is the loop with its damping moved."""
+    for measure in next(iter(result.runs.values())).items:
+        plain = next(iter(result.runs.values())).items[measure]
+        temperature = _temperature(plain)
+        for loop, run in result.runs.items():
+            name = names.get(loop, PLAIN if loop == PLAIN else NUDGED)
+            for item, choice in zip(run.items[measure], _choices(run.items[measure], temperature), strict=True):
+                letter = int(np.argmax(item.answers)) if item.answers else -1
+                yield Score(model, measure, ACCURACY, name, loop, f"{item.task} {item.doc}", item.right, choice, letter,
+                            len(item.answers))  # fmt: skip
+
+
+def _temperature(plain: Sequence[Item]) -> float:
+    gold = [item.target for item in plain if item.target is not None]
+    scored = len(gold) == len(plain) and all(math.isfinite(a) for item in plain for a in item.answers)
+    return fit_temperature([item.answers for item in plain], gold) if scored else math.nan
+
+
+def _choices(items: Sequence[Item], temperature: float) -> list[float]:
+    gold = [item.target for item in items if item.target is not None]
+    if math.isnan(temperature) or len(gold) < len(items):
+        return [math.nan] * len(items)
+    return [float(x) for x in choice_log_probability([item.answers for item in items], gold, temperature)]
+
+
+def of_sweep(model: str, result: SweepResult, journal: Path, names: Mapping[str, str]) -> Iterator[Score]:
+    """The scores of a sweep of one text, from its journal."""
+    places = result.outcomes[0].measure.places or ()
+    for record in Journal.lines(journal)[1:]:
+        if "scores" in record:
+            name = names.get(record["loop"], PLAIN)
+            for i, value in zip(record["items"], record["scores"], strict=True):
+                yield Score(model, record["measure"], NATS, name, record["loop"], "{} {}".format(*places[i]), value)
+
+
+def write(path: Path, scores: Iterable[Score]) -> None:
+    """Raises GgufloopError if it cannot be written."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([field.name for field in fields(Score)])
+    for score in sorted(scores, key=lambda s: (s.model, s.measure, s.loop, s.item)):
+        rows.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in astuple(score)])
+    with atomic_file(path) as partial:
+        partial.write_bytes(lzma.compress(text.getvalue().encode()))
+
+
+def read(path: Path) -> list[Score]:
+    """Raises GgufloopError for a file that is none."""
+    try:
+        rows = csv.DictReader(io.StringIO(lzma.decompress(path.read_bytes()).decode()))
+        kinds = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Score)}
+        return [Score(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
+    except OSError as e:
+        raise GgufloopError(f"cannot read {path}: {e.strerror}.", "name a file that `study run` wrote.") from None
+    except (lzma.LZMAError, ValueError, KeyError, TypeError) as e:
+        raise GgufloopError(f"{path} holds no scores: {e!r}.", "name a file that `study run` wrote.") from None

@@ -1,0 +1,190 @@
+"""Protocols: what a file may say, a whole small one run and stopped, and what its scores say against tests by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from support import ROOT
+
+from ggufloop.engine import ACTIVE
+from ggufloop.errors import GgufloopError
+from ggufloop.measure.verdict import ACCURACY, NATS
+from ggufloop.models import registry
+from ggufloop.study import protocol_report
+from ggufloop.study.protocol import plan_step, read_protocol
+from ggufloop.study.scores import Score, read, write
+
+if TYPE_CHECKING:
+    from support.cli import Cli
+
+SMALL = """
+[loops]
+recipe = "k=3 beta=0.5"
+naive = "k=2 solver=naive"
+[roles]
+primary = ["recipe"]
+control = ["naive"]
+[[step]]
+name = "questions"
+tasks = ["brackets"]
+sample = 12
+[[step]]
+name = "other"
+tasks = ["mmlu_dev"]
+models = ["smollm2-135m"]
+[[step]]
+name = "text"
+texts = ["pydoc"]
+chunks = 4
+ctx-size = 64
+models = ["tiny"]
+"""
+
+
+def test_the_protocol_of_the_docs_is_one() -> None:
+    protocol = read_protocol(ROOT / "docs" / "protocol.toml")
+    assert len(protocol.loops) == 8
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    for model in ("qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m", "gemma-3-270m"):
+        assert registry.find(model) is not None
+        steps = protocol.steps_for(model)
+        assert 0 < len(steps) < len(protocol.steps)
+        assert all(task in text for step in steps for task in (*step.tasks, *step.texts))
+    assert protocol.steps_for("mine") == list(protocol.steps)
+    for settings in protocol.loops.values():
+        assert f"W {settings}" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[loops]", "[loop]"), "has no 'loops'"),
+        (("k=3 beta=0.5", "k=3 beta=5"), "loop recipe: beta 5 is not a number in the range"),
+        (('primary = ["recipe"]', 'primary = ["recipes"]'), "roles: 'recipes' is no loop or role"),
+        (("sample = 12", 'sample = "12"'), "sample is '12', not"),
+        (("sample = 12", "samples = 12"), "'samples' is no field of it"),
+        (("sample = 12", "sample = 0"), "step questions: sample, chunks and ctx-size are counts"),
+        (("sample = 12", 'loops = ["recipes"]'), "step questions: no loop is called 'recipes'"),
+        (('tasks = ["brackets"]', ""), "step questions: it has tasks or texts, one of them"),
+        (("[roles]", "[role]"), "'role' is nothing a protocol has"),
+        (("[[step]]", "[[step"), "protocol.toml: "),
+    ],
+)  # fmt: skip
+def test_what_is_no_protocol(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "protocol.toml"
+    path.write_text(SMALL.replace(*change, 1))
+    with pytest.raises(GgufloopError) as e:
+        read_protocol(path)
+    assert message in e.value.message
+    assert "\n" not in e.value.message
+
+
+def test_a_protocol_from_the_first_step_to_the_verdict(
+    cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path
+) -> None:
+    assert ACTIVE.patch_id  # loaded before this test's cache, which has no library
+    protocol, out = tmp_path / "p.toml", tmp_path / "out"
+    protocol.write_text(SMALL.replace('models = ["smollm2-135m"]', 'models = ["gemma-3-270m"]'))
+    words = ["study", "run", protocol, "--model", tiny_model("llama"), "--out", out, "-t", "1", "--no-try"]
+    plan = cli(*words, "--plan", "--tokens-per-second", "1000")
+    assert plan.code == 0
+    assert "questions" in plan.out
+    assert not out.exists()
+    ran = cli(*words, "--steps", "questions,text")
+    assert ran.code == 0, ran.err
+    scores = read(out / "llama.csv.xz")
+    loops = {(s.measure, s.loop) for s in scores}
+    assert loops == {("brackets", "plain"), ("brackets", "recipe"), ("brackets", "naive"), ("brackets", "nudged"),
+                     ("brackets", "placebo"), ("pydoc", "plain"), ("pydoc", "recipe"), ("pydoc", "naive")}  # fmt: skip
+    assert {(m, sum(s.measure == m and s.loop == "plain" for s in scores)) for m in ("brackets", "pydoc")} == {
+        ("brackets", 12), ("pydoc", 4)
+    }  # fmt: skip
+    again = cli(*words, "--steps", "questions,text")
+    assert again.out == ran.out
+    report = cli("study", "report", protocol, out / "llama.csv.xz", "--plot", tmp_path / "forest.svg")
+    assert report.out == ran.out
+    assert (tmp_path / "forest.svg").stat().st_size > 1000
+    rows = json.loads(cli("study", "report", protocol, out / "llama.csv.xz", "-o", "json").out)
+    assert {row["role"] for row in rows} == {"primary", "control", "placebo"}
+    wrong = cli(*words, "--steps", "text,texts")
+    assert (wrong.code, wrong.err.splitlines()[0]) == (2, "error: no step 'texts' is for this model.")
+    assert cli(*words, "--plan").err.startswith("error: a plan needs the model's speed.\n")
+    assert cli("study", "report", protocol, protocol).err.startswith(f"error: {protocol} holds no scores")
+
+
+def test_plan_counts_plain_once(tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(SMALL)
+    protocol = read_protocol(path)
+    planned = plan_step(tiny_model("llama"), protocol, protocol.steps[0], speed=100.0)
+    cells = [cell.loop for each in planned for cell in each.cells]
+    assert cells.count("plain") == cells.count("placebo") == 1
+    assert len(cells) == 5  # and the recipe, its neighbour and naive
+
+
+def made(model: str, measure: str, n: int, gained: int, lost: int, right: float = 0.6) -> list[Score]:
+    """Plain and a loop that made so many answers right and wrong."""
+    found = []
+    for i in range(n):
+        plain = float(i < right * n)
+        other = 1.0 if n - i <= gained else 0.0 if i < lost else plain
+        for loop, value in (("plain", plain), ("recipe", other)):
+            found.append(Score(model, measure, ACCURACY, loop, "x", f"t {i}", value, -1.0 - value / 9, i % 4, 4))
+    return found
+
+
+def test_rows_and_pooled_rows_are_exact_tests() -> None:
+    scores = [*made("a", "one", 400, 30, 8), *made("a", "two", 300, 5, 9), *made("b", "one", 200, 1, 1),
+              *made("b", "guess", 200, 50, 0, right=0.25)]  # fmt: skip
+    rows = protocol_report.judged(scores, {"recipe": "primary"})
+    by = {(r.model, r.measure): r for r in rows}
+    assert (by["a", "one"].gained, by["a", "one"].lost, by["a", "one"].gain.n) == (30, 8, 400)
+    assert by["a", "one"].p == pytest.approx(binomtest(8, 38).pvalue)
+    assert by["b", "guess"].at_chance
+    assert by["b", "guess"].word == "at chance"
+    assert (by["a", "all"].gained, by["a", "all"].lost, by["b", "all"].gain.n) == (35, 17, 200)
+    assert by["all", "all"].gain.mean == pytest.approx((36 - 18) / 900)
+    assert by["a", "all"].p == pytest.approx(2 * binomtest(17, 52).pvalue)  # Holm over two models
+    assert by["b", "all"].p == 1
+    said = protocol_report.sentences(rows)
+    assert len(said) == 3
+    assert "+2.00 points" in said[-1]
+
+
+def test_half_a_point_is_asked_of_many_questions() -> None:
+    few, many = (protocol_report.judged(made("a", "one", n, 40, 40), {})[0].verdict for n in (5000, 5001))
+    assert (few.worth, many.worth) == (0.01, 0.005)
+
+
+def test_texts_are_judged_in_their_order() -> None:
+    """Neighbours that resemble each other widen the interval, however the chunks were drawn."""
+    rng = np.random.default_rng(1)
+    noise = np.zeros(60)
+    for i in range(1, 60):
+        noise[i] = 0.8 * noise[i - 1] + rng.normal(0, 0.01)
+    scores = []
+    for i in rng.permutation(60):
+        for loop, value in (("plain", -3.0), ("recipe", -3.0 + noise[i])):
+            scores.append(Score("a", "wiki", NATS, loop, "x", f"0 {i}", value))
+    (row,) = protocol_report.judged(scores, {})
+    independent = 2 * noise.std(ddof=1) / math.sqrt(60)
+    assert row.gain.high - row.gain.mean > 1.5 * independent
+    assert (row.gained, row.choice) == (None, None)
+
+
+def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
+    scores = [*made("a", "one", 5, 1, 1), Score("a", "wiki", NATS, "plain", "plain", "0 3", -2.5)]
+    write(tmp_path / "s.csv.xz", scores)
+    back = read(tmp_path / "s.csv.xz")
+    assert len(back) == len(scores)
+    assert {(s.key, s.value, s.letter) for s in back} == {(s.key, s.value, s.letter) for s in scores}
+    assert math.isnan(next(s for s in back if s.unit == NATS).choice)
+    with pytest.raises(GgufloopError, match="cannot read"):
+        read(tmp_path / "none.csv.xz")
