@@ -328,6 +328,8 @@ def test_slash_commands_show_on_stdout_and_acknowledge_on_stderr(bench: Bench) -
         "from the next answer on: window 2:5, K 4, damping=0.5.\n"
         "note: K times damping is 2 here, not 1 as in a damped loop.\n"
         "from the next answer on: window 2:3, K 1 (one evaluation: plain).\n"
+        "note: --window 2:4 rests on a rule of depth from published work, not on a gain measured on this file: it may "
+        "harm. `ggufloop sweep` measures.\n"
         "from the next answer on: window 2:4, K 2.\n"
         "from the next answer on: plain.\n"
     )
