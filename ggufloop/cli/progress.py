@@ -72,6 +72,7 @@ class _Bar(_Shown):
             desc=step.text, initial=step.done, total=step.total, unit=step.unit,
             bar_format="{desc}" if math.isinf(step.total) else f"{_BAR}{left}{{remaining}} left",
             unit_scale=in_bytes, unit_divisor=1024, leave=in_bytes, dynamic_ncols=True, file=sys.stderr,
+            disable=False,
         )  # fmt: skip
 
     def go_on(self, step: Step) -> None:

@@ -30,6 +30,7 @@ from ggufloop.measure.verdict import ACCURACY, NATS
 if TYPE_CHECKING:
     from ggufloop.backend.tracing import States
     from ggufloop.engine import LoopedLlama
+    from ggufloop.measure.tasks import Item
     from ggufloop.tasks.loading import Tasks
 
 _SEED = 1
@@ -186,6 +187,10 @@ class TaskMeasure:
 
     def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
         """1 for each question answered right, 0 for the others. Raises UsageError for a task that does not say."""
+        return [each.right for each in self.asked(llm, items)]
+
+    def asked(self, llm: LoopedLlama, items: Sequence[int]) -> list[Item]:
+        """The questions with the log-probabilities of their answers. Raises UsageError as `score` does."""
         from ggufloop.measure.tasks import evaluate
 
         wanted: dict[str, list[int]] = {}
@@ -193,14 +198,14 @@ class TaskMeasure:
             task, doc = self._docs[i]
             wanted.setdefault(task, []).append(doc)
         run = evaluate(llm, self._tasks, chat=self.chat, docs=wanted)
-        right = {(item.task, item.doc): item.right for item in run.items[self.name]}
-        missing = next((self._docs[i] for i in items if self._docs[i] not in right), None)
+        found = {(item.task, item.doc): item for item in run.items[self.name]}
+        missing = next((self._docs[i] for i in items if self._docs[i] not in found), None)
         if missing is not None:
             raise UsageError(
                 f"task {missing[0]} does not say whether a question is answered right.",
                 "take tasks that report acc or exact_match.",
             )
-        return [right[self._docs[i]] for i in items]
+        return [found[self._docs[i]] for i in items]
 
 
 def check_enough(measure: Measure) -> None:

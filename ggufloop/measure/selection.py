@@ -3,7 +3,7 @@
     steps = decide(["12:16 k=2", "12:16 k=3", ...], n_items=5000, seed=1)
     request = next(steps)
     while True:                                    # until StopIteration, whose value is the Decision
-        request = steps.send({name: looped[name] - plain for name in request.names})  # on request.items
+        request = steps.send(Answer({name: looped[name] - plain for name in request.names}))  # on request.items
     judge_all(plain, {name: scores}, seed=1)       # the same, when every score is at hand already
 
 A score is higher for better: 0 or 1 for a question, mean log-probability per token for a chunk of text. Items are
@@ -136,7 +136,18 @@ class Decision:
 
 
 Places = Sequence[tuple[int, int]]
-Answer = Mapping[str, ArrayLike]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To a Request: looped - plain on its items by name; ranks: what tells the loops apart so far, higher for better.
+
+    Without ranks it is the mean difference. Ranks choose what the race drops and nothing else, so they need not be what
+    decides: the choice log-probability tells loops apart from fewer questions than accuracy, which decides.
+    """
+
+    differences: Mapping[str, ArrayLike]
+    ranks: Mapping[str, float] | None = None
 
 
 def decide(
@@ -153,7 +164,7 @@ def decide(
 ) -> Generator[Request, Answer, Decision]:
     """Ask for scores, return the Decision.
 
-    Yields Requests; send back {name: looped - plain on request.items} for request.names. worth: the smallest gain that
+    Yields Requests; send back the Answer of request.names on request.items. worth: the smallest gain that
     would matter. racing=False scores all loops on all items; racing begins with `least` items at least. level: a false
     "helps" of any loop is at most this likely, and so is a false "hurts". places: (document, place in it) of each item,
     where items are not independent.
@@ -188,7 +199,8 @@ def decide(
             seen[name] = np.concatenate([seen[name], part])
             found[name] = judged(name)
         open_ = [name for name in left if not found[name].near.high < worth]
-        left = sorted(open_, key=lambda name: -found[name].gain.mean)[:keep]  # equal ones stay in the order given
+        ranks = answer.ranks or {name: found[name].gain.mean for name in open_}
+        left = sorted(open_, key=lambda name: -ranks[name])[:keep]  # equal ones stay in the order given
         done = total
         if not left:
             break
@@ -254,7 +266,7 @@ def judge_all(
     try:
         request = next(steps)
         while True:
-            request = steps.send({name: gains[name][request.items] for name in request.names})
+            request = steps.send(Answer({name: gains[name][request.items] for name in request.names}))
     except StopIteration as e:
         decision: Decision = e.value
         return decision
@@ -289,9 +301,9 @@ def _differences(answer: Answer, request: Request) -> dict[str, Values]:
     """The answer, checked against its request, in the order of its names."""
     out = {}
     for name in request.names:
-        if name not in answer:
+        if name not in answer.differences:
             raise UsageError(f"no scores for {name}.", "answer a request with the differences of all its names.")
-        out[name] = numbers(answer[name], f"differences of {name}", 0)
+        out[name] = numbers(answer.differences[name], f"differences of {name}", 0)
         if len(out[name]) != len(request.items):
             have, need = len(out[name]), len(request.items)
             raise UsageError(f"{have} differences of {name} for {need} items.", "send one per item of the request.")

@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 
 from ggufloop import reading
 from ggufloop.loop import LoopSpec
-from ggufloop.measure.items import Measure, TextMeasure, check_enough
+from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
+from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, decide, planned_cost
+from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Answer, Decision, decide, planned_cost
 from ggufloop.measure.slices import PLAIN as PLAIN
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
 from ggufloop.progress import Progress, Step, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
+    from ggufloop.measure.tasks import Item
 
 Values = NDArray[np.float64]
 
@@ -83,13 +85,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Slice:
-    """A line of the journal: scores of a loop on some items, by number, and the seconds they took."""
+    """A line of the journal: scores of a loop on some items, by number, and the seconds they took.
+
+    answers, targets: log-probabilities of what each question offers, and which is right; where questions offer any.
+    """
 
     measure: str
     loop: str
     items: tuple[int, ...]
     scores: tuple[float, ...]
     seconds: float
+    answers: tuple[tuple[float, ...], ...] = ()
+    targets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,13 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
         raise ValueError(f"it has items outside 0 to {measure.n - 1}")
     if max(map(abs, part.scores)) > MOST or not 0 <= part.seconds <= MOST:
         raise ValueError("it has a score or a time that nothing has")
+    if part.answers or part.targets:
+        if not len(part.answers) == len(part.targets) == len(part.items):
+            raise ValueError(f"it has answers to {len(part.answers)} of {len(part.items)} questions")
+        if not all(
+            0 <= t < len(a) and max(map(abs, a)) <= MOST for t, a in zip(part.targets, part.answers, strict=True)
+        ):
+            raise ValueError("it has an answer that no question offers")
 
 
 def part_of(record: dict[str, Any]) -> SweepPart:
@@ -183,6 +197,8 @@ class CachedScores:
         self._progress, self._total = progress, total
         self._known: dict[str, dict[int, float]] = {}
         self._asked: dict[str, set[int]] = {}
+        self._answers: dict[str, dict[int, tuple[float, ...]]] = {}
+        self._targets: dict[int, int] = {}
         self.seconds: dict[str, float] = {}
         self._work = 0.0  # wanted so far
         self._slice = {i: number for number, items in enumerate(measure.slices()) for i in items}
@@ -190,6 +206,7 @@ class CachedScores:
             if record.get("measure") == measure.name:
                 name = record["loop"]
                 self._known.setdefault(name, {}).update(zip(record["items"], record["scores"], strict=True))
+                self._keep_answers(name, record["items"], record.get("answers", ()), record.get("targets", ()))
                 self.seconds[name] = self.seconds.get(name, 0.0) + record["seconds"]
 
     def of(self, loop: LoopSpec | None, items: Iterable[int], stage: str) -> Values:
@@ -205,9 +222,12 @@ class CachedScores:
             cut = self._end(missing, size)
             part, missing = missing[:cut], missing[cut:]
             start = time.perf_counter()
-            values = self._measure.score(self._llm, part)
+            if isinstance(self._measure, TaskMeasure):
+                asked = self._measure.asked(self._llm, part)
+                self._add(name, loop, part, [each.right for each in asked], time.perf_counter() - start, asked)
+            else:
+                self._add(name, loop, part, self._measure.score(self._llm, part), time.perf_counter() - start)
             seconds = time.perf_counter() - start
-            self._add(name, loop, part, values, seconds)
             size = max(4, int(len(part) * SLICE_SECONDS / max(seconds, 1e-3)))
         return self._values(name, items)
 
@@ -246,13 +266,46 @@ class CachedScores:
         self._progress(Step(f"{self._measure.name}: {stage} {name}", min(self._work, self._total), self._total))
 
     def _add(
-        self, name: str, loop: LoopSpec | None, items: Sequence[int], values: Sequence[float], seconds: float
-    ) -> None:
-        self._journal.add({"measure": self._measure.name, "loop": name, "items": items, "scores": values,
-                           "seconds": round(seconds, 4)})  # fmt: skip
+        self, name: str, loop: LoopSpec | None, items: Sequence[int], values: Sequence[float], seconds: float,
+        asked: Sequence[Item] = (),
+    ) -> None:  # fmt: skip
+        record: dict[str, Any] = {"measure": self._measure.name, "loop": name, "items": items, "scores": values,
+                  "seconds": round(seconds, 4)}  # fmt: skip
+        if asked and all(each.target is not None and np.isfinite(each.answers).all() for each in asked):
+            record |= {"answers": [each.answers for each in asked], "targets": [each.target for each in asked]}
+            self._keep_answers(name, items, record["answers"], record["targets"])
+        self._journal.add(record)
         self._known[name].update(zip(items, values, strict=True))
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self._work += self._cost(loop) * len(items)
+
+    def _keep_answers(
+        self, name: str, items: Sequence[int], answers: Sequence[Sequence[float]], targets: Sequence[int]
+    ) -> None:
+        known = self._answers.setdefault(name, {})
+        for i, some, target in zip(items, answers, targets, strict=bool(answers)):
+            known[i], self._targets[i] = tuple(some), target
+
+    def choice_gains(self, names: Sequence[str]) -> dict[str, float] | None:
+        """What each loop gained in choice log-probability on the questions it was asked, in nats.
+
+        At the temperature that fits plain's; None where not all questions offer answers.
+        """
+        plain = self._answers.get(PLAIN, {})
+        if not plain or len(plain) < len(self._known[PLAIN]):
+            return None
+        gold = [self._targets[i] for i in plain]
+        temperature = fit_temperature(list(plain.values()), gold)
+        base = dict(zip(plain, choice_log_probability(list(plain.values()), gold, temperature), strict=True))
+        found = {}
+        for name in names:
+            mine = self._answers.get(name, {})
+            if len(mine) < len(self._known[name]):
+                return None
+            right = [self._targets[i] for i in mine]
+            scored = choice_log_probability(list(mine.values()), right, temperature)
+            found[name] = float(np.mean([x - base[i] for i, x in zip(mine, scored, strict=True)]))
+        return found
 
     def _values(self, name: str, items: Sequence[int]) -> Values:
         return np.array([self._known[name][i] for i in items])
@@ -322,7 +375,8 @@ def sweep(
                 pilot = list(gains(request.names, few, "pilot").values())
                 note(progress, outlook(measure, few, pilot, worth, now / len(loops)))
             while True:
-                request = steps.send(gains(request.names, request.items, request.stage))
+                answer = gains(request.names, request.items, request.stage)
+                request = steps.send(Answer(answer, scores.choice_gains(request.names)))
         except StopIteration as e:
             decision: Decision = e.value
         plain = scores.of(None, range(n), PLAIN)  # of items that no loop needed any more, too

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +87,20 @@ class Tasks:
 def require() -> None:
     """Import lm-eval and quieten it. Raises UsageError if it is not installed."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["TQDM_DISABLE"] = "1"  # lm-eval's own bars; tqdm reads it when it is imported
     # Its bootstrap would fork this process, and with it the threads of a loaded model.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
         from lm_eval import evaluator, utils
+        from tqdm import tqdm
     except ImportError as e:
         raise UsageError(f"tasks need lm-eval, which is not installed ({e}).", _INSTALL) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # It would name the commit of whatever folder the user is in, and git complains where that is no repository.
     evaluator.get_git_commit_hash = lambda: None
     evaluator.add_env_info = lambda results: None  # it would have pip list what is installed, at every run
-    if not hasattr(utils.env.from_string, "cache_info"):  # it compiles the templates of a task anew for every question
-        utils.env.from_string = cache(utils.env.from_string)
+    if not hasattr(utils.env.from_string, "cache_info"):  # once
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # its bars; ours say that they are to be drawn
+        utils.env.from_string = cache(utils.env.from_string)  # it compiles a task's templates anew for every question
 
 
 def load_tasks(

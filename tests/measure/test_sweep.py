@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
-from ggufloop.measure.sweep import PLAIN, Outcome, items_within, registered, sweep
+from ggufloop.measure.sweep import PLAIN, CachedScores, Outcome, check_record, items_within, registered, sweep
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
-from ggufloop.progress import Step
+from ggufloop.progress import Step, silent
 
 TinyModel = Callable[[str], Path]
 LAYERS = 30
@@ -352,6 +353,40 @@ def test_questions_are_those_of_eval(
     assert "fatal" not in capfd.readouterr().err
     assert scores == [known[i].right for i in (7, 2, 11)]
     assert {item.right for item in known} == {0.0, 1.0}
+
+
+def test_a_race_over_questions_is_ranked_by_their_answers(tiny_llm: Any, tmp_path: Path) -> None:
+    """The journal keeps what questions offer; ranks are the choice log-probability at the temperature of plain."""
+    pytest.importorskip("lm_eval")
+    from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
+    from ggufloop.tasks.loading import load_tasks
+
+    measure = TaskMeasure("brackets", load_tasks(["brackets"]), limit=12)
+    loops = {str(loop): loop for loop in (LoopSpec((2, 5), k=2), LoopSpec((1, 4), k=3))}
+    with Journal.open(tmp_path / "j", measure.identity(), partial(check_record, [measure])) as journal:
+        scores = CachedScores(tiny_llm, measure, journal, silent, 3)
+        scores.of_each(loops, range(8), "race")
+        ranks = scores.choice_gains(list(loops))
+    asked = {}
+    for name, loop in ((PLAIN, None), *loops.items()):
+        tiny_llm.set_loop(loop)
+        asked[name] = measure.asked(tiny_llm, range(8))
+    tiny_llm.set_loop(None)
+    gold = [each.target for each in asked[PLAIN] if each.target is not None]
+    t = fit_temperature([each.answers for each in asked[PLAIN]], gold)
+    known = {name: choice_log_probability([e.answers for e in each], gold, t).mean() for name, each in asked.items()}
+    assert ranks == pytest.approx({name: known[name] - known[PLAIN] for name in loops}, abs=1e-9)
+    with Journal.open(tmp_path / "j", measure.identity(), partial(check_record, [measure])) as journal:
+        again = CachedScores(tiny_llm, measure, journal, silent, 3)
+        again.of_each(loops, range(8), "race")
+        assert again.choice_gains(list(loops)) == ranks
+    for odd, message in (
+        ({"targets": [9]}, "answers to"),
+        ({"answers": [[-1.0]], "targets": [1]}, "no question offers"),
+    ):
+        record = {"measure": "brackets", "loop": PLAIN, "items": [1], "scores": [1.0], "seconds": 0.1, **odd}
+        with pytest.raises(ValueError, match=message):
+            check_record([measure], record)
 
 
 # flags
