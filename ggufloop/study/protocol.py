@@ -18,7 +18,7 @@ from typing import Any
 from ggufloop import reading, recipes
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure.corpus import local
 from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
 from ggufloop.measure.planning import Planned, plan_eval, plan_sweep
@@ -37,7 +37,7 @@ PRIMARY, SECONDARY, CONTROL = ROLES = ("primary", "secondary", "control")
 @dataclass(frozen=True)
 class ProtocolStep:
     """tasks of lm-eval, or texts, under some loops by their names. sample: questions drawn of each task; chunks of
-    ctx_size tokens, of each text. models: as `ggufloop list` names them; empty for all."""
+    ctx_size tokens, of each text. models: as `ggufloop list` names them; empty for all. window: instead of the model's."""
 
     name: str
     loops: tuple[str, ...]
@@ -47,6 +47,7 @@ class ProtocolStep:
     chunks: int | None = None
     ctx_size: int = 512
     models: tuple[str, ...] = ()
+    window: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class Protocol:
             return list(self.steps)
         return [step for step in self.steps if not step.models or name in step.models]
 
-    def specs(self, step: ProtocolStep, window: tuple[int, int]) -> dict[str, LoopSpec]:
-        """The loops of a step on a window, by name."""
-        return {name: LoopSpec.parse("{}:{} {}".format(*window, self.loops[name])) for name in step.loops}
+    def specs(self, step: ProtocolStep, path: Path) -> dict[str, LoopSpec]:
+        """The loops of a step on a model file, by name. Raises UsageError for a model too small for the window."""
+        window = step.window or "{}:{}".format(*window_of(path))
+        return {name: LoopSpec.parse(f"{window} {self.loops[name]}") for name in step.loops}
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -99,6 +101,11 @@ def read_protocol(path: Path) -> Protocol:
 def _step(table: dict[str, Any], loops: dict[str, str]) -> ProtocolStep:
     named_ = {key.replace("-", "_"): value for key, value in table.items()}
     step = reading.build(ProtocolStep, {"loops": list(loops), **named_})
+    if step.window is not None:
+        try:
+            parse_window(step.window)
+        except UsageError as e:
+            raise ValueError(f"step {step.name}: {e.message}") from None
     unknown = next((name for name in step.loops if name not in loops), None)
     if unknown is not None:
         raise ValueError(f"step {step.name}: no loop is called {unknown!r}")
@@ -127,7 +134,7 @@ def plan_step(
     path: Path, protocol: Protocol, step: ProtocolStep, *, shards: int = 1, speed: float, progress: Progress = silent
 ) -> list[Planned]:
     """What a step will take, at a speed of so many tokens per second."""
-    specs = protocol.specs(step, window_of(path))
+    specs = protocol.specs(step, path)
     check_loops(path, list(specs.values()))
     found: list[Planned] = []
     for task in step.tasks:
@@ -156,7 +163,7 @@ def run_step(
 
     Raises UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves in the journals what is done.
     """
-    specs = protocol.specs(step, window_of(path))
+    specs = protocol.specs(step, path)
     names = {str(loop): name for name, loop in specs.items()}
     settings = settings or ContextSettings()
     found: dict[tuple[str, str, str], Score] = {}

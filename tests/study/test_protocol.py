@@ -72,6 +72,7 @@ def test_the_protocol_of_the_docs_is_one() -> None:
         (("sample = 12", "samples = 12"), "'samples' is no field of it"),
         (("sample = 12", "sample = 0"), "step questions: sample, chunks and ctx-size are counts"),
         (("sample = 12", 'loops = ["recipes"]'), "step questions: no loop is called 'recipes'"),
+        (("sample = 12", 'window = "3:2"'), "step questions: window 3:2"),
         (('tasks = ["brackets"]', ""), "step questions: it has tasks or texts, one of them"),
         (("[roles]", "[role]"), "'role' is nothing a protocol has"),
         (("[[step]]", "[[step"), "protocol.toml: "),
@@ -115,7 +116,7 @@ def test_a_protocol_from_the_first_step_to_the_verdict(
     assert {row["role"] for row in rows} == {"primary", "control", "placebo"}
     wrong = cli(*words, "--steps", "text,texts")
     assert (wrong.code, wrong.err.splitlines()[0]) == (2, "error: no step 'texts' is for this model.")
-    assert cli(*words, "--plan").err.startswith("error: a plan needs the model's speed.\n")
+    assert "plain tokens per second, timed here" in cli(*words, "--plan", "--steps", "text").out
     assert cli("study", "report", protocol, protocol).err.startswith(f"error: {protocol} holds no scores")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command, Group
@@ -14,6 +15,7 @@ from ggufloop.cli.options import model_options, split_list
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option, show
 from ggufloop.errors import UsageError
+from ggufloop.measure.planning import timed
 from ggufloop.models.registry import entry_for
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import Protocol, ProtocolStep, plan_step, read_protocol, run_step
@@ -40,7 +42,7 @@ def command() -> None:
               show_default=True, help="Journals by step, and the scores in MODEL.csv.xz.")  # fmt: skip
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it takes, and do nothing.")
 @click.option("--tokens-per-second", "speed", type=click.FloatRange(min=0, min_open=True), metavar="X",
-              help="For --plan: of the plain model; `ggufloop bench` prints it.")  # fmt: skip
+              help="For --plan: of the plain model, such as a GPU's (default: timed on this machine).")  # fmt: skip
 @click.option(
     "--shards", type=click.IntRange(min=1), metavar="N", default=1, help="For --plan: machines that share it."
 )
@@ -63,7 +65,7 @@ def run(
             )
         todo = [step for step in todo if step.name in words]
     if only_plan:
-        _tell_plan(path, plan, todo, speed, shards)
+        _tell_plan(path, plan, todo, settings, speed, shards)
         return
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{path.stem}.csv.xz"
@@ -80,9 +82,11 @@ def run(
     _tell(protocol_report.judged(found.values(), plan.roles), "text")
 
 
-def _tell_plan(path: Path, plan: Protocol, todo: list[ProtocolStep], speed: float | None, shards: int) -> None:
-    if speed is None:
-        raise UsageError("a plan needs the model's speed.", "give --tokens-per-second; `ggufloop bench` prints it.")
+def _tell_plan(
+    path: Path, plan: Protocol, todo: list[ProtocolStep], settings: ContextSettings, given: float | None, shards: int
+) -> None:
+    with shown() as progress, timed(path, settings, True, given, progress) as (speed, _, _):
+        how = "timed here" if given is None else "as given"
     total = 0.0
     for step in todo:
         with shown() as progress:
@@ -93,7 +97,7 @@ def _tell_plan(path: Path, plan: Protocol, todo: list[ProtocolStep], speed: floa
         total += hours
         click.echo(f"{step.name:16} {items:8,} items  {tokens / 1e6:8.2f} M tokens  {hours:7.2f} h")
     each = f", {total / shards:.1f} h on each of {shards} machines" if shards > 1 else ""
-    click.echo(f"{path.name}: {total:.1f} h at {speed:g} plain tokens per second{each}.")
+    click.echo(f"{path.name}: {total:.1f} h at {speed:.0f} plain tokens per second, {how}{each}.")
 
 
 @command.command(name="report", cls=Command)
