@@ -18,7 +18,7 @@ from typing import Any
 from ggufloop import reading, recipes
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.loop import LoopSpec, parse_window
+from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import local
 from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
 from ggufloop.measure.planning import Planned, plan_eval, plan_sweep
@@ -37,7 +37,7 @@ PRIMARY, SECONDARY, CONTROL = ROLES = ("primary", "secondary", "control")
 @dataclass(frozen=True)
 class ProtocolStep:
     """tasks of lm-eval, or texts, under some loops by their names. sample: questions drawn of each task; chunks of
-    ctx_size tokens, of each text. models: as `ggufloop list` names them; empty for all. window: instead of the model's."""
+    ctx_size tokens, of each text. models: as `ggufloop list` names them; empty for all. window: if not its own."""
 
     name: str
     loops: tuple[str, ...]
@@ -103,7 +103,7 @@ def _step(table: dict[str, Any], loops: dict[str, str]) -> ProtocolStep:
     step = reading.build(ProtocolStep, {"loops": list(loops), **named_})
     if step.window is not None:
         try:
-            parse_window(step.window)
+            LoopSpec.parse(f"{step.window} k=2")
         except UsageError as e:
             raise ValueError(f"step {step.name}: {e.message}") from None
     unknown = next((name for name in step.loops if name not in loops), None)
