@@ -66,7 +66,7 @@ def main(plot: Path | None) -> None:
     """Print the tables."""
     protocol = read_protocol(DOCS / "protocol.toml")
     found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
-    rows = protocol_report.judged(found, protocol.roles)
+    rows = protocol_report.judged(found, protocol.roles, protocol.apart)
     click.echo(protocol_report.text(rows))
     if numbered(found, PLAIN):
         click.echo(f"wordnet_definitions; fresh: from question {SEEN} on\n\n{reproduced(found).render('md')}")

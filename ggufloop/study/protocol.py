@@ -64,6 +64,11 @@ class Protocol:
             return list(self.steps)
         return [step for step in self.steps if not step.models or name in step.models]
 
+    @property
+    def apart(self) -> set[str]:
+        """Tasks that are asked with another window than the model's, so that no figure puts them with others."""
+        return {task for step in self.steps if step.window is not None for task in step.tasks}
+
     def specs(self, step: ProtocolStep, path: Path) -> dict[str, LoopSpec]:
         """The loops of a step on a model file, by name. Raises UsageError for a model too small for the window."""
         window = step.window or "{}:{}".format(*window_of(path))

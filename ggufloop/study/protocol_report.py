@@ -11,7 +11,7 @@ correction is over the primary loops of all models.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,11 +59,12 @@ class JudgedLoop:
         return AT_CHANCE if self.at_chance else self.verdict.phrase("item")
 
 
-def judged(scores: Iterable[Score], roles: Mapping[str, str]) -> list[JudgedLoop]:
-    """A row per model, measure and loop, in that order, then the pooled ones."""
+def judged(scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[str] = ()) -> list[JudgedLoop]:
+    """A row per model, measure and loop, in that order, then the pooled ones. apart: measures of other windows."""
     groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
     for score in scores:
         groups.setdefault((score.model, score.measure), {}).setdefault(score.loop, {})[score.item] = score
+    models = {model for model, _ in groups}
     found: list[JudgedLoop] = []
     pooled: dict[tuple[str, str], list[tuple[Score, Score]]] = {}
     for (model, measure), loops in sorted(groups.items()):
@@ -74,8 +75,8 @@ def judged(scores: Iterable[Score], roles: Mapping[str, str]) -> list[JudgedLoop
             if loop == PLAIN or len(pairs) < 2:
                 continue
             found.append(_row(model, measure, loop, _role(loop, roles), pairs, chance))
-            if found[-1].unit == ACCURACY and not chance:
-                for name in (model, ALL):
+            if found[-1].unit == ACCURACY and not chance and measure not in apart:
+                for name in (model, ALL) if len(models) > 1 else (model,):
                     pooled.setdefault((name, loop), []).extend(pairs)
     together = [
         _row(model, ALL, loop, _role(loop, roles), pairs, False)

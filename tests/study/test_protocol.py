@@ -154,6 +154,8 @@ def test_rows_and_pooled_rows_are_exact_tests() -> None:
     assert by["all", "all"].gain.mean == pytest.approx((36 - 18) / 900)
     assert by["a", "all"].p == pytest.approx(2 * binomtest(17, 52).pvalue)  # Holm over two models
     assert by["b", "all"].p == 1
+    apart = {(r.model, r.measure): r for r in protocol_report.judged(scores, {"recipe": "primary"}, {"two"})}
+    assert (apart["a", "all"].gain.n, apart["all", "all"].gain.n) == (400, 600)
     said = protocol_report.sentences(rows)
     assert len(said) == 3
     assert "+2.00 points" in said[-1]

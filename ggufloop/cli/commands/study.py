@@ -79,7 +79,7 @@ def run(
     except KeyboardInterrupt:
         terminal.note("stopped; what is done is kept, and the same command goes on.")
         raise
-    _tell(protocol_report.judged(found.values(), plan.roles), "text")
+    _tell(protocol_report.judged(found.values(), plan.roles, plan.apart), "text")
 
 
 def _tell_plan(
@@ -111,7 +111,8 @@ def report(protocol: Path, files: tuple[Path, ...], plot: Path | None, form: str
     if not files:
         raise UsageError("no scores are named.", "name the MODEL.csv.xz that `ggufloop study run` wrote.")
     plan = read_protocol(protocol)
-    rows = protocol_report.judged([score for file in files for score in scores.read(file)], plan.roles)
+    rows = protocol_report.judged([score for file in files for score in scores.read(file)],
+                                  plan.roles, plan.apart)  # fmt: skip
     _tell(rows, form)
     if plot is not None:
         from ggufloop.figures import forest, style
