@@ -36,7 +36,7 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks([-i for i in range(len(shown))], [_label(r) for r in shown])
         axes.set_ylim(-len(shown) + 0.4, 0.6)
-        axes.set_xlabel("points of accuracy gained over plain, 95 % intervals; right of 0 the loop is better")
+        axes.set_xlabel("points gained over plain, 95 % intervals")
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
     return figure
