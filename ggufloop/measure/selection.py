@@ -3,7 +3,7 @@
     steps = decide(["12:16 k=2", "12:16 k=3", ...], n_items=5000, seed=1)
     request = next(steps)
     while True:                                    # until StopIteration, whose value is the Decision
-        request = steps.send(Answer({name: looped[name] - plain for name in request.names}))  # on request.items
+        request = steps.send(RaceAnswer({name: looped[name] - plain for name in request.names}))  # on request.items
     judge_all(plain, {name: scores}, seed=1)       # the same, when every score is at hand already
 
 A score is higher for better: 0 or 1 for a question, mean log-probability per token for a chunk of text. Items are
@@ -139,7 +139,7 @@ Places = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class RaceAnswer:
     """To a Request: looped - plain on its items by name; ranks: what tells the loops apart so far, higher for better.
 
     Without ranks it is the mean difference. Ranks choose what the race drops and nothing else, so they need not be what
@@ -161,10 +161,10 @@ def decide(
     worth: float = WORTH,
     level: float = 0.05,
     places: Places | None = None,
-) -> Generator[Request, Answer, Decision]:
+) -> Generator[Request, RaceAnswer, Decision]:
     """Ask for scores, return the Decision.
 
-    Yields Requests; send back the Answer of request.names on request.items. worth: the smallest gain that
+    Yields Requests; send back the RaceAnswer of request.names on request.items. worth: the smallest gain that
     would matter. racing=False scores all loops on all items; racing begins with `least` items at least. level: a false
     "helps" of any loop is at most this likely, and so is a false "hurts". places: (document, place in it) of each item,
     where items are not independent.
@@ -266,7 +266,7 @@ def judge_all(
     try:
         request = next(steps)
         while True:
-            request = steps.send(Answer({name: gains[name][request.items] for name in request.names}))
+            request = steps.send(RaceAnswer({name: gains[name][request.items] for name in request.names}))
     except StopIteration as e:
         decision: Decision = e.value
         return decision
@@ -297,7 +297,7 @@ def _rounds(n_names: int, n_items: int, finalists: int, racing: bool, least: int
     return [*found, last]
 
 
-def _differences(answer: Answer, request: Request) -> dict[str, Values]:
+def _differences(answer: RaceAnswer, request: Request) -> dict[str, Values]:
     """The answer, checked against its request, in the order of its names."""
     out = {}
     for name in request.names:

@@ -26,7 +26,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Answer, Decision, decide, planned_cost
+from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, RaceAnswer, decide, planned_cost
 from ggufloop.measure.slices import PLAIN as PLAIN
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
 from ggufloop.progress import Progress, Step, note, silent
@@ -376,7 +376,7 @@ def sweep(
                 note(progress, outlook(measure, few, pilot, worth, now / len(loops)))
             while True:
                 answer = gains(request.names, request.items, request.stage)
-                request = steps.send(Answer(answer, scores.choice_gains(request.names)))
+                request = steps.send(RaceAnswer(answer, scores.choice_gains(request.names)))
         except StopIteration as e:
             decision: Decision = e.value
         plain = scores.of(None, range(n), PLAIN)  # of items that no loop needed any more, too

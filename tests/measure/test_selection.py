@@ -22,8 +22,8 @@ from ggufloop.measure.selection import (
     NONE_HELPS,
     NOT_ENOUGH,
     RACE,
-    Answer,
     Decision,
+    RaceAnswer,
     Request,
     decide,
     judge_all,
@@ -71,7 +71,7 @@ def run(steps: Generator[Request, Any, Decision], answers: Callable[[Request], A
         request = next(steps)
         while True:
             found = answers(request)
-            request = steps.send(found if isinstance(found, Answer) else Answer(found))
+            request = steps.send(found if isinstance(found, RaceAnswer) else RaceAnswer(found))
     except StopIteration as e:
         decision: Decision = e.value
         return decision
@@ -162,14 +162,14 @@ def test_the_choice_log_probability_drops_the_right_ones() -> None:
             seen: dict[str, int] = dict.fromkeys(WINDOWS, 0)
 
             def answer(request: Request, world: World = world, other: Any = other, known: Any = known,
-                       seen: Any = seen, screened: bool = screened) -> Answer:  # fmt: skip
+                       seen: Any = seen, screened: bool = screened) -> RaceAnswer:  # fmt: skip
                 flips = world.flips(request, 0.06, {"12:16": 0.01})
                 for name in request.names:
                     n = len(request.items)
                     known[name] += n * (0.1 * (name == "12:16")) + math.sqrt(n) * other.standard_normal()
                     seen[name] += n
                 ranks = {name: known[name] / seen[name] for name in request.names} if screened else None
-                return Answer(flips, ranks)
+                return RaceAnswer(flips, ranks)
 
             decision = run(decide(WINDOWS, 4000, seed), answer)
             kept[screened] += next(c.whole for c in decision.loops if c.name == "12:16")
