@@ -441,3 +441,17 @@ def parse_decode(text: str) -> tuple[int | None, float | None]:
     if word == "entropy":
         return 0, float(value)
     return (int(value) if word == "first" else None if word == "full" else 0), None
+
+
+PLAIN = "plain"
+"""What the model without a loop is called wherever loops are named."""
+
+
+def loop_text(loop: LoopSpec | None) -> str:
+    """What journals and tables call a loop."""
+    return PLAIN if loop is None else str(loop)
+
+
+def loop_of(text: str) -> LoopSpec | None:
+    """The inverse of `loop_text`. Raises UsageError as `LoopSpec.parse` does."""
+    return None if text == PLAIN else LoopSpec.parse(text)

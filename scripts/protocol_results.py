@@ -14,10 +14,11 @@ from pathlib import Path
 import click
 
 from ggufloop.figures import forest, style
+from ggufloop.loop import PLAIN
 from ggufloop.measure.verdict import ACCURACY, WORTHS, judge_flips
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import read_protocol
-from ggufloop.study.scores import PLAIN, Score
+from ggufloop.study.scores import Score
 from ggufloop.table import Column, Table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ggufloop.figures import study as study_plots
 from ggufloop.figures import style
+from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import Estimate
 from ggufloop.measure.verdict import HELPS, HURTS
 from ggufloop.study import analysis, file, report
-from ggufloop.study.file import PLAIN, Study
+from ggufloop.study.file import Study
 
 
 def interval(e: Estimate | None, form: str) -> str:

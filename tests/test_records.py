@@ -26,13 +26,13 @@ from support.studies import FILES, HEADER, LOOPS, written
 from ggufloop.backend import library
 from ggufloop.cli import main
 from ggufloop.errors import GgufloopError
+from ggufloop.loop import PLAIN
 from ggufloop.measure.perplexity import MAGIC, KLBase, stored_bytes
 from ggufloop.models import registry
 from ggufloop.quant import imatrix
 from ggufloop.scaling import data as shannon_data
 from ggufloop.scaling import noise_data
 from ggufloop.study import file
-from ggufloop.study.file import PLAIN
 
 TinyModel = Callable[[str], Path]
 DEEP = "[" * 5000 + "]" * 5000

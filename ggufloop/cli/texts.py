@@ -31,7 +31,7 @@ def text_options(command: C) -> C:
 def texts_option(command: C) -> C:
     """As `text_options`, but --text may be repeated, its value a tuple: for `texts_from_flags`."""
     command = text_options(command)
-    option = next(p for p in command.__click_params__ if p.name == "text")  # type: ignore[attr-defined]
+    option = next(p for p in command.__click_params__ if p.name == "text")  # type: ignore[attr-defined]  # click's
     option.multiple, option.default = True, ()
     option.help = f"{option.help} Several, each with its own --text, are measured one by one."
     return command

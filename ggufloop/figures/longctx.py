@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ggufloop.figures.style import INK, new_figure, shades, style
-from ggufloop.measure.longctx import PLAIN, LengthCell
+from ggufloop.loop import PLAIN
+from ggufloop.measure.longctx import LengthCell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

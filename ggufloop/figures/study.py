@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ggufloop.errors import UsageError
 from ggufloop.figures.size import size_figure
 from ggufloop.figures.style import GRID, INK, log_axis, new_figure, short, style
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.stats import Estimate
 from ggufloop.scaling import noise
 from ggufloop.study import analysis
-from ggufloop.study.file import PLAIN, Study
+from ggufloop.study.file import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

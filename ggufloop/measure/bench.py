@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, loop_text
 from ggufloop.measure.stats import Estimate, ratio_interval
 from ggufloop.models.gguf import read_model
 
@@ -93,7 +93,7 @@ class Variant:
     stock: bool = False
 
     def __str__(self) -> str:
-        return "stock" if self.stock else "plain" if self.loop is None else str(self.loop)
+        return "stock" if self.stock else loop_text(self.loop)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError
 from ggufloop.files import cache_dir, file_sha256
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, loop_text
 from ggufloop.measure.endpoints import NoiseFloor, nudged
 from ggufloop.measure.eval_journal import KIND, SCHEMA_VERSION, Started, device_of, open_journal, registered
 from ggufloop.measure.multiple_choice import SEQUENCES
-from ggufloop.measure.slices import PLAIN, Answers, Shard, ShardDone, docs_of, file_name, sizes_of, slices_of
+from ggufloop.measure.slices import Answers, Shard, ShardDone, docs_of, file_name, sizes_of, slices_of
 from ggufloop.measure.tasks import SEED, Comparison, Run, compare, evaluate, noise_between
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
@@ -129,7 +129,7 @@ def run_eval(
             note(progress, kept.dropped)
         llm = open_model(path, settings, verbose=verbose, progress=progress)
         try:
-            started = Started(tuple(map(name_of, loops)), plan.paired, device_of(llm), settings.threads)
+            started = Started(tuple(map(loop_text, loops)), plan.paired, device_of(llm), settings.threads)
             note_devices([*kept.devices, started.device], progress)
             kept.begin(started)
             docs = None if shard is None and plan.drawn is None else docs_of(mine)
@@ -170,11 +170,6 @@ def note_devices(devices: Sequence[str], progress: Progress) -> None:
             progress,
             f"not all of this was computed on the same device: {'; '.join(different)}. They round differently.",
         )
-
-
-def name_of(loop: LoopSpec | None) -> str:
-    """What a journal calls a loop."""
-    return PLAIN if loop is None else str(loop)
 
 
 def header_of(
@@ -221,5 +216,5 @@ def _ask_all(
     limit, found = plan.limit if docs is None else None, {}
     for loop in loops:
         llm.set_loop(loop)
-        found[name_of(loop)] = evaluate(llm, tasks, limit, plan.chat, named(progress, name_of(loop)), docs, answers)
+        found[loop_text(loop)] = evaluate(llm, tasks, limit, plan.chat, named(progress, loop_text(loop)), docs, answers)
     return found

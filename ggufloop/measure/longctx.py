@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ggufloop.errors import UsageError
 from ggufloop.generate.complete import complete, prompt_tokens
 from ggufloop.generate.sampling import Sampling
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec, loop_text
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.stats import Estimate, mean_interval, wilson
 from ggufloop.models.template import ChatTemplate
@@ -33,7 +33,6 @@ from ggufloop.tasks import ruler
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
 
-PLAIN = "plain"
 FLOOR, CEILING = 0.05, 0.95
 
 Scores = Mapping[tuple[int, str, str], Sequence[float]]
@@ -94,7 +93,7 @@ def long_context(
     }
     try:
         for (length, task), spec in product(asked, specs):
-            name = PLAIN if spec is None else str(spec)
+            name = loop_text(spec)
             scores = found[length, task, name] = []
             for i, sample in enumerate(asked[length, task]):
                 if (length, task, name, i) not in known:

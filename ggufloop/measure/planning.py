@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, loop_text
 from ggufloop.measure.bench import Workload, sample
 from ggufloop.measure.corpus import Text
-from ggufloop.measure.eval_run import EvalPlan, name_of
+from ggufloop.measure.eval_run import EvalPlan
 from ggufloop.measure.items import TextMeasure
 from ggufloop.measure.multiple_choice import SEQUENCES, SHARED
 from ggufloop.measure.perplexity import count_chunks
@@ -104,7 +104,8 @@ class Planned:
         counted = "counted by the model" if self.counted else f"{CHARACTERS:g} characters to a token"
         judged = f"; those of tasks are judged by {SAMPLE} questions, {counted}" if self.tasks else ""
         return [
-            f"{len(self.cells)} cells, {self.slices} slices: {most}{duration(3600 * self.total)}{shards}.",
+            f"{_some(len(self.cells), 'cell')}, {_some(self.slices, 'slice')}: {most}{duration(3600 * self.total)}"
+            f"{shards}.",
             f"Plain reads {self.speed:.0f} tokens per second, {how}{judged}.",
         ]
 
@@ -113,6 +114,10 @@ class Planned:
         return {"cells": self.table().records(), "slices": self.slices, "shards": self.shards, "hours": self.total,
                 "hours_per_shard": self.per_shard, "tokens_per_second": self.speed, "measured": self.measured,
                 "tokens_counted": self.counted, "at_most": self.at_most}  # fmt: skip
+
+
+def _some(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def plan_eval(
     with timed(path, settings, True, speed, progress) as (found, count, llm):
         reads = _reads(tasks, slices, plan.chat and llm is not None, count, llm)
     cells = [
-        PlannedCell(name, name_of(each), sum(reads[t].items for t in members), tokens, tokens * cost(each, layers))
+        PlannedCell(name, loop_text(each), sum(reads[t].items for t in members), tokens, tokens * cost(each, layers))
         for each in loops
         for name, members in tasks.members.items()
         for tokens in [sum(reads[t].tokens for t in members)]

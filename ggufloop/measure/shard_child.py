@@ -14,12 +14,11 @@ from typing import Any
 from ggufloop.backend import process
 from ggufloop.backend.process import Send
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, loop_of
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.eval_run import EvalPlan, run_eval
 from ggufloop.measure.slices import Shard, ShardDone, file_name
 from ggufloop.measure.sweep_run import SweepPlan, run_shard
-from ggufloop.measure.workers import loop_of
 from ggufloop.progress import Step
 
 

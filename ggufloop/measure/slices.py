@@ -34,7 +34,6 @@ SCORED, WRITTEN = 64, 8
 LOGLIKELIHOOD, ROLLING, GENERATE = KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 """What lm-eval asks of a model."""
 
-PLAIN = "plain"
 DRAWN = 1
 """Seed of the questions that are drawn: the same ones for everybody."""
 

@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import reading
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec, loop_text
 from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, RaceAnswer, decide, planned_cost
-from ggufloop.measure.slices import PLAIN as PLAIN
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
 from ggufloop.progress import Progress, Step, note, silent
 
@@ -211,7 +210,7 @@ class CachedScores:
 
     def of(self, loop: LoopSpec | None, items: Iterable[int], stage: str) -> Values:
         """The scores of a loop, or of the plain model, on these items."""
-        name = PLAIN if loop is None else str(loop)
+        name = loop_text(loop)
         items = [int(i) for i in items]
         missing = self._ask(name, loop, items)
         if missing:

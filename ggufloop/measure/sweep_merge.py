@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from ggufloop.errors import GgufloopError
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.eval_run import note_devices
 from ggufloop.measure.items import drawn
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.merge import check_missing, check_same, headers_of, shards_of, short
-from ggufloop.measure.slices import PLAIN, file_name
+from ggufloop.measure.slices import file_name
 from ggufloop.measure.sweep import PartMeasure, SweepPart, check_record, part_of, sweep
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.measure.verdict import LEVEL

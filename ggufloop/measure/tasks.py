@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ggufloop.errors import UsageError
+from ggufloop.loop import loop_text
 from ggufloop.measure.endpoints import (
     ChanceGuard,
     NoiseFloor,
@@ -28,7 +29,7 @@ from ggufloop.measure.endpoints import (
     guard,
     noise_floor,
 )
-from ggufloop.measure.slices import PLAIN, Answers, Sliced, sizes_of
+from ggufloop.measure.slices import Answers, Sliced, sizes_of
 from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
 from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
 from ggufloop.progress import Progress, silent
@@ -129,7 +130,7 @@ def evaluate(
     require()
     from ggufloop.measure.lm_eval_model import LoopedLM
 
-    loop = PLAIN if llm.loop is None else str(llm.loop)
+    loop = loop_text(llm.loop)
     sliced = Sliced(answers or Answers(), loop, sizes_of(tasks), docs)
     return ask(LoopedLM(llm, progress, sliced), tasks, limit, chat, docs)
 

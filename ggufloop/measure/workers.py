@@ -23,10 +23,10 @@ from ggufloop.backend import process
 from ggufloop.backend.process import Worker
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, loop_text
 from ggufloop.measure import merge, sweep_merge
-from ggufloop.measure.eval_run import EvalPlan, EvalResult, name_of
-from ggufloop.measure.slices import PLAIN, Shard
+from ggufloop.measure.eval_run import EvalPlan, EvalResult
+from ggufloop.measure.slices import Shard
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult
 from ggufloop.progress import Progress, Step, silent
 
@@ -39,7 +39,7 @@ def eval_by_workers(
 ) -> EvalResult:  # fmt: skip
     """As `run_eval`. Raises what it does, with the shard it happened in."""
     plan.loops(loop)
-    job = {"kind": "eval", "loop": name_of(loop), "plan": asdict(plan)}
+    job = {"kind": "eval", "loop": loop_text(loop), "plan": asdict(plan)}
     return merge.merge_evals(_run(n, path, job, out, settings, verbose, progress), out, progress)
 
 
@@ -106,8 +106,3 @@ def _run(
             if isinstance(e, GgufloopError):
                 raise type(e)(f"shard {i + 1}/{n}: {e.message}", e.hint or "the same command goes on.") from e
         return [Path(future.result()["journal"]) for future in done]
-
-
-def loop_of(text: str) -> LoopSpec | None:
-    """The inverse of `name_of`."""
-    return None if text == PLAIN else LoopSpec.parse(text)

@@ -34,11 +34,12 @@ from statistics import NormalDist
 import numpy as np
 
 from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.loop import PLAIN
 from ggufloop.measure import selection
 from ggufloop.measure.stats import Estimate, ratio_interval
 from ggufloop.study import analysis
 from ggufloop.study.bits_per_byte import Losses, rate
-from ggufloop.study.file import PLAIN, Cell, File, Study, check_comparable
+from ggufloop.study.file import Cell, File, Study, check_comparable
 
 MORE_BITS, LOOP, ROUTE_UP, KEEP = "more bits first", "loop", "route up", "keep it, loop off"
 NOT_ENOUGH = "not enough data to tell"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ggufloop.errors import UsageError
+from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import (
     Estimate,
     PairedEstimate,
@@ -30,7 +31,7 @@ from ggufloop.measure.stats import (
     wilson,
 )
 from ggufloop.measure.verdict import HELPS, HURTS, NATS, SAME, UNSURE, WORTHS, judge
-from ggufloop.study.file import PLAIN, Cell, File, Study
+from ggufloop.study.file import Cell, File, Study
 
 if TYPE_CHECKING:
     from ggufloop.measure.tasks import Comparison

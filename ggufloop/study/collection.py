@@ -19,7 +19,7 @@ import numpy as np
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
-from ggufloop.measure.sweep import PLAIN
+from ggufloop.loop import PLAIN
 from ggufloop.measure.verdict import NATS, WORTHS, judge
 from ggufloop.study import file as studies
 from ggufloop.table import Cell, Table, columns

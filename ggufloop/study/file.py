@@ -29,12 +29,11 @@ import numpy as np
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
+from ggufloop.loop import PLAIN
 from ggufloop.measure.journal import Journal, append
 from ggufloop.measure.stats import Values
 
 SCHEMA_VERSION = 1
-PLAIN = "plain"
-"""The name of no loop."""
 
 _RANGES = {
     "index": (0, 2**31), "n": (1, 2**31), "n_bytes": (0, 2**40), "nll": (0, 700), "nll_squares": (0, 1e9),

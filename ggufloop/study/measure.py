@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from ggufloop.errors import GgufloopError
 from ggufloop.logits import Logits, Normalisers, log_probabilities
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.divergence import Packed, Record
 from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halves, tokenize
 from ggufloop.measure.score import each_target
 from ggufloop.measure.slices import Shard, docs_of, slices_of
 from ggufloop.progress import Progress, Step, named, silent
 from ggufloop.study import file as studies
-from ggufloop.study.file import PLAIN, Chunk, Study, TaskResult
+from ggufloop.study.file import Chunk, Study, TaskResult
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ggufloop.loop import PLAIN
 from ggufloop.measure.dependence import paired_mean
 from ggufloop.measure.stats import Estimate, mean_interval
-from ggufloop.study.file import PLAIN, Cell, File, Study
+from ggufloop.study.file import Cell, File, Study
 from ggufloop.table import Cell as TableCell
 from ggufloop.table import Column, Table
 

@@ -5,8 +5,9 @@
         scores += run_step(path, protocol, step, Path("results"))
 
 The file names loops by their settings behind the window, and steps: tasks of lm-eval, or texts, under which loops, how
-many, of which models. Every step keeps its journals in a folder of its own, OUT/STEP/TASK, so a run may stop anywhere,
-be done in shards, and go on. What a step found is scores by item (`scores.py`); `protocol_report.py` judges them.
+many, of which models. Every step keeps its journals in a folder of its own, OUT/STEP/TASK, so a run may stop anywhere
+and go on; machines share a protocol by its steps. What a step found is scores by item (`scores.py`), which
+`protocol_report.py` judges.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from ggufloop import reading, recipes
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.corpus import local
 from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
 from ggufloop.measure.planning import Planned, plan_eval, plan_sweep
@@ -27,7 +28,7 @@ from ggufloop.models.info import describe
 from ggufloop.opening import check_loops
 from ggufloop.progress import Progress, named, silent
 from ggufloop.study import scores
-from ggufloop.study.scores import PLAIN, Score
+from ggufloop.study.scores import Score
 
 KEYS = ("loops", "roles", "step")
 _LIKE = "docs/protocol.toml shows what a protocol holds."
@@ -136,7 +137,7 @@ def _sweep_plan(step: ProtocolStep, text: str, progress: Progress) -> SweepPlan:
 
 
 def plan_step(
-    path: Path, protocol: Protocol, step: ProtocolStep, *, shards: int = 1, speed: float, progress: Progress = silent
+    path: Path, protocol: Protocol, step: ProtocolStep, *, speed: float, progress: Progress = silent
 ) -> list[Planned]:
     """What a step will take, at a speed of so many tokens per second."""
     specs = protocol.specs(step, path)
@@ -145,13 +146,13 @@ def plan_step(
     for task in step.tasks:
         tasks = EvalPlan((task,), offline=True).load()
         for i, (loop, plan) in enumerate(_plans(task, step, specs, _first(protocol, step))):
-            planned = plan_eval(path, loop, plan, shards=shards, speed=speed, tasks=tasks, progress=progress)
+            planned = plan_eval(path, loop, plan, speed=speed, tasks=tasks, progress=progress)
             cells = [cell for cell in planned.cells if cell.loop != PLAIN or i == 0]  # plain is asked once,
             cells += [replace(cell, loop=scores.PLACEBO) for cell in cells if cell.loop == PLAIN]  # and so
             found.append(replace(planned, cells=tuple(cells)))
     for text in step.texts:
-        found.append(plan_sweep(path, list(specs.values()), _sweep_plan(step, text, progress), shards=shards,
-                                speed=speed, progress=progress))  # fmt: skip
+        swept = _sweep_plan(step, text, progress)
+        found.append(plan_sweep(path, list(specs.values()), swept, speed=speed, progress=progress))
     return found
 
 

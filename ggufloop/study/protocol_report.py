@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ggufloop.loop import PLAIN
 from ggufloop.measure.endpoints import guard
 from ggufloop.measure.stats import PairedEstimate, holm
 from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
-from ggufloop.study.scores import NUDGED, PLACEBO, PLAIN, Score
+from ggufloop.study.scores import NUDGED, PLACEBO, Score
 from ggufloop.table import Cell, Column, Table
 
 LARGE = 5000

@@ -16,12 +16,13 @@ import re
 from collections.abc import Mapping
 
 from ggufloop.errors import UsageError
+from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import Estimate
 from ggufloop.measure.verdict import HELPS, HURTS
 from ggufloop.scaling import noise
 from ggufloop.study import analysis, pareto
 from ggufloop.study.analysis import Row, rows
-from ggufloop.study.file import PLAIN, Study
+from ggufloop.study.file import Study
 from ggufloop.table import Cell, Column, Table
 
 _ENOUGH = 6  # chunks from which on 95 % can be had

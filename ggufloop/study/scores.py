@@ -20,6 +20,7 @@ import numpy as np
 
 from ggufloop.errors import GgufloopError
 from ggufloop.files import atomic_file
+from ggufloop.loop import PLAIN
 from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
 from ggufloop.measure.eval_run import EvalResult
 from ggufloop.measure.journal import Journal
@@ -27,7 +28,7 @@ from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.measure.tasks import Item
 from ggufloop.measure.verdict import ACCURACY, NATS
 
-PLAIN, PLACEBO, NUDGED = "plain", "placebo", "nudged"
+PLACEBO, NUDGED = "placebo", "nudged"
 
 
 @dataclass(frozen=True)

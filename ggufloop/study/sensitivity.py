@@ -23,6 +23,7 @@ import numpy as np
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import lock
+from ggufloop.loop import PLAIN
 from ggufloop.measure.dependence import paired_mean
 from ggufloop.measure.stats import PairedEstimate
 from ggufloop.models.gguf import read_model
@@ -31,7 +32,7 @@ from ggufloop.quant.quantize import tensor_type
 from ggufloop.quant.snr import TensorSnr
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
-from ggufloop.study.file import PLAIN, Study
+from ggufloop.study.file import Study
 from ggufloop.study.ladder_files import LadderFile
 from ggufloop.study.run import StudyJob, StudyPlan
 

@@ -11,9 +11,9 @@ import pytest
 
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.journal import Journal
-from ggufloop.measure.longctx import PLAIN, cells, check_record, long_context
+from ggufloop.measure.longctx import cells, check_record, long_context
 from ggufloop.measure.longctx_run import LongPlan
 from ggufloop.records import Timings
 from ggufloop.tasks import ruler

@@ -20,14 +20,14 @@ from ggufloop.cli.options import number_ranges
 from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
-from ggufloop.measure.sweep import PLAIN, CachedScores, Outcome, check_record, items_within, registered, sweep
+from ggufloop.measure.sweep import CachedScores, Outcome, check_record, items_within, registered, sweep
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 from ggufloop.progress import Step, silent

@@ -17,6 +17,7 @@ import pytest
 from support.cli import Cli
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import PLAIN
 from ggufloop.measure import stats
 from ggufloop.measure.stats import Estimate
 from ggufloop.study import advise as rule
@@ -24,7 +25,7 @@ from ggufloop.study import analysis, bits_per_byte
 from ggufloop.study import file as study
 from ggufloop.study.advise import KEEP, LOOP, MORE_BITS, NO, NOT_ENOUGH, OPEN, ROUTE_UP, SKIPPED, YES, Advice, advise
 from ggufloop.study.bits_per_byte import Losses, rate
-from ggufloop.study.file import PLAIN, Cell, Chunk, File, Study, StudyHeader
+from ggufloop.study.file import Cell, Chunk, File, Study, StudyHeader
 
 CHUNKS = 64
 N_CTX, SCORED = 64, 31

@@ -11,11 +11,12 @@ import pytest
 from support.studies import FILES, HEADER, LOOPS, numbers, written
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import PLAIN
 from ggufloop.measure import stats
 from ggufloop.study import analysis, report
 from ggufloop.study import file as study
 from ggufloop.study.collection import collect
-from ggufloop.study.file import PLAIN, Chunk, TaskResult
+from ggufloop.study.file import Chunk, TaskResult
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from support.cli import Cli
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import GgufloopError, UsageError
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure import corpus
 from ggufloop.measure.perplexity import Other, perplexity
 from ggufloop.progress import Step
 from ggufloop.study import analysis, ladder_files, measure, report
 from ggufloop.study import file as study
-from ggufloop.study.file import PLAIN, Study, StudyHeader
+from ggufloop.study.file import Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
 from ggufloop.study.run import StudyPlan, run_study
 

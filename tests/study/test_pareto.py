@@ -13,9 +13,10 @@ import pytest
 from support.cli import Cli
 from support.studies import HEADER
 
+from ggufloop.loop import PLAIN
 from ggufloop.study import file as studies
 from ggufloop.study import pareto, report
-from ggufloop.study.file import PLAIN, Chunk, File, Study
+from ggufloop.study.file import Chunk, File, Study
 
 MIB = 2**20
 

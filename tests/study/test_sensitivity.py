@@ -15,6 +15,7 @@ from support.studies import HEADER
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.engine import LoopedLlama
 from ggufloop.errors import UsageError
+from ggufloop.loop import PLAIN
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.perplexity import Other, perplexity, tokenize
 from ggufloop.models.gguf import read_model
@@ -22,7 +23,7 @@ from ggufloop.models.weights import locate, slabs
 from ggufloop.quant.snr import TensorSnr
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, sensitivity, sensitivity_report
-from ggufloop.study.file import PLAIN, Chunk, File, Study
+from ggufloop.study.file import Chunk, File, Study
 from ggufloop.study.run import StudyPlan
 from ggufloop.study.sensitivity import BASE, CLASS, LAYER
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ggufloop.loop import PLAIN
 from ggufloop.study import file as study
-from ggufloop.study.file import PLAIN, Chunk, File, Study, StudyHeader
+from ggufloop.study.file import Chunk, File, Study, StudyHeader
 
 LOOPS = ("2:5 k=2", "2:5 k=3 solver=naive")
 HEADER = StudyHeader(

@@ -44,7 +44,11 @@ def command() -> None:
 @click.option("--tokens-per-second", "speed", type=click.FloatRange(min=0, min_open=True), metavar="X",
               help="For --plan: of the plain model, such as a GPU's (default: timed on this machine).")  # fmt: skip
 @click.option(
-    "--shards", type=click.IntRange(min=1), metavar="N", default=1, help="For --plan: machines that share it."
+    "--shards",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    help="For --plan: machines that share its steps.",
 )
 @batch_options
 def run(
@@ -90,7 +94,7 @@ def _tell_plan(
     total = 0.0
     for step in todo:
         with shown() as progress:
-            planned = plan_step(path, plan, step, speed=speed, shards=shards, progress=progress)
+            planned = plan_step(path, plan, step, speed=speed, progress=progress)
         hours = sum(each.total for each in planned)
         items = sum(cell.items for each in planned for cell in each.cells)
         tokens = sum(cell.tokens for each in planned for cell in each.cells)
