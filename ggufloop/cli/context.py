@@ -136,12 +136,18 @@ def model_and_loop(flags: dict[str, Any]) -> tuple[Path, LoopSpec | None, Sugges
     return path, loop, suggest
 
 
-def open_from_flags(flags: dict[str, Any], settings: ContextSettings, verbose: bool) -> Opened:
+def open_from_flags(
+    flags: dict[str, Any],
+    settings: ContextSettings,
+    verbose: bool,
+    fit: Callable[[Path, ContextSettings], ContextSettings] = lambda path, settings: settings,
+) -> Opened:
     """Load the model that the flags of `model_options` and `loop_options` describe.
 
-    Raises UsageError, GgufloopError, BackendError.
+    fit: what becomes of the settings for this file; it may refuse it. Raises UsageError, GgufloopError, BackendError.
     """
     path, loop, suggest = model_and_loop(flags)
+    settings = fit(path, settings)
     settings.check_memory([path], [loop])
     with shown() as progress:
         llm = open_model(path, settings, loop, verbose=verbose, progress=progress)

@@ -51,6 +51,17 @@ def describe(loop: LoopSpec | None) -> str:
     return ", ".join(words) + ("" if loop.is_loop else " (one evaluation: plain)")
 
 
+def note_no_template(system: str | None) -> None:
+    """Say that a prompt is continued as it is, and that there is no place for the system prompt."""
+    ignored = ", and -sys is left out" if system is not None else ""
+    note(f"this model has no chat template: it continues the text as it is{ignored}.")
+
+
+def say(text: str) -> None:
+    """A whole answer, on stdout."""
+    click.echo(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+
+
 def note_horizon(loop: LoopSpec | None) -> None:
     """Say so if a loop's damping makes it go further, or less far, than one unit of time."""
     horizon = None if loop is None else loop.horizon

@@ -13,6 +13,7 @@ from ggufloop.cli.context import (
     sampling_from_flags,
     sampling_options,
 )
+from ggufloop.cli.diffusion import chatting
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
@@ -33,4 +34,4 @@ def command(ctx: click.Context, /, system: str | None, **flags: Any) -> None:
     one by one.
     """
     sampling, settings = sampling_from_flags(flags), context_from_flags(flags)
-    converse(open_from_flags(flags, settings, ctx.obj["verbose"]), sampling, system)
+    converse(open_from_flags(flags, settings, ctx.obj["verbose"], fit=chatting), sampling, system)

@@ -17,6 +17,7 @@ from ggufloop.cli.context import (
     sampling_from_flags,
     sampling_options,
 )
+from ggufloop.cli.diffusion import Asked, chatting, diffusion_options, is_diffusion
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
@@ -51,8 +52,7 @@ def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, r
         chat = Conversation(llm, template, sampling, system, opened.path.name)
         return terminal.stream(lambda emit, stopped: chat.ask(text, emit, stopped))
     if not raw:
-        ignored = ", and -sys is left out" if system is not None else ""
-        terminal.note(f"this model has no chat template: it continues the text as it is{ignored}.")
+        terminal.note_no_template(system)
     tokens = prompt_tokens(llm, text)
     return terminal.stream(lambda emit, stopped: complete(llm, tokens, sampling, emit=emit, stopped=stopped))
 
@@ -66,6 +66,7 @@ def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, r
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="What the model is told first.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text: no chat template.")
 @loop_options
+@diffusion_options
 @sampling_options
 @context_options
 @click.pass_context
@@ -75,7 +76,8 @@ def command(
     """Answer one prompt, or chat, with a model's window looped.
 
     MODEL is a GGUF file, a name of `ggufloop list`, or user/repo[:quant]. With -p, -f or piped input there is one
-    answer, on standard output; otherwise a chat.
+    answer, on standard output; otherwise a chat. A diffusion model (LLaDA, Dream) writes all of its answer at once, and
+    does not chat.
 
     \b
     ggufloop run smollm2-135m --window 12:16 --K 3 -p "Why is the sky blue?"
@@ -84,10 +86,14 @@ def command(
     if raw and system is not None:
         raise UsageError("-sys needs a chat template, and --raw uses none.", "put the text into the prompt.")
     sampling, settings = sampling_from_flags(flags), context_from_flags(flags)
+    asked = Asked.from_flags(ctx, flags, sampling)
     if raw and prompt is None and file is None and lines.is_interactive():
         raise UsageError("--raw needs a prompt.", "give it with -p, -f or a pipe.")
     text = _prompt(prompt, file)
-    opened = open_from_flags(flags, settings, ctx.obj["verbose"])
+    opened = open_from_flags(flags, settings, ctx.obj["verbose"], fit=asked.fit if text is not None else chatting)
+    if text is not None and is_diffusion(opened.path):
+        asked.answer(opened.llm, text, system, raw)
+        return
     if text is None:
         converse(opened, sampling, system)
         return

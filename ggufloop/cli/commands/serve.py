@@ -12,6 +12,7 @@ import click
 from ggufloop.backend import library
 from ggufloop.cli import terminal
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop, sampling_options
+from ggufloop.cli.diffusion import refuse_diffusion
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
 from ggufloop.cli.options import model_options
@@ -90,6 +91,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     if results is not None:
         check_folder(results)
     path, loop, _ = model_and_loop(flags)
+    refuse_diffusion(path)
     if loop is not None and loop.decode_entropy() is not None:
         raise UsageError(f"decode {loop.decode} evaluates tokens twice, which the server does not.", "use run or chat.")
     parallel = flags.pop("parallel")
