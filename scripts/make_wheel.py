@@ -76,9 +76,10 @@ def output(*words: str | Path) -> str:
 def compile_all(target: Path, log: BuildLog) -> Backend:
     """Compile the library in all variants into `target`, the folder that becomes library.BUNDLED; its manifest."""
     plan = Plan("cpu", False, (SERVER,), toolchain.preflight("cpu", False))
-    work = cache_dir() / "tmp" / f"wheel-{os.getpid()}"
+    work = cache_dir() / "tmp" / "wheel"  # always the same, as __FILE__ is part of what a compiler cache compares
     source, tree = work / "llama.cpp", work / "build"
     os.environ["LDFLAGS"] = LINKER
+    remove(work)
     try:
         archive = download.sdist(log, say)
         build.unpack(archive, source)

@@ -43,15 +43,13 @@ VARIANTS = {
     "sapphirerapids": f"{_AVX2} AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_TILE AMX_INT8",
     "zen4": f"{_AVX2} AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16",
     "icelake": f"{_AVX2} AVX512 AVX512_VBMI AVX512_VNNI",
-    "cascadelake": f"{_AVX2} AVX512 AVX512_VNNI",
     "skylakex": f"{_AVX2} AVX512",
     "alderlake": f"{_AVX2} AVX_VNNI",
     "haswell": _AVX2,
-    "sandybridge": "SSE42 AVX",
-    "sse42": "SSE42",
     "x64": "",
 }
-"""The richest first, with llama.cpp's names and options; what a CPU lacks takes it to the next one."""
+"""The richest first, with llama.cpp's names and options: those of its variants that many CPUs are best with. What a CPU
+lacks takes it to the next one, in the end to the last, which is slow and runs everywhere."""
 
 
 def options(variant: str) -> dict[str, bool]:

@@ -215,11 +215,13 @@ def locate(stock: bool = False) -> Backend:
     kind = " ".join(["stock" if stock else "patched", *([name] if name else [])])
     candidates = [b for b in installed() if b.stock == stock and name in (None, b.name)]
     wanted = "" if stock else patch_id()
+    brought = of_wheel()
+    keys = {b.key for b in candidates} if brought is None else {brought.key}
     current = [
         b for b in candidates
-        if b.patch_id == wanted and b.binding == BINDING_VERSION and (not b.variant or b.cpu == cpu_id())
+        if b.patch_id == wanted and b.binding == BINDING_VERSION
+        and (not b.variant or (b.cpu == cpu_id() and b.key in keys))  # a wheel's, of this wheel and for this CPU
     ]  # fmt: skip
-    brought = of_wheel()
     if brought and not current and not stock and name in (None, brought.name):
         return brought
     if not candidates:
