@@ -43,7 +43,6 @@ VARIANTS = {
     "sapphirerapids": f"{_AVX2} AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_TILE AMX_INT8",
     "zen4": f"{_AVX2} AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16",
     "icelake": f"{_AVX2} AVX512 AVX512_VBMI AVX512_VNNI",
-    "skylakex": f"{_AVX2} AVX512",
     "alderlake": f"{_AVX2} AVX_VNNI",
     "haswell": _AVX2,
     "x64": "",
