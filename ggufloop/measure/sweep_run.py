@@ -68,7 +68,7 @@ class SweepPlan:
     racing         drop the worse loops early; finalists: loops it leaves for the last items
     worth          the smallest gain that would matter, None: `verdict.WORTHS` of each measure's unit
     looks          decisions planned as items grow in number, which share the level; seed: of their random order
-    offline        download no questions
+    offline        download no questions; include_path: a folder of more of lm-eval's tasks
 
     Raises UsageError if there is nothing to measure, or for a worth or looks not above 0.
     """
@@ -86,6 +86,7 @@ class SweepPlan:
     finalists: int = FINALISTS
     seed: int = SEED
     offline: bool = False
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is None and not self.tasks:
@@ -203,9 +204,14 @@ def _opened(
     check_loops(path, loops)
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
+    tasks = [
+        (name, load_tasks([name], plan.offline, None, progress, plan.include_path)) for name in plan.tasks
+    ]  # fmt: skip
     llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
-        measures = _measures(llm, plan, progress)
+        measures: list[Measure] = [TaskMeasure(*each, plan.limit, plan.chat) for each in tasks]
+        if plan.text is not None:
+            measures.insert(0, TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
         header: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": path.name,
@@ -229,16 +235,6 @@ def _opened(
 def journal_path(path: Path, given: Path | None) -> Path:
     """Where the scores of a sweep of this model are kept."""
     return given or Path(f"sweep-{path.stem}.jsonl")
-
-
-def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress) -> list[Measure]:
-    measures: list[Measure] = []
-    if plan.text is not None:
-        measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
-    for name in plan.tasks:
-        tasks = load_tasks([name], plan.offline, progress=progress)
-        measures.append(TaskMeasure(name, tasks, plan.limit, plan.chat))
-    return measures
 
 
 def _keep_budget(
