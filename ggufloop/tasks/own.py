@@ -35,7 +35,7 @@ _COLUMNS = "question, choices and answer, or prompt and target"
 
 
 @dataclass(frozen=True)
-class Row:
+class OwnQuestion:
     """A question. number: its row in the file. choices: none where the answer is written; answer: the right one's
     index, or the text to be written."""
 
@@ -50,7 +50,7 @@ class OwnTask:
     """The questions of a file: of all of them the answers are scored, or of all of them written."""
 
     path: Path
-    rows: tuple[Row, ...]
+    rows: tuple[OwnQuestion, ...]
 
     @property
     def written(self) -> bool:
@@ -139,9 +139,9 @@ def read(path: Path) -> OwnTask:
     asked = [(n, *_asked(path, shape, n, cells)) for n, cells in rows]
     if shape.choices:
         indices = _indices(path, [(n, choices, answer) for n, _, choices, answer in asked])
-        found = [Row(n, prompt, choices, i) for (n, prompt, choices, _), i in zip(asked, indices, strict=True)]
+        found = [OwnQuestion(n, prompt, choices, i) for (n, prompt, choices, _), i in zip(asked, indices, strict=True)]
     else:
-        found = [Row(n, prompt, (), _target(path, n, answer)) for n, prompt, _, answer in asked]
+        found = [OwnQuestion(n, prompt, (), _target(path, n, answer)) for n, prompt, _, answer in asked]
     seen: dict[tuple[str, tuple[str, ...]], int] = {}
     for row in found:
         first = seen.setdefault((row.prompt, row.choices), row.number)
