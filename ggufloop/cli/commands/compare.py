@@ -24,7 +24,7 @@ from ggufloop.cli.progress import shown
 from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.shards import parts_from_flags, study_shard_options
 from ggufloop.cli.texts import texts_from_flags, texts_option
-from ggufloop.cli.types import OneOf, output_option
+from ggufloop.cli.types import OneOf, output_option, show_table
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
@@ -163,4 +163,4 @@ def command(
             click.echo(f"\n{pareto.table(list(studies.values())).render('md')}")
             click.echo("\n".join(said))
     if form != "text" and found:
-        click.echo(report.numbers(*found).render(form), nl=False)
+        show_table(form, lambda: report.numbers(*found))

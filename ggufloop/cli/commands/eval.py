@@ -36,7 +36,7 @@ from ggufloop.tasks.loading import BENCHMARKS, TASKS
               help="Keep every answer in DIR/MODEL/eval.jsonl; a second loop finds plain's there.")  # fmt: skip
 @shard_options
 @loop_options
-@output_option("json")
+@output_option("json", "csv")
 @context_options
 @click.pass_context
 def command(
