@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import reading
+from ggufloop.errors import UsageError
 from ggufloop.loop import PLAIN, LoopSpec, loop_text
-from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
+from ggufloop.measure.endpoints import NoiseFloor, choice_log_probability, fit_temperature, noise_floor, nudged
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, RaceAnswer, decide, planned_cost
@@ -59,10 +60,19 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class SweepFloor:
+    """The leading loop of those with a damping, run again with it moved (`endpoints.nudged`), on its own items."""
+
+    loop: str
+    found: NoiseFloor
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The decision on one measure, plain's mean score over all items, and the cost.
 
-    look, planned: which look at this journal's data the decision was, of how many that were planned.
+    look, planned: which look at this journal's data the decision was, of how many that were planned. floor: how far
+    the leading loop differs from itself, where that was asked for; what it took is not in the cost.
     """
 
     measure: Measure
@@ -71,6 +81,7 @@ class Outcome:
     cost: Cost
     look: int = 1
     planned: int = 1
+    floor: SweepFloor | None = None
 
     @property
     def words(self) -> str:
@@ -320,6 +331,10 @@ class CachedScores:
         last = self._slice[items[least - 1]]
         return next((i for i in range(least, len(items)) if self._slice[items[i]] != last), len(items))
 
+    def items_of(self, loop: LoopSpec) -> list[int]:
+        """The items it was scored on."""
+        return sorted(self._known[loop_text(loop)])
+
     def items_scored(self) -> dict[str, int]:
         """How many items each loop was scored on, plain among them."""
         return {name: len(known) for name, known in self._known.items()}
@@ -337,13 +352,14 @@ def sweep(
     worth: float = WORTH,
     level: float = LEVEL,
     looks: int = 1,
+    floor: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
     """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
 
     journal: with a header that names all this depends on. looks: how many at growing n were planned, which share
-    `level`. progress: is told after the first items how likely each verdict is. The loop in force is the old one
-    afterwards.
+    `level`. floor: score the leading loop again with its damping moved. progress: is told after the first items how
+    likely each verdict is. The loop in force is the old one afterwards.
     Raises GgufloopError for fewer than 4 items, UsageError as `decide` does.
     """
     check_enough(measure)
@@ -379,11 +395,12 @@ def sweep(
         except StopIteration as e:
             decision: Decision = e.value
         plain = scores.of(None, range(n), PLAIN)  # of items that no loop needed any more, too
+        counts, seconds = scores.items_scored(), dict(scores.seconds)
+        again = _floor(scores, [by_name[c.name] for c in decision.loops]) if floor else None
     finally:
         llm.set_loop(before)
     if this not in seen:
         journal.add(asdict(this))
-    counts = scores.items_scored()
     return Outcome(
         measure,
         decision,
@@ -391,12 +408,25 @@ def sweep(
         Cost(
             spent=1 + sum(costs[name] * counts[name] for name in by_name) / n,
             alone=sum(1 + cost for cost in costs.values()),
-            seconds=sum(scores.seconds.get(name, 0.0) for name in (PLAIN, *by_name)),
-            plain_seconds=scores.seconds[PLAIN],
+            seconds=sum(seconds.get(name, 0.0) for name in (PLAIN, *by_name)),
+            plain_seconds=seconds[PLAIN],
         ),
         look,
         looks,
+        again,
     )
+
+
+def _floor(scores: CachedScores, leading: Sequence[LoopSpec]) -> SweepFloor | None:
+    """Of the first of these loops that has a damping to move; None if none has."""
+    for loop in leading:
+        try:
+            other = nudged(loop)
+        except UsageError:
+            continue
+        items = scores.items_of(loop)
+        return SweepFloor(str(loop), noise_floor(*(scores.of(each, items, "noise floor,") for each in (loop, other))))
+    return None
 
 
 def score_all(

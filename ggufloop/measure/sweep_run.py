@@ -68,6 +68,7 @@ class SweepPlan:
     racing         drop the worse loops early; finalists: loops it leaves for the last items
     worth          the smallest gain that would matter, None: `verdict.WORTHS` of each measure's unit
     looks          decisions planned as items grow in number, which share the level; seed: of their random order
+    floor          score the leading loop once more with its damping moved by 1e-5, to see what is the arithmetic's
     offline        download no questions
 
     Raises UsageError if there is nothing to measure, or for a worth or looks not above 0.
@@ -85,6 +86,7 @@ class SweepPlan:
     looks: int = 1
     finalists: int = FINALISTS
     seed: int = SEED
+    floor: bool = False
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -150,7 +152,8 @@ def run_sweep(
         _keep_budget(llm, loops, measures, plan, kept)
         outcomes = [
             sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress)
+                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, floor=plan.floor,
+                  progress=progress)
             for measure in measures
         ]  # fmt: skip
         costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
@@ -173,6 +176,9 @@ def run_shard(
     if plan.budget is not None:
         raise UsageError("--budget times this machine, and shards must agree on the items.",
                          "give --chunks or --limit; --plan says how long they take.")  # fmt: skip
+    if plan.floor:
+        raise UsageError("--noise-floor is of the loop that leads, which shards do not know.",
+                         "run the merged sweep's best loop again without shards.")  # fmt: skip
     with _opened(path, loops, plan, journal, settings, shard, verbose, progress) as opened:
         llm, measures, kept, _ = opened
         part = asdict(SweepPart(str(shard), tuple(map(str, loops)), plan.seed, tuple(map(plan.worth_of, measures)),

@@ -23,11 +23,12 @@ from ggufloop.figures.sweep import heat_map
 from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure import sweep_report
 from ggufloop.measure.corpus import Text, local
+from ggufloop.measure.endpoints import noise_floor, nudged
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
-from ggufloop.measure.sweep import CachedScores, Outcome, check_record, items_within, registered, sweep
+from ggufloop.measure.sweep import CachedScores, Outcome, SweepFloor, check_record, items_within, registered, sweep
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 from ggufloop.progress import Step, silent
@@ -198,6 +199,17 @@ def test_looks_are_counted(tmp_path: Path) -> None:
     planned = [run(FakeMeasure(n), tmp_path / "k", loops, looks=2) for n in (60, 120)]
     assert [o.decision.level for o in planned] == pytest.approx([0.00557, 0.04443], abs=1e-5)
     assert planned[1].words.endswith("Look 2 of 2 at these data, at level 0.044.")
+
+
+def test_the_leading_loop_is_run_again(tmp_path: Path) -> None:
+    """With its damping moved, on its own items; that costs nothing of the sweep's and is not a loop of it."""
+    best, measure = WINDOWS[7], FakeMeasure(240, {str(WINDOWS[7]): 0.03})
+    plain, outcome = (run(measure, tmp_path / name, seed=3, floor=name == "floor") for name in ("without", "floor"))
+    assert (outcome.decision, outcome.cost.spent) == (plain.decision, plain.cost.spent)
+    pairs = [[measure.value(str(each), i) for i in range(240)] for each in (best, nudged(best))]
+    assert (plain.floor, outcome.floor) == (None, SweepFloor(str(best), noise_floor(*pairs)))
+    averages = [LoopSpec((a, a + 4), k=2, solver="average") for a in (1, 5)]
+    assert run(FakeMeasure(30), tmp_path / "m", averages, floor=True).floor is None, "nothing to move"
 
 
 def test_what_decides_is_registered() -> None:
