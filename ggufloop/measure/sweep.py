@@ -29,7 +29,7 @@ from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure, check_enou
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, RaceAnswer, decide, planned_cost
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
-from ggufloop.progress import Progress, Step, note, silent
+from ggufloop.progress import Progress, Step, duration, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -118,7 +118,7 @@ class _Planned:
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """A line of the journal: a decision was made, and on what. Another one is another look at the data."""
 
     look: str
@@ -126,6 +126,19 @@ class _Look:
     seed: int
     worth: float
     loops: tuple[str, ...]
+
+    def number(self, journal: Journal) -> int:
+        """Which look at its data this is: the same one again, or one more than there are."""
+        seen = self._seen(journal)
+        return 1 + (seen.index(self) if self in seen else len(seen))
+
+    def keep(self, journal: Journal) -> None:
+        """Add it where it is not there."""
+        if self not in self._seen(journal):
+            journal.add(asdict(self))
+
+    def _seen(self, journal: Journal) -> list[Look]:
+        return [reading.build(Look, record) for record in journal.records if record.get("look") == self.look]
 
 
 @dataclass(frozen=True)
@@ -166,7 +179,7 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
             raise ValueError("it plans more items than there are")
         return
     if "look" in record:
-        reading.build(_Look, record)
+        reading.build(Look, record)
         return
     if "part" in record:
         part_of(record)
@@ -331,6 +344,19 @@ class CachedScores:
         last = self._slice[items[least - 1]]
         return next((i for i in range(least, len(items)) if self._slice[items[i]] != last), len(items))
 
+    def questions(self, loop: LoopSpec | None, items: Sequence[int]) -> list[Item]:
+        """What is known of these items, which have been scored; without answers where a question offers none."""
+        from ggufloop.measure.tasks import Item
+
+        name = loop_text(loop)
+        answers, found = self._answers.get(name, {}), []
+        for i in items:
+            mine, right = answers.get(i, ()), self._known[name][i]
+            target = self._targets[i] if mine else None
+            gold = None if target is None else mine[target]
+            found.append(Item(self._measure.name, i, right, gold, mine, target))
+        return found
+
     def items_of(self, loop: LoopSpec) -> list[int]:
         """The items it was scored on."""
         return sorted(self._known[loop_text(loop)])
@@ -365,9 +391,8 @@ def sweep(
     check_enough(measure)
     n_layer, n = llm.n_layer(), measure.n
     by_name = {str(loop): loop for loop in loops}
-    seen = [reading.build(_Look, record) for record in journal.records if record.get("look") == measure.name]
-    this = _Look(measure.name, n, seed, worth, tuple(by_name))
-    look = 1 + (seen.index(this) if this in seen else len(seen))
+    this = Look(measure.name, n, seed, worth, tuple(by_name))
+    look = this.number(journal)
     costs = {name: loop.relative_cost(n_layer) for name, loop in by_name.items()}
     planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
     scores = CachedScores(llm, measure, journal, progress, 1 + planned)
@@ -399,8 +424,7 @@ def sweep(
         again = _floor(scores, [by_name[c.name] for c in decision.loops]) if floor else None
     finally:
         llm.set_loop(before)
-    if this not in seen:
-        journal.add(asdict(this))
+    this.keep(journal)
     return Outcome(
         measure,
         decision,
@@ -462,12 +486,15 @@ def _in_order(measure: Measure, items: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def outlook(
-    measure: Measure, items: Sequence[int] | NDArray[np.intp], pilot: Sequence[Values], worth: float, level: float
-) -> str:
-    """How likely the verdicts on one loop are, in words, from the gains of loops on some `items` in their order."""
+    measure: Measure, items: Sequence[int] | NDArray[np.intp], pilot: Sequence[Values], worth: float, level: float,
+    n: int | None = None,
+) -> str:  # fmt: skip
+    """How likely the verdicts on one loop are, in words, from the gains of loops on some `items` in their order. n: of
+    items that will judge it, all if None."""
     documents = None if measure.places is None else [measure.places[i][0] for i in items]
-    found = forecast(pilot, measure.n, worth, documents=documents, level=level)
-    head = f"{measure.name}, {measure.n} {measure.item}s, judged by a pilot of {len(items)}:"
+    n = n or measure.n
+    found = forecast(pilot, n, worth, documents=documents, level=level)
+    head = f"{measure.name}, {n} {measure.item}s, judged by a pilot of {len(items)}:"
     if not found:
         return f"{head} no loop differs from plain."
     hurts, half_hurts, none, half_helps, helps = found
@@ -493,17 +520,22 @@ def items_within(
     finalists: int = FINALISTS,
     racing: bool = True,
 ) -> int:
-    """The most items of `measure` that a sweep gets through in so many seconds; at least 2 x LEAST_ITEMS.
+    """The most items of `measure` that a sweep gets through in so many seconds.
 
-    per_item: seconds the plain model takes for one.
+    per_item: seconds the plain model takes for one. Raises UsageError if they are fewer than twice what a race begins
+    with, naming the time that these take.
     """
     mean = float(np.mean([loop.relative_cost(n_layer) for loop in loops]))
 
-    def fits(n: int) -> bool:
-        return per_item * (n + mean * planned_cost(len(loops), n, finalists, racing, measure.least)) <= seconds
+    def needs(n: int) -> float:
+        return per_item * (n + mean * planned_cost(len(loops), n, finalists, racing, measure.least))
 
-    low, high = min(2 * LEAST_ITEMS, measure.n), measure.n
+    low, high = min(2 * measure.least, measure.n), measure.n
+    if needs(low) > seconds:
+        raise UsageError(
+            f"{low} {measure.item}s of {measure.name} take {duration(needs(low))}, and the budget is "
+            f"{duration(seconds)}.", "give that much, or fewer loops.")  # fmt: skip
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        low, high = (middle, high) if needs(middle) <= seconds else (low, middle - 1)
     return low
