@@ -20,7 +20,7 @@ from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import Estimate
 from ggufloop.measure.verdict import HELPS, HURTS
 from ggufloop.scaling import noise
-from ggufloop.study import analysis, pareto
+from ggufloop.study import across, analysis, pareto
 from ggufloop.study.analysis import Row, rows
 from ggufloop.study.file import Study
 from ggufloop.table import Cell, Column, Table
@@ -256,6 +256,7 @@ def html(study: Study, figures: Mapping[str, str], command: str) -> str:
         "<ul>" + "".join(f"<li>{_e(line)}</li>" for line in summary(study)) + "</ul>",
         *[_figure(svg) for svg in figures.values()],
         *_sizes(study),
+        *_across(study),
         "<h2>Every cell</h2>", _html_table(shown(study)),
         "<dl>" + "".join(f"<dt>{_e(k)}</dt><dd>{_e(v)}</dd>" for k, v in _COLUMNS.items()) + "</dl>",
         "<h2>What was measured</h2>",
@@ -276,6 +277,14 @@ def _sizes(study: Study) -> list[str]:
         return []
     lines = "".join(f"<li>{_e(line)}</li>" for line in said)
     return ["<h2>KLD against bytes</h2>", _html_table(pareto.table([study])), f"<ul>{lines}</ul>"]
+
+
+def _across(study: Study) -> list[str]:
+    said = across.summary([study])
+    if not said:
+        return []
+    lines = "".join(f"<li>{_e(line)}</li>" for line in said)
+    return ["<h2>A loop, or the next larger file</h2>", _html_table(across.table([study])), f"<ul>{lines}</ul>"]
 
 
 def _e(text: str) -> str:
