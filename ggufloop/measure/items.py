@@ -167,7 +167,7 @@ class TaskMeasure:
     def __init__(self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False) -> None:
         """tasks: what `load_tasks` gives for this name, or for several. limit: only the first questions of each task
         it holds."""
-        self.name = ",".join(map(task_name, name.split(",")))
+        self.name = task_name(name)
         self.chat = chat
         self._tasks = tasks
         sizes = {task: min(size, limit or size) for task, size in self._tasks.sizes().items()}

@@ -49,6 +49,7 @@ from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, note, silent
 from ggufloop.tasks.loading import load_tasks
+from ggufloop.tasks.own import task_name
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -213,7 +214,7 @@ def opened_sweep(
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
     together = [plan.tasks] if plan.pooled and plan.tasks else [(name,) for name in plan.tasks]
-    tasks = [(",".join(names), load_tasks(names, plan.offline, None, progress, plan.include_path))
+    tasks = [(",".join(map(task_name, names)), load_tasks(names, plan.offline, None, progress, plan.include_path))
              for names in together]  # fmt: skip
     llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
