@@ -164,7 +164,8 @@ def _look_up(names: Sequence[str], include_path: str | None) -> _Known:
         raise UsageError(f"there is no folder {include_path}.", "--include-path is a folder of lm-eval's task files.")
     root = _tasks_of_lm_eval()
     folders = [_FOLDER, *(root / name for name in _FOLDERS)]
-    text = _texts([*include, *folders])
+    named = [path.read_bytes() for folder in include for path in folder.rglob("*.yaml") if path.is_file()]
+    text = b"\n".join([*named, _texts(folders)])
     plain = {name: own.read(Path(name)) for name in names if is_plain(name)}
     for name in names:
         if is_file(name) and name not in plain:
