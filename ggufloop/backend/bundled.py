@@ -77,7 +77,9 @@ def unpack(brought: Backend) -> Backend:
 def _unpack(brought: Backend) -> Backend:
     gave_up = ""
     with atomic_path(brought.directory) as folder:
-        shutil.copytree(library.BUNDLED / SHARED, folder)
+        folder.mkdir()
+        for path in (library.BUNDLED / SHARED).iterdir():
+            shutil.copyfile(path, folder / path.name)
         for variant in fitting(cpu_flags()):
             shutil.copyfile(library.BUNDLED / f"{variant}.so", folder / CPU)
             for path in [p for p in folder.iterdir() if p.name.endswith(".so.0")]:

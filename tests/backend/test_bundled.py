@@ -1,10 +1,11 @@
 """The library that a wheel brings: which variant a CPU gets, when it is used at all, and what a wheel is made of.
 
-A wheel stands in here whose libraries are text files; the real one takes a compiler half an hour.
+A wheel stands in here whose libraries are text files; the real one takes a compiler many minutes.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -139,6 +140,17 @@ def test_no_variant_computes_right(wheel: Wheel) -> None:
         "the library that came with ggufloop does not compute right on this CPU: Q4_0, 32 columns, CPU: SIGILL."
     )
     assert e.value.hint == "build one here: ggufloop build"
+    assert list((wheel.cache / "backends").iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(wheel: Wheel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundled.shutil, "copyfile", full)
+    with pytest.raises(BackendError, match=r"^the disk is full: cannot write .*wheel-abc") as e:
+        library.usable()
+    assert "GGUFLOOP_CACHE" in e.value.hint
     assert list((wheel.cache / "backends").iterdir()) == []
 
 
