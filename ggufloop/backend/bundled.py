@@ -1,7 +1,7 @@
 """A wheel's library: nothing to compile, in one variant per CPU generation, put into the cache at its first use.
 
     library.locate()                  # says that it would be used: nothing that fits is in the cache
-    unpack(library.of_wheel())         # a library.Backend, verified on this CPU
+    unpack(library.of_wheel())        # a library.Backend, verified on this CPU
 
 scripts/make_wheel.py writes what is read here. Only libggml-cpu differs from one CPU to another, so the wheel has it
 once per variant and all else once; beside the package no folder would be a whole library. In the cache it is one like
