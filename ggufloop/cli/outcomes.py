@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ggufloop.cli.terminal import tell
 from ggufloop.errors import UsageError
 from ggufloop.measure import sweep_report, tasks_report
 from ggufloop.measure.eval_run import EvalResult
@@ -26,7 +27,7 @@ def print_eval(found: EvalResult, form: str) -> None:
     if form != "text":
         raise UsageError(f"an evaluation has no form {form!r}.", "take -o text or -o json.")
     for name, run in found.runs.items():
-        click.echo(f"{found.header['model']}, {name}\n\n{run.table()}")
+        tell(f"{found.header['model']}, {name}\n\n{run.table()}\n")
     for name, comparison in found.compared.items():
         click.echo(tasks_report.text(name, comparison, found.available[name], found.noise.get(name)))
     click.echo(tasks_report.others(found.header, found.available), nl=False)
@@ -35,7 +36,7 @@ def print_eval(found: EvalResult, form: str) -> None:
 def print_sweep(found: SweepResult, form: str) -> None:
     """Words, a table, or json."""
     if form == "text":
-        click.echo(sweep_report.text(found), nl=False)
+        tell(sweep_report.text(found))
     elif form == "json":
         click.echo(json.dumps(sweep_report.record(found), indent=2))
     else:
@@ -52,7 +53,7 @@ def print_study(study: Study, folder: Path, again: str, form: str, first: bool =
     page_path = page.publish(study, folder, again)
     if form == "text":
         title = study.header.model + (f", {study.header.text}" if text else "")
-        click.echo("\n" * (not first) + f"{title}\n\n{report.shown(study).render('md')}")
+        tell("\n" * (not first) + f"{title}\n\n{report.shown(study).render('md')}\n")
         click.echo("\n".join(report.summary(study)))
         click.echo(f"\nreport: {page_path}")
 
@@ -62,7 +63,7 @@ def print_plan(path: Path, planned: Planned, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(planned.record(), indent=2))
     elif form == "text":
-        click.echo(f"{path.name}\n\n{planned.table().render('md')}")
+        tell(f"{path.name}\n\n{planned.table().render('md')}\n")
         click.echo("\n".join(planned.sentences()))
     else:
         click.echo(planned.table().render(form), nl=False)

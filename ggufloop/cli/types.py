@@ -66,8 +66,10 @@ def show(
     form: str, text: Callable[[], str], record: Callable[[], Any], table: Callable[[], Table] | None = None
 ) -> None:
     """Print a result in a form of -o: text with its line feeds, a record as JSON, a table in the other forms."""
+    from ggufloop.cli import terminal
+
     if form == "text":
-        click.echo(text(), nl=False)
+        terminal.tell(text())
     elif form == "json" or table is None:
         click.echo(json.dumps(record(), indent=2))
     else:

@@ -83,6 +83,20 @@ def test_a_terminal_has_a_bar(unit: str, left: bool, monkeypatch: pytest.MonkeyP
     assert said.endswith("\na remark\n" if left else "\ra remark\n")
 
 
+def test_a_narrow_terminal_has_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no room is the name: how far it is, of how many, and the time left stay."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "70")
+    with progress.shown() as shown:
+        for i in range(3):
+            shown(Step(f"SmolLM2-135M-Instruct.Q4_1.gguf: Q4_K_M, 12:16 k=3, chunk {i}", i, 512, "evaluation"))
+    lines = terminal.getvalue().split("\r")
+    assert max(map(len, lines)) == 69
+    assert lines[1].startswith("SmolLM2-135M-Instruc...:   0%|")
+    assert lines[1].endswith("| 0/512 evaluations, ? left")
+
+
 def test_words_stand_while_their_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal alone, where a sentence takes their place; a log has the sentence."""
 

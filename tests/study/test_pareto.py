@@ -124,7 +124,7 @@ def test_several_texts(
     for name in ("one", "two"):
         Path(f"{name}.txt").write_text(f"Words of text {name} that are cut into tokens, over and over. " * 30)
     asked = ("compare", tiny_model("llama"), "--text", "one.txt", "--text", "two.txt", "-c", 32, "--chunks", 3, "--K",
-             1, "--window", "2:5", "--types", "Q8_0,Q4_0", "-t", 1)  # fmt: skip
+             1, "--window", "2:5", "--types", "Q8_0,Q4_0", "-t", 1, "--keep")  # fmt: skip
     code, out, err = cli(*asked)
     assert code == 0, err
     folder = Path("studies/llama")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ggufloop.cli import terminal
 from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
@@ -124,4 +125,7 @@ def command(
     with shown() as progress:
         files = quantize_ladder(path, plan, folder, threads=n_threads, force=force, progress=progress, each=_made,
                                 log=_log if ctx.obj["verbose"] else None)  # fmt: skip
-    click.echo(render(files, form), nl=False)
+    if form == "text":
+        terminal.tell(render(files, form))
+    else:
+        click.echo(render(files, form), nl=False)
