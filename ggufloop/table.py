@@ -99,7 +99,7 @@ def _shown(value: Cell, form: str) -> str:
 
 
 _GAP = "  "
-_TALLEST = 4  # lines of a row; a block is easier to read than higher ones
+_TALLEST = 6  # lines of a row; a block is easier to read than higher ones
 _BAR = re.compile(r"(?<!\\)\|")
 _RULE = re.compile(r"\|(?: *:?-+:? *\|)+")
 _TOGETHER = re.compile(r"\[[^]]*\]|(?:\+/-|\u00b1) \S+")  # an interval, an error: one word
@@ -141,6 +141,7 @@ def _folded(table: Sequence[str], width: int) -> list[str]:
     cells = [[_TOGETHER.sub(lambda m: m[0].replace(" ", "\0"), c) for c in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     least = [max(len(word) for cell in column for word in cell.split(" ")) for column in zip(*cells, strict=True)]
+    least[0] = widths[0]  # a line without it goes on with the row above
     room = width - len(_GAP) * (len(widths) - 1)
     if sum(least) > room:
         return _blocks(head, rows, width)
@@ -151,9 +152,7 @@ def _folded(table: Sequence[str], width: int) -> list[str]:
     out = [_laid(row, widths, right) for row in cells]
     if max(map(len, out)) > _TALLEST:
         return _blocks(head, rows, width)
-    tall = any(len(lines) > 1 for lines in out[1:])
-    rules = [_GAP.join("-" * w for w in widths)]
-    return [*out[0], *rules, *(line for i, row in enumerate(out[1:]) for line in ([""] * (tall and i > 0) + row))]
+    return [*out[0], _GAP.join("-" * w for w in widths), *(line for row in out[1:] for line in row)]
 
 
 def _blocks(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
