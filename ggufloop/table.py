@@ -7,8 +7,9 @@ infinity, which JSON has no word for, become null there.
 
     fold(text, 80)                               # where md is to be read on a terminal: tables that are too wide fold
 
-A table that is wider loses its bars; then its cells are wrapped; if a word has no room even so, each row is a block of
-"name: value". Nothing is cut, and what goes into a file or a pipe is md.
+A table that is wider loses its bars; then its cells are wrapped; then its columns are printed in groups, one below the
+other, each with those that tell the rows apart; if even that has no room, each row is a block of "name: value". Nothing
+is cut, and what goes into a file or a pipe is md.
 """
 
 from __future__ import annotations
@@ -102,11 +103,12 @@ _GAP = "  "
 _TALLEST = 6  # lines of a row; a block is easier to read than higher ones
 _BAR = re.compile(r"(?<!\\)\|")
 _RULE = re.compile(r"\|(?: *:?-+:? *\|)+")
+_NAMED = re.compile(r" *\S(?:.{0,20}?\S)?  +")
 _TOGETHER = re.compile(r"\[[^]]*\]|(?:\+/-|\u00b1) \S+")  # an interval, an error: one word
 
 
 def fold(text: str, width: int) -> str:
-    """A text with each md table in it that is wider than `width` columns laid out to fit them."""
+    """A text whose md tables, and lines of words, are laid out to fit `width` columns."""
     out: list[str] = []
     lines = text.split("\n")
     at = 0
@@ -114,10 +116,24 @@ def fold(text: str, width: int) -> str:
         end = at
         while end < len(lines) and lines[end].startswith("|"):
             end += 1
-        table, at = (lines[at:end], end) if end > at else ([lines[at]], at + 1)
+        if end == at:
+            out += _sentence(lines[at], width)
+            at += 1
+            continue
+        table, at = lines[at:end], end
         wide = max(map(len, table)) > width
         out += _folded(table, width) if wide and len(table) > 1 and _RULE.fullmatch(table[1]) else table
     return "\n".join(out)
+
+
+def _sentence(line: str, width: int) -> list[str]:
+    """A line of words, cut between them; behind a name and spaces it goes on below what stands there."""
+    if len(line) <= width:
+        return [line]
+    lead = len(line) - len(line.lstrip())
+    named = _NAMED.match(line)
+    indent = " " * (lead + 2 if named is None else named.end())
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def block(names: Iterable[str], cells: Iterable[str], width: int) -> list[str]:
@@ -139,25 +155,49 @@ def _folded(table: Sequence[str], width: int) -> list[str]:
     """The lines of an md table that is too wide."""
     head, rule, *rows = [[c.strip().replace("\\|", "|") for c in _BAR.split(line.strip()[1:-1])] for line in table]
     cells = [[_TOGETHER.sub(lambda m: m[0].replace(" ", "\0"), c) for c in row] for row in (head, *rows)]
+    right = [mark.endswith(":") for mark in rule]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     least = [max(len(word) for cell in column for word in cell.split(" ")) for column in zip(*cells, strict=True)]
     least[0] = widths[0]  # a line without it goes on with the row above
     room = width - len(_GAP) * (len(widths) - 1)
-    if sum(least) > room:
-        return _blocks(head, rows, width)
-    while sum(widths) > room:  # the widest column gives way
-        at = max((w, i) for i, w in enumerate(widths) if w > least[i])[1]
-        widths[at] -= 1
-    right = [mark.endswith(":") for mark in rule]
-    out = [_laid(row, widths, right) for row in cells]
-    if max(map(len, out)) > _TALLEST:
-        return _blocks(head, rows, width)
-    return [*out[0], _GAP.join("-" * w for w in widths), *(line for row in out[1:] for line in row)]
+    if sum(least) <= room:
+        narrow = list(widths)
+        while sum(narrow) > room:  # the widest column gives way
+            narrow[max((w, i) for i, w in enumerate(narrow) if w > least[i])[1]] -= 1
+        out = [_laid(row, narrow, right) for row in cells]
+        if max(map(len, out)) <= _TALLEST:
+            return [*out[0], _GAP.join("-" * w for w in narrow), *(line for row in out[1:] for line in row)]
+    parts = _parts(cells, widths, width)
+    if not parts:
+        blocks = [block(head, row, width) for row in rows]
+        return [line for i, lines in enumerate(blocks) for line in ([""] * (i > 0) + lines)]
+    found = []
+    for i, part in enumerate(parts):
+        lines = [_laid([row[c] for c in part], [widths[c] for c in part], [right[c] for c in part]) for row in cells]
+        found += [""] * (i > 0) + [
+            *lines[0],
+            _GAP.join("-" * widths[c] for c in part),
+            *(x for y in lines[1:] for x in y),
+        ]
+    return found
 
 
-def _blocks(head: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    blocks = [block(head, row, width) for row in rows]
-    return [line for i, lines in enumerate(blocks) for line in ([""] * (i > 0) + lines)]
+def _parts(cells: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> list[list[int]]:
+    """The columns in groups that fit, each after those that tell the rows apart; none if that cannot be."""
+    rows, columns = cells[1:], range(len(widths))
+    pairs = [[0], *([0, i] for i in columns[1:])]
+    keys = next((k for k in pairs if len({tuple(row[i] for i in k) for row in rows}) == len(rows)), None)
+    if keys is None:
+        return []
+    parts = [keys]
+    for i in columns:
+        if i in keys:
+            continue
+        if sum(widths[c] + len(_GAP) for c in parts[-1]) + widths[i] > width:
+            parts.append(keys)
+        parts[-1] = [*parts[-1], i]
+    fits = all(sum(widths[c] + len(_GAP) for c in part) - len(_GAP) <= width for part in parts)
+    return [part for part in parts if part != keys] if fits else []
 
 
 def _laid(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_table_that_fits_is_md() -> None:
     assert fold(text, 32) != text
 
 
-def test_a_wide_table_loses_its_bars_then_wraps_then_is_blocks() -> None:
+def test_a_wide_table_loses_its_bars_then_wraps_then_is_cut_then_is_blocks() -> None:
     md = f"here:\n{WIDE.render('md')}end"
     assert max(map(len, md.splitlines())) == 78
     assert (
@@ -92,16 +92,45 @@ end"""
         fold(md, 39)
         == """\
 here:
-type: Q4_0 | MiB: 87.5
-  gain by looping: +0.0123 [-0.0040,
-    +0.0310]
-  verdict: cannot tell: 1200 chunks
-    would
+type    MiB  gain by looping
+----  -----  --------------------------
+Q4_0   87.5  +0.0123 [-0.0040, +0.0310]
+a|b   138.4
 
-type: a|b | MiB: 138.4
-  verdict: no effect larger than 0.01
+type  verdict
+----  ------------------------------
+Q4_0  cannot tell: 1200 chunks would
+a|b   no effect larger than 0.01
 end"""
     )
+    assert (
+        fold(md, 31)
+        == """\
+here:
+type: Q4_0 | MiB: 87.5
+  gain by looping: +0.0123
+    [-0.0040, +0.0310]
+  verdict: cannot tell: 1200
+    chunks would
+
+type: a|b | MiB: 138.4
+  verdict: no effect larger
+    than 0.01
+end"""
+    )
+
+
+def test_groups_of_columns_start_with_what_tells_the_rows_apart() -> None:
+    table = Table(
+        (Column("type"), Column("MiB", ".0f"), Column("loop"), Column("gain")),
+        [("Q4", 9, "plain", ""), ("Q4", 9, "k=2", "+0.01 [+0.00, +0.02]"), ("Q8", 17, "plain", "")],
+    )
+    assert fold(table.render("md"), 36).splitlines()[:2] == ["type  loop   MiB", "----  -----  ---"]
+    assert fold(table.render("md"), 36).splitlines()[6:9] == [
+        "type  loop   gain", "----  -----  --------------------", "Q4    plain"
+    ]  # fmt: skip
+    same = Table(table.columns, [table.rows[0], table.rows[0]])
+    assert fold(same.render("md"), 20).startswith("type: Q4 | MiB: 9\n")  # nothing tells these apart
 
 
 def test_nothing_is_lost_at_any_width() -> None:
@@ -120,8 +149,15 @@ def test_lm_evals_table_folds_too() -> None:
         "|mmlu |acc   |\u2191  | 0.25|\u00b1  |  0.01|\n"
     )
     assert fold(md, 80) == md
-    assert fold(md, 33) == "Tasks: mmlu | Metric: acc | \u2191\n  Value: 0.25 | \u00b1 | Stderr: 0.01\n"
+    assert fold(md, 33).splitlines()[0] == "Tasks  Metric     Value"
 
 
 def test_a_block_leaves_out_what_is_empty() -> None:
     assert block(("a", "b", "", "d"), ("1", "", "x", "y z"), 20) == ["a: 1 | x | d: y z"]
+
+
+def test_words_fold_between_words() -> None:
+    assert fold("short\n\nbad words", 9) == "short\n\nbad words"
+    assert fold("a sentence of some words", 12) == "a sentence\n  of some\n  words"
+    assert fold("name    what it is called", 17) == "name    what it\n        is called"
+    assert fold("ggufloop/of/a/path/without/end x", 9) == "ggufloop/of/a/path/without/end\n  x"

@@ -54,7 +54,7 @@ def print_study(study: Study, folder: Path, again: str, form: str, first: bool =
     if form == "text":
         title = study.header.model + (f", {study.header.text}" if text else "")
         tell("\n" * (not first) + f"{title}\n\n{report.shown(study).render('md')}\n")
-        click.echo("\n".join(report.summary(study)))
+        tell("".join(f"{line}\n" for line in report.summary(study)))
         click.echo(f"\nreport: {page_path}")
 
 
@@ -64,7 +64,7 @@ def print_plan(path: Path, planned: Planned, form: str) -> None:
         click.echo(json.dumps(planned.record(), indent=2))
     elif form == "text":
         tell(f"{path.name}\n\n{planned.table().render('md')}\n")
-        click.echo("\n".join(planned.sentences()))
+        tell("".join(f"{line}\n" for line in planned.sentences()))
     else:
         click.echo(planned.table().render(form), nl=False)
 

@@ -164,6 +164,6 @@ def command(
         page.publish_sizes(list(studies.values()), folder)
         if form == "text" and (said := pareto.summary(list(studies.values()))):
             terminal.tell(f"\n{pareto.table(list(studies.values())).render('md')}\n")
-            click.echo("\n".join(said))
+            terminal.tell("".join(f"{line}\n" for line in said))
     if form != "text" and found:
         click.echo(report.numbers(*found).render(form), nl=False)
