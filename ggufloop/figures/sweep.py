@@ -4,7 +4,8 @@
 
 A cell is the mean gain on the items that the loop was scored on, which are fewer for loops that were dropped or settled
 early; the largest of many is too good to be quoted. Loops scored on all items are framed. The colours of all panels are
-full at three times the gain that would matter, whatever was measured, so that noise looks like noise. Needs `lab`.
+full at three times the gain that would matter, or at the error of the best loop if that is larger: noise looks like
+noise. Needs the `lab` extra.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def heat_map(outcome: Outcome, loops: Sequence[LoopSpec], model: str) -> Figure:
             axes[0].images[0], orientation="horizontal", extend="both",
             cax=figure.add_subplot(grid[-1].subgridspec(1, 2, width_ratios=[5, 4])[0]),
         )  # fmt: skip
-        bar.set_label(f"gain over plain, {unit} (above 0, blue: better)", fontsize=8.5)
+        bar.set_label(f"gain over plain, {unit} (above 0, blue: better)", loc="left", fontsize=8.5)
         bar.ax.tick_params(labelsize=8)
         for sign in (-1, 1):
             bar.ax.axvline(sign * factor * outcome.decision.worth, color=INK, linewidth=1, linestyle=":")
@@ -94,11 +95,7 @@ def _verdict(outcome: Outcome) -> str:
     decision, measure = outcome.decision, outcome.measure
     factor, unit, digits = _scale(outcome)
     best = next((c for c in decision.loops if c.name == decision.winner), decision.loops[0])
-    head = (
-        f"{best.name} {HELPS}, "
-        if decision.winner
-        else f"{decision.verdict}; best of {len(decision.loops)}: {best.name} "
-    )
+    head = f"{best.name} {HELPS}, " if decision.winner else f"{decision.verdict}; the best is {best.name}, "
     mean, low, high = (f"{factor * x:+.{digits + 1}f}" for x in (best.gain.mean, best.gain.low, best.gain.high))
     return f"{head}{mean} [{low}, {high}] {unit}, n = {best.gain.n:,} {measure.item}s"
 
@@ -158,7 +155,8 @@ def _draw(ax: Axes, panel: _Panel, outcome: Outcome, numbers: bool) -> None:
     from matplotlib.patches import Rectangle
 
     factor, _, digits = _scale(outcome)
-    full = _FULL * factor * outcome.decision.worth
+    best = outcome.decision.loops[0].gain
+    full = factor * max(_FULL * outcome.decision.worth, (best.high - best.low) / 2)
     found = {c.name: c for c in outcome.decision.loops}
     values: NDArray[np.float64] = np.full((len(panel.rows), len(panel.columns)), np.nan)
     for (row, column), name in panel.loops.items():
