@@ -124,7 +124,7 @@ def _size(study: Study) -> Figure:
     cells = {(c.type, c.loop): c for c in (study.paired(*keys) if keys else ())}  # all on the same chunks
     reference, *others = [t for t in study.types if (t, PLAIN) in cells]
     size = {t: study.file(t).nbytes / 2**20 for t in others}
-    step = 0.007 * (max(size.values()) - min(size.values()))
+    step = 0.007 * (max(size.values()) - min(size.values()) or max(size.values()))
     for i, (kind, loops) in enumerate(panels.items()):
         axes = all_axes[i * (1 + looped)]
         drawn = []

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from ggufloop.cli import progress
+from ggufloop.cli.terminal import columns, tell
 from ggufloop.progress import Step, doing, named, note
 
 MIB = 2**20
@@ -95,6 +96,25 @@ def test_a_narrow_terminal_has_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     assert max(map(len, lines)) == 69
     assert lines[1].startswith("SmolLM2-135M-Instruc...:   0%|")
     assert lines[1].endswith("| 0/512 evaluations, ? left")
+
+
+def test_how_wide_a_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert columns(io.StringIO()) == 0  # a file or a pipe gets tables as they are
+    assert columns(Terminal()) == 80
+    for word, width in (("132", 132), ("0", 80), ("wide", 80)):
+        monkeypatch.setenv("COLUMNS", word)
+        assert columns(Terminal()) == width
+    assert columns(io.StringIO()) == 0
+
+
+def test_a_table_folds_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    md = "| name | what         |\n| ---- | ------------ |\n| a    | some words   |\n"
+    for stream, told in ((Terminal(), "name  what\n----  ----------\na     some words\n"), (io.StringIO(), md)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        tell(md)
+        assert stream.getvalue() == told
 
 
 def test_words_stand_while_their_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
