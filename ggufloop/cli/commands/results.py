@@ -8,7 +8,7 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
-from ggufloop.cli.types import output_option, show
+from ggufloop.cli.types import output_option, show_table
 
 
 @click.command(name="results", cls=Command)
@@ -31,4 +31,7 @@ def command(folder: Path, form: str) -> None:
     if not found.listing().rows and form == "text":
         click.echo(f"{folder} holds no sweep and no study.", err=True)
         return
-    show(form, lambda: found.listing().render("md"), lambda: found.table().records(), found.table)
+    if form == "text":
+        terminal.tell(found.listing().render("md"))
+    else:
+        show_table(form, found.table if form == "md" else found.numbers)
