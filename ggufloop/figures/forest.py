@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ggufloop.figures.style import INK, fit, short, style
+from ggufloop.figures.style import BETTER, INK, WORSE, fit, short, style
 from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS
 from ggufloop.study.protocol_report import ALL, JudgedLoop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOOKS = {HELPS: ("#1a6fb0", ">"), HURTS: ("#c2410c", "<"), "": (INK, "o")}
-"""Colour and form by verdict: told apart by blind eyes and in grey. What cannot be told, or is nothing, is hollow."""
+LOOKS = {HELPS: (BETTER, ">"), HURTS: (WORSE, "<"), "": (INK, "o")}
+"""Colour and form by verdict. What cannot be told, or is nothing, is hollow."""
 _ROW = 0.27  # inches
 
 

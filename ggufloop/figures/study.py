@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufloop.errors import UsageError
 from ggufloop.figures.size import size_figure
-from ggufloop.figures.style import GRID, INK, log_axis, new_figure, short, style
+from ggufloop.figures.style import GRID, INK, MARKERS, log_axis, new_figure, short, style
 from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.stats import Estimate, paired_bootstrap
 from ggufloop.scaling import noise
@@ -60,8 +60,7 @@ def figures(study: Study) -> dict[str, Figure]:
     return found
 
 
-_PLAIN = {"color": INK, "marker": "o"}
-_MARKERS = "s^DvP*X<>"  # of loops, so that no colour is needed to tell them
+_PLAIN = {"color": INK, "marker": MARKERS[0]}
 
 
 def _series(loops: Sequence[tuple[int, str]]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -71,7 +70,7 @@ def _series(loops: Sequence[tuple[int, str]]) -> list[tuple[str, str, dict[str, 
     colours = [colormaps["plasma"](0.83 - 0.48 * i / max(len(loops) - 1, 1)) for i in range(len(loops))]
     return [
         (f"K={k}", loop, {"color": colour, "marker": marker})
-        for (k, loop), colour, marker in zip(loops, colours, itertools.cycle(_MARKERS), strict=False)
+        for (k, loop), colour, marker in zip(loops, colours, itertools.cycle(MARKERS[1:]), strict=False)
     ]
 
 

@@ -26,6 +26,9 @@ FORMATS = ("png", "svg", "pdf", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
 """What matplotlib writes by itself; its other formats need LaTeX or are none to look at."""
 
 INK, SHADE, GRID = "#30343b", "#eef1f6", "#d9dce2"
+BETTER, WORSE = "#1a6fb0", "#c2410c"  # told apart by blind eyes too
+MARKERS = "os^DvPX*<>"
+"""Of series, so that no colour is needed to tell them apart."""
 _STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.figures.labels import place
-from ggufloop.figures.style import INK, SHADE, new_figure, shades, style
+from ggufloop.figures.style import INK, MARKERS, SHADE, new_figure, shades, style
 from ggufloop.measure.trace import LAYER, LEAVE, Point, Trace
 
 if TYPE_CHECKING:
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 _MOST_NAMES = 8
 _LINES = ("-", (0, (6, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1.5, 1.2)))
-_MARKERS = "os^DvPX*"
 
 
 def _look(j: int, n: int) -> dict[str, Any]:
     """Of pass j of n: told apart without its colour."""
-    return {"color": shades(n)[j - 1], "marker": _MARKERS[(j - 1) % len(_MARKERS)]}
+    return {"color": shades(n)[j - 1], "marker": MARKERS[(j - 1) % len(MARKERS)]}
 
 
 def trace_figure(trace: Trace, title: str, tau: float | None = None) -> Figure:
