@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import click
 
-from ggufloop.cli import terminal
+from ggufloop.cli import width
 from ggufloop.flat import loop_cells
 from ggufloop.measure.bench import Variant
 from ggufloop.measure.bench_run import BenchRecord
@@ -109,7 +109,7 @@ class Printer:
     def __init__(self, form: str, shown: list[_Column], build: str) -> None:
         self.form, self._shown, self._build = form, shown, build
         self._n = 0
-        self._columns = terminal.columns(sys.stdout) if form == "text" else 0
+        self._columns = width.columns(sys.stdout) if form == "text" else 0
         self._once = 0 < self._columns < self._width  # what is the same in every row stands above them
         if self._once:
             self._shown = [column for column in shown if column in _VARIED]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ggufloop.cli.terminal import tell
 from ggufloop.cli.types import show_table
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError
 from ggufloop.measure import sweep_report, tasks_report
 from ggufloop.measure.eval_run import EvalResult

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from ggufloop.cli.terminal import columns
+from ggufloop.cli.width import columns
 from ggufloop.progress import Progress, Step, duration
 
 LOG_SECONDS = 3.0

@@ -11,8 +11,8 @@ import click
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli.progress import shown
-from ggufloop.cli.terminal import tell
 from ggufloop.cli.types import show_table
+from ggufloop.cli.width import tell
 from ggufloop.figures import style
 from ggufloop.files import write_text
 from ggufloop.flat import flat

@@ -2,8 +2,7 @@
 
     answer = stream(lambda emit, stopped: chat.ask("Hello", emit, stopped))
 
-Generated text and results go to stdout, everything else to stderr. A result's tables fold to the width of a terminal;
-in a file or a pipe they are whole. Escape codes are written to terminals only, and not where
+Generated text goes to stdout, everything else to stderr. Escape codes are written to terminals only, and not where
 NO_COLOR asks for none; those a model generates are kept from the terminal.
 """
 
@@ -14,16 +13,14 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import Answer, Emit, Interrupted, Stopped, Totals
 from ggufloop.loop import LoopSpec
-from ggufloop.table import fold
 
-_COLUMNS = 80  # of a terminal that does not say
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)))
 
 
@@ -31,25 +28,6 @@ def dim(text: str) -> None:
     """One dim line on stderr."""
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     click.echo(text if plain else click.style(text, dim=True), err=True)
-
-
-def columns(stream: TextIO) -> int:
-    """Of a terminal, as COLUMNS or the terminal itself says; 0 for what is none."""
-    if not stream.isatty():
-        return 0
-    asked = os.environ.get("COLUMNS", "")
-    if asked.isascii() and asked.isdecimal() and int(asked):
-        return int(asked)
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
-    except (OSError, ValueError):
-        return _COLUMNS
-
-
-def tell(text: str) -> None:
-    """Print a result for eyes, line feeds and all, with its tables as wide as a terminal is."""
-    width = columns(sys.stdout)
-    click.echo(fold(text, width) if width else text, nl=False)
 
 
 def note(text: str) -> None:

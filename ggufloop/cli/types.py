@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -72,10 +73,8 @@ def show(
     """Print a result in a form of -o: text with its line feeds, a record as JSON, a table in the other forms.
 
     numbers: the table for programs, if it is not the one that md has."""
-    from ggufloop.cli import terminal
-
     if form == "text":
-        terminal.tell(text())
+        tell(text())
     elif form == "json" or table is None:
         click.echo(json.dumps(record(), indent=2))
     else:

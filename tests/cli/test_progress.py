@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ggufloop.cli import progress
-from ggufloop.cli.terminal import columns, tell
+from ggufloop.cli.width import columns, tell
 from ggufloop.progress import Step, doing, named, note
 
 MIB = 2**20

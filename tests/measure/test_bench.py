@@ -22,7 +22,7 @@ from support.fake_bench import Clock, FakeSpeed
 
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.cli import terminal
+from ggufloop.cli import width
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench, bench_run
@@ -298,13 +298,13 @@ def test_a_narrow_terminal_says_once_what_is_the_same(run: Run, monkeypatch: pyt
     flags = ["-p", "4", "-n", "0", "-r", "1", "--window", "2:4", "--K", "3"]
     whole = run(*flags).out
     head = "model: llama 7B Q4_1 | size: 1.28 MiB | params: 0.34 M | backend: CPU"
-    monkeypatch.setattr(terminal, "columns", lambda stream: 80)
+    monkeypatch.setattr(width, "columns", lambda stream: 80)
     lines = run(*flags).out.splitlines()
     assert lines[:2] == [head, "  threads: 1"]
     assert lines[3:5] == short(whole, 5).splitlines()[:2]
     assert lines[5].startswith("| 2:4     |   3 | first  |             pp4 |")
     assert max(map(len, lines)) <= 80
-    monkeypatch.setattr(terminal, "columns", lambda stream: 60)
+    monkeypatch.setattr(width, "columns", lambda stream: 60)
     blocks = run(*flags).out.split("\n\n")
     assert blocks[1].startswith("window: 2:4 | K: 3 | kv: first | test: pp4\n  t/s: ")
     assert blocks[2].startswith("build: ")

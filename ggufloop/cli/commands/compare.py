@@ -25,6 +25,7 @@ from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.shards import parts_from_flags, study_shard_options
 from ggufloop.cli.texts import texts_from_flags, texts_option
 from ggufloop.cli.types import OneOf, output_option, show_table
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
@@ -163,10 +164,10 @@ def command(
             outcomes.print_study(study, place, again, form, first=len(found) == 1, text=len(studies) > 1)
         page.publish_sizes(list(studies.values()), folder)
         if form == "text" and (said := pareto.summary(list(studies.values()))):
-            terminal.tell(f"\n{pareto.table(list(studies.values())).render('md')}\n")
-            terminal.tell("".join(f"{line}\n" for line in said))
+            tell(f"\n{pareto.table(list(studies.values())).render('md')}\n")
+            tell("".join(f"{line}\n" for line in said))
         if form == "text" and (said := across.summary(list(studies.values()))):
-            terminal.tell(f"\n{across.table(list(studies.values())).render('md')}\n")
-            terminal.tell("".join(f"{line}\n" for line in said))
+            tell(f"\n{across.table(list(studies.values())).render('md')}\n")
+            tell("".join(f"{line}\n" for line in said))
     if form != "text" and found:
         show_table(form, lambda: report.numbers(*found))

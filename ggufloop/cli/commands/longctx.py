@@ -15,6 +15,7 @@ from ggufloop.cli.options import model_options, split_list, whole_numbers
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option, show_table
+from ggufloop.cli.width import tell
 from ggufloop.measure import longctx_run as run
 from ggufloop.opening import check_loops
 from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
@@ -69,7 +70,7 @@ def command(
         click.echo(f"stopped; {run.journal_path(path, journal)} keeps what is done.", err=True)
         raise
     if form == "text":
-        terminal.tell(f"{run.table(found).render('md')}\n{run.notes(found)}\n")
+        tell(f"{run.table(found).render('md')}\n{run.notes(found)}\n")
     else:
         show_table(form, lambda: run.table(found) if form == "md" else run.numbers(path, found))
     if plot is not None:

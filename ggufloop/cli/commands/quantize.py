@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from ggufloop.cli import terminal
 from ggufloop.cli.context import resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError
 from ggufloop.loop import parse_window
 from ggufloop.measure import corpus
@@ -126,6 +126,6 @@ def command(
         files = quantize_ladder(path, plan, folder, threads=n_threads, force=force, progress=progress, each=_made,
                                 log=_log if ctx.obj["verbose"] else None)  # fmt: skip
     if form == "text":
-        terminal.tell(render(files, form))
+        tell(render(files, form))
     else:
         click.echo(render(files, form), nl=False)
