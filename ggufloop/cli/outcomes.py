@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from ggufloop.measure.eval_run import EvalResult
 from ggufloop.measure.planning import Planned
 from ggufloop.measure.slices import ShardDone
 from ggufloop.measure.sweep_run import SweepResult
-from ggufloop.study import report
+from ggufloop.study import across, pareto, report
 from ggufloop.study.file import Study
 
 
@@ -60,6 +61,14 @@ def print_study(study: Study, folder: Path, again: str, form: str, first: bool =
         tell("\n" * (not first) + f"{title}\n\n{report.shown(study).render('md')}\n")
         tell("".join(f"{line}\n" for line in report.summary(study)))
         click.echo(f"\nreport: {page_path}")
+
+
+def print_files(studies: Sequence[Study]) -> None:
+    """For eyes: which files are worth their bytes, and loops against the next larger file."""
+    for what in (pareto, across):
+        if said := what.summary(studies):
+            tell(f"\n{what.table(studies).render('md')}\n")
+            tell("".join(f"{line}\n" for line in said))
 
 
 def print_plan(path: Path, planned: Planned, form: str) -> None:

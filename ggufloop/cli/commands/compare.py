@@ -25,14 +25,13 @@ from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.shards import parts_from_flags, study_shard_options
 from ggufloop.cli.texts import texts_from_flags, texts_option
 from ggufloop.cli.types import OneOf, output_option, show_table
-from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.opening import check_loops
 from ggufloop.quant.quantize import UNQUANTISED
-from ggufloop.study import across, pareto, report
+from ggufloop.study import report
 from ggufloop.study.planning import plan_study
 from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_texts
 from ggufloop.study.sensitivity import LAYER, PARTS
@@ -163,11 +162,7 @@ def command(
             found.append(study)
             outcomes.print_study(study, place, again, form, first=len(found) == 1, text=len(studies) > 1)
         page.publish_sizes(list(studies.values()), folder)
-        if form == "text" and (said := pareto.summary(list(studies.values()))):
-            tell(f"\n{pareto.table(list(studies.values())).render('md')}\n")
-            tell("".join(f"{line}\n" for line in said))
-        if form == "text" and (said := across.summary(list(studies.values()))):
-            tell(f"\n{across.table(list(studies.values())).render('md')}\n")
-            tell("".join(f"{line}\n" for line in said))
+        if form == "text":
+            outcomes.print_files(list(studies.values()))
     if form != "text" and found:
         show_table(form, lambda: report.numbers(*found))
