@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route
-from support import tiny
+from support import ROOT, tiny
 from support.browser import SCRIPTS, SLOW, Served, Visit, launched
 
-from ggufloop.server.serve import PAGE
+from ggufloop.files import file_sha256
+from ggufloop.server.serve import PAGE, VENDORED
 
 KEY = "secret-1"
 PIXEL = bytes.fromhex(
@@ -109,7 +110,8 @@ def test_the_page_holds_nothing_inline_and_names_no_other_host(visit: Visit) -> 
     )
     assert "eval" not in policy[1]
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", markup)
-    for path in PAGE.iterdir():
+    assert rules.endswith("form-action 'none'; require-trusted-types-for 'script'; trusted-types dompurify report")
+    for path in PAGE.glob("*.*"):
         text = path.read_text(encoding="ascii")
         hosts = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text)
         assert not {host for host in hosts if host != "http://www.w3.org"}, path.name
@@ -118,10 +120,20 @@ def test_the_page_holds_nothing_inline_and_names_no_other_host(visit: Visit) -> 
         assert max(map(len, text.splitlines())) <= 120 or path.name == "icon.svg", path.name
     assert visit.page.evaluate("fetch('https://example.org').then(() => 'left', (e) => 'kept')") == "kept"
     script = "const s = document.createElement('script'); s.textContent = 'window.hit = 7'; document.body.append(s)"
-    visit.page.evaluate(f"() => {{ {script} }}")
+    for attempt in (script, "document.body.innerHTML = '<p>markup</p>'"):
+        assert visit.page.evaluate(f"() => {{ try {{ {attempt} }} catch (e) {{ return e.name }} }}") == "TypeError"
     assert visit.page.evaluate("window.hit") is None
     visit.errors.clear()  # the browser logs what its policy forbids
     visit.left.clear()
+
+
+def test_what_is_vendored_is_what_the_docs_say() -> None:
+    """Nobody changed a file, or renewed it without saying so."""
+    table = (ROOT / "docs" / "page.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w.]+)` \| [\w.]+ [\d.]+, `[\w./]+` \| `(\w{64})` \|$", table, re.MULTILINE))
+    files = {path.name: path for path in VENDORED.iterdir() if path.suffix == ".js"}
+    assert told == {name: file_sha256(path) for name, path in files.items()}
+    assert {name.split(".")[0] for name in told} == {path.stem for path in VENDORED.glob("*.LICENSE")}
 
 
 # errors
@@ -141,7 +153,7 @@ def test_errors_are_one_line(browser: Browser, model: Path) -> None:
         server.kill()
         visit.settle()
         broken = "The answer broke off: the server closed the connection."
-        assert re.fullmatch(rf"[word ]+ {broken}", visit.text("plain"))
+        assert re.fullmatch(rf"[word ]+{broken}", visit.text("plain"))
         page.wait_for_selector("#model[data-state=error]")
         assert page.text_content("#model") == "Server unreachable, trying again"
         page.click(".turn:last-child .plain >> text=Try again")
@@ -220,7 +232,7 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("#files li")
     assert page.text_content("#folder") == "study"
-    assert page.locator("#files li").count() == 6
+    assert page.locator("#files a").count() == 6
     page.click("text=sweep.jsonl")
     page.wait_for_selector("#result table")
     cells = [
@@ -234,7 +246,7 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     visit.until("document.querySelector('#result img').naturalWidth === 1")
     page.click("text=report.md")
     page.wait_for_selector("#result table")
-    assert page.locator("#result h3").text_content() == "Found"
+    assert page.locator("#result h1").text_content() == "Found"
     assert "<script>window.hit = 5</script>" in str(page.text_content("#result"))
     assert page.locator("#result td").all_text_contents() == ["a | b", "1.50"]
     page.click("text=table.csv")

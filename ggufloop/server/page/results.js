@@ -7,6 +7,10 @@ import { csvView, jsonView, jsonlView, markdownView } from "./tables.js";
 const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
 const EMPTY = "Tables (.jsonl, .json, .csv, .md), figures (.png) and reports (.html) written to this folder appear "
   + "here.";
+/** A report is a document of its own: its markup is wanted, its scripts do not run where it is put. */
+const REPORTS = globalThis.trustedTypes?.createPolicy("report", { createHTML: (text) => text })
+  ?? { createHTML: (text) => text };
+const KINDS = ["html", "md", "csv", "jsonl", "json", "png"]; // in which order a folder is read
 const LABELS = { jsonl: "table", json: "table", csv: "table", md: "text", png: "figure", html: "report" };
 
 /** The address of a result; its folders stay folders, and a report is offered as text. */
@@ -33,7 +37,7 @@ export function createResults({ onLocked }) {
       else if (!results.length) note("Nothing here yet", EMPTY);
       else if (!results.some(({ name }) => name === current)) {
         if (current) note("Gone", `${current} is not in the folder any more.`);
-        else note("Choose a result", `${results.length} ${results.length === 1 ? "file" : "files"}, the newest first.`);
+        else overview();
       }
     } catch (e) {
       if (e.status === 401) onLocked();
@@ -43,14 +47,38 @@ export function createResults({ onLocked }) {
   }
 
   function drawList() {
-    $("files").replaceChildren(...results.map(({ name, kind, size, modified }) => {
-      const cut = name.lastIndexOf("/") + 1;
-      const chosen = name === current ? "true" : null;
-      return el("li", {}, el("a", { href: `#results/${encodeURIComponent(name)}`, "aria-current": chosen },
-        el("span", { class: "file-name" },
-          cut ? el("span", { class: "file-folder" }, name.slice(0, cut)) : null, name.slice(cut)),
-        el("span", { class: "file-facts" }, `${LABELS[kind]}, ${bytes(size)}, ${when(modified)}`)));
-    }));
+    $("files").replaceChildren(...grouped(results).flatMap(([group, files]) => [
+      group ? el("li", { class: "group" }, el("h3", {}, group)) : null, ...files.map(entry),
+    ]).filter(Boolean));
+  }
+
+  function entry({ name, kind, size, modified }) {
+    const inside = name.slice(groupOf(name).length).replace(/^\//, "");
+    const cut = inside.lastIndexOf("/") + 1;
+    const chosen = name === current ? "true" : null;
+    return el("li", {}, el("a", { href: link(name), "aria-current": chosen },
+      el("span", { class: "file-name" },
+        cut ? el("span", { class: "file-folder" }, inside.slice(0, cut)) : null, inside.slice(cut)),
+      el("span", { class: "file-facts" }, `${LABELS[kind]}, ${bytes(size)}, ${when(modified)}`)));
+  }
+
+  /** What has a verdict, each in a sentence, model by model. */
+  function overview() {
+    release();
+    const told = grouped(results).map(([group, files]) => [group, files.filter((file) => file.headline)]);
+    const studies = told.filter(([, files]) => files.length);
+    if (!studies.length) {
+      note("Choose a result", `${results.length} ${results.length === 1 ? "file" : "files"}, the newest first.`);
+      return;
+    }
+    $("result").replaceChildren(el("div", { class: "content" }, ...studies.flatMap(([group, files]) => [
+      el("h2", {}, group || "Results"),
+      ...files.map(({ name, headline }) => {
+        const report = results.find((each) => each.kind === "html" && folderOf(each.name) === folderOf(name));
+        return el("p", { class: "headline" }, headline, " ", el("a", { href: link(report?.name ?? name) },
+          report ? "Report" : name.slice(groupOf(name).length).replace(/^\//, "")));
+      }),
+    ])));
   }
 
   function note(title, text, error = false) {
@@ -87,7 +115,7 @@ export function createResults({ onLocked }) {
     $("result").replaceChildren(
       el("header", {}, el("h2", {}, name),
         el("button", { type: "button", class: "quiet", onclick: () => fetchFile(result) }, "Download")),
-      el("div", { class: "content" }, ...content));
+      el("div", { class: "content" }, ...verdict(results, result), ...content));
     $("result").scrollTop = 0;
     announce(`${name} is shown.`);
   }
@@ -95,7 +123,9 @@ export function createResults({ onLocked }) {
   async function view({ name, kind }) {
     const response = await request(address(name), { cache: "no-store" });
     if (kind === "html") { // somebody's page: it is looked at, its scripts do not run and it has no origin
-      return [el("iframe", { class: "report", sandbox: "", title: name, srcdoc: await response.text() })];
+      const frame = el("iframe", { class: "report", sandbox: "", title: name });
+      frame.srcdoc = REPORTS.createHTML(await response.text());
+      return [frame];
     }
     if (kind === "png") {
       const blob = await response.blob();
@@ -128,6 +158,34 @@ export function createResults({ onLocked }) {
 
   return { refresh, show };
 }
+
+/** What the folder of a result comes to, before what is in the file; a report says it itself. */
+function verdict(files, { name, kind, headline }) {
+  const beside = files.find((each) => each.headline && folderOf(name) && folderOf(each.name) === folderOf(name));
+  const told = headline || (kind === "html" ? "" : beside?.headline);
+  return told ? [el("p", { class: "headline" }, told)] : [];
+}
+
+const folderOf = (name) => name.slice(0, name.lastIndexOf("/") + 1);
+
+/** Whose a file is: `compare` and `sweep --out` give each model a folder. "" for one that lies beside those. */
+const groupOf = (name) => (name.includes("/") ? name.slice(0, name.indexOf("/")) : "");
+
+/** [[group, files]]: the group with the newest file first, the files of a folder together, in the order of KINDS. */
+function grouped(files) {
+  const groups = new Map();
+  for (const file of files) groups.set(groupOf(file.name), [...(groups.get(groupOf(file.name)) ?? []), file]);
+  const rank = ({ name, kind }) => [folderOf(name), KINDS.indexOf(kind)];
+  for (const list of groups.values()) {
+    list.sort((x, y) => {
+      const [[a, i], [b, j]] = [rank(x), rank(y)];
+      return a < b ? -1 : a > b ? 1 : i - j || y.modified - x.modified;
+    });
+  }
+  return [...groups];
+}
+
+const link = (name) => `#results/${encodeURIComponent(name)}`;
 
 function bytes(n) {
   if (n < 1000) return `${n} B`;

@@ -1,0 +1,53 @@
+"""What a result says, in a sentence, so that a list of results can say it first.
+
+    headline(path, size, modified)          # "12:16 k=3 helps: +0.01012 [...]"; "" for a file without a verdict
+
+Of a sweep it is what `ggufloop sweep` printed last, from its journal; of a study its report's first sentence. A file is
+read again once it has changed.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ggufloop.errors import GgufloopError
+
+
+@lru_cache(maxsize=2000)
+def headline(path: Path, size: int, modified: float) -> str:
+    """The verdict in a file of this size and time; "" if it has none, or cannot be read."""
+    if path.suffix != ".jsonl":
+        return ""
+    try:
+        with path.open("rb") as file:
+            head = _record(file.readline())
+            if "measures" in head:
+                said = [_record(line) for line in file if b'"said"' in line]
+                return _of_sweep([record for record in said if isinstance(record.get("words"), str)])
+        return _of_study(path) if "source_sha256" in head and not head.get("shard") else ""
+    except (OSError, GgufloopError):
+        return ""
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _of_sweep(said: list[dict[str, Any]]) -> str:
+    """The last words on each measure."""
+    words = {str(record.get("said")): record["words"] for record in said}
+    return " ".join(f"{name}: {text}" if len(words) > 1 else text for name, text in words.items())
+
+
+def _of_study(path: Path) -> str:
+    from ggufloop.study import report  # numpy, only for those who have a study
+    from ggufloop.study.file import read
+
+    return report.headline(read(path))
