@@ -21,7 +21,8 @@ export function createConversations({ onOpen, isBusy, about, onSystem }) {
     open.updated = Date.now();
     store();
     setCurrent(open.id);
-    drawTitle();
+    if (isBusy() || $("talks").querySelector("form")) drawTitle();
+    else draw();
   }
 
   function store() {

@@ -122,7 +122,7 @@ function finished(block, ranges) {
   }
   const out = el("div", {}, element);
   for (const pre of out.querySelectorAll("pre")) {
-    const code = pre.textContent;
+    const code = pre.textContent.replace(/\n$/, ""); // a shell would run what ends in a line end
     const [, language = ""] = /language-(\S+)/.exec(pre.firstElementChild?.className ?? "") ?? [];
     const head = el("div", { class: "code-head" }, el("span", {}, language), copier(() => code, "The code is copied."));
     const frame = el("div", { class: "code" }, head);
