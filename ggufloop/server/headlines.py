@@ -43,7 +43,8 @@ def _record(line: bytes) -> dict[str, Any]:
 def _of_sweep(said: list[dict[str, Any]]) -> str:
     """The last words on each measure."""
     words = {str(record.get("said")): record["words"] for record in said}
-    return " ".join(f"{name}: {text}" if len(words) > 1 else text for name, text in words.items())
+    told = " ".join(f"{name}: {text}" if len(words) > 1 else text for name, text in words.items())
+    return told[:1].upper() + told[1:]
 
 
 def _of_study(path: Path) -> str:

@@ -235,14 +235,15 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
        max-width: 76rem; padding: 0 1rem; }
 h1 { font-size: 1.1rem; margin: 0; opacity: .75; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.headline { font-size: 1.4rem; line-height: 1.35; font-weight: 600; margin: .3rem 0 1rem; max-width: 52rem; }
+.headline { font-size: 1.4rem; line-height: 1.35; font-weight: 600; margin: .3rem 0 1rem; max-width: 52rem;
+            text-wrap: balance; }
 ul { padding-left: 1.2rem; max-width: 60rem; }
 .wide { overflow-x: auto; --shade: light-dark(#0003, #000a);
         background: linear-gradient(to right, var(--paper) 40%, transparent) left / 2.5rem 100% local no-repeat,
         linear-gradient(to left, var(--paper) 40%, transparent) right / 2.5rem 100% local no-repeat,
         linear-gradient(to right, var(--shade), transparent) left / .9rem 100% scroll no-repeat,
         linear-gradient(to left, var(--shade), transparent) right / .9rem 100% scroll no-repeat; }
-table { border-collapse: collapse; font-size: 13px; line-height: 1.35; min-width: 100%; }
+table { border-collapse: collapse; font-size: 13px; line-height: 1.35; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--faint); text-align: right; vertical-align: top;
          white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; white-space: normal; } th.word, td.word { text-align: left; }
@@ -312,11 +313,12 @@ def _e(text: str) -> str:
 
 
 def _arranged(table: Table) -> Table:
-    """The verdict beside its loop, and no column of chunks or texts where there is one: the page says it above."""
+    """The verdict beside its loop, what is the same of a whole file last; chunks and text only where they differ."""
     names = [c.name for c in table.columns]
     order = list(range(len(names)))
-    if "verdict" in names:
-        order.insert(names.index("loop") + 1, order.pop(names.index("verdict")))
+    if "loop" in names:
+        first, last = ("type", "loop", "verdict", "gain by looping", "KLD", "A_K"), ("MiB", "bits", "SNR dB")
+        order.sort(key=lambda i: first.index(names[i]) if names[i] in first else 9 + (names[i] in last))
     kept = [i for i in order if names[i] not in ("chunks", "text") or len({row[i] for row in table.rows}) > 1]
     return Table(tuple(table.columns[i] for i in kept), [[row[i] for i in kept] for row in table.rows])
 

@@ -141,10 +141,12 @@ HOSTILE = [
     "a &lt;img src=x onerror=window.hit=14&gt; &#60;script>window.hit=15&#60;/script>",
     "[ref]\n\n[ref]: javascript:window.hit=16 '<img src=x onerror=window.hit=17>'",
     "<a href=https://other.example target=_self>x</a> <style>* { display: none }</style>",
+    "1. " * 3000,
+    "> " * 3000 + "<b>",
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30])
 def test_hostile_answers_are_text(modules: Visit, text: str) -> None:
     """In the page, where they would run: no element that loads or runs, no link but to the web and elsewhere."""
     found = modules.run(
@@ -163,21 +165,10 @@ def test_hostile_answers_are_text(modules: Visit, text: str) -> None:
     )
     shown, tags, attributes, links = found
     assert not set(tags) & {"script", "img", "svg", "iframe", "form", "input", "style", "math", "object", "b"}
-    assert set(attributes) <= {
-        "class",
-        "href",
-        "target",
-        "rel",
-        "title",
-        "type",
-        "tabindex",
-        "role",
-        "aria-label",
-        "hidden",
-    }
+    assert set(attributes) <= set("class href target rel title type tabindex role aria-label hidden".split())
     for href, target, rel in links:
         assert href is None or (href.startswith("https://") and target == "_blank" and "noopener" in rel)
-    if text.startswith("<script"):
+    if text.startswith(("<script", "1.", ">")):
         assert shown == text  # and what it is can be read
     modules.page.wait_for_timeout(5)
     assert modules.page.evaluate("window.hit") is None

@@ -109,11 +109,11 @@ def test_a_result_is_listed_with_what_it_says(tmp_path: Path) -> None:
     assert told() == {
         "m/study.jsonl": "Looping helps in 2 of 4 cells, most F32 under 2:5 k=2, by +0.1000 [+0.1000, +0.1000] nats "
         "per token.",
-        "m/sweep.jsonl": "last", "broken.jsonl": "", "other.jsonl": "",
+        "m/sweep.jsonl": "Last", "broken.jsonl": "", "other.jsonl": "",
     }  # fmt: skip
     with sweep.open("a") as file:
         file.write(json.dumps({"said": "b", "words": "more"}) + "\n")
-    assert told()["m/sweep.jsonl"] == "a: last b: more"  # it has changed, and is read again
+    assert told()["m/sweep.jsonl"] == "A: last b: more"  # it has changed, and is read again
 
 
 # the site

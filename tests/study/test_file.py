@@ -139,7 +139,7 @@ def test_a_report_s_table_says_a_verdict_beside_its_loop(tmp_path: Path) -> None
     """And an interval below its number, so that all columns are in sight at 1,280 px."""
     page = report.html(written(tmp_path / "s.jsonl"), {}, "again")
     table = page[page.index("<h2>Every cell</h2>") :]
-    assert re.findall(r"<th[^>]*>([^<]*)</th>", table)[4:6] == ["loop", "verdict"]
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", table)[:4] == ["type", "loop", "verdict", "gain by looping"]
     assert "<small>[+0.1000, +0.1000]</small>" in table
     assert '<td class="word verdict helps">helps</td>' in table
     assert page.index('class="headline">Looping helps in 2 of 4 cells') < page.index("<ul>")

@@ -59,15 +59,23 @@ export function createProse(box) {
   function read(text) {
     if (text !== source) {
       source = text;
-      const tokens = markdown.lexer(text);
-      const links = JSON.stringify(tokens.links); // they may stand anywhere
-      const known = new Map(blocks.map((block) => [block.key, block]));
-      blocks = tokens.filter(isShown).map((token) => {
-        const key = token.raw + links;
-        return known.get(key) ?? { key, ...render(token) };
-      });
+      try {
+        blocks = made(text);
+      } catch { // a model that repeats itself writes "1. 1. 1. ...", a list too deep for the stack
+        blocks = [{ key: text, text, element: el("p", { class: "raw" }, text) }];
+      }
     }
     return { text: blocks.map((block) => block.text).join("\n") };
+  }
+
+  function made(text) {
+    const tokens = markdown.lexer(text);
+    const links = JSON.stringify(tokens.links); // they may stand anywhere
+    const known = new Map(blocks.map((block) => [block.key, block]));
+    return tokens.filter(isShown).map((token) => {
+      const key = token.raw + links;
+      return known.get(key) ?? { key, ...render(token) };
+    });
   }
 
   function show(marks) {

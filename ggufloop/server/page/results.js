@@ -53,7 +53,7 @@ export function createResults({ onLocked }) {
   }
 
   function entry({ name, kind, size, modified }) {
-    const inside = name.slice(groupOf(name).length).replace(/^\//, "");
+    const inside = inGroup(name);
     const cut = inside.lastIndexOf("/") + 1;
     const chosen = name === current ? "true" : null;
     return el("li", {}, el("a", { href: link(name), "aria-current": chosen },
@@ -73,10 +73,14 @@ export function createResults({ onLocked }) {
     }
     $("result").replaceChildren(el("div", { class: "content" }, ...studies.flatMap(([group, files]) => [
       el("h2", {}, group || "Results"),
-      ...files.map(({ name, headline }) => {
-        const report = results.find((each) => each.kind === "html" && folderOf(each.name) === folderOf(name));
-        return el("p", { class: "headline" }, headline, " ", el("a", { href: link(report?.name ?? name) },
-          report ? "Report" : name.slice(groupOf(name).length).replace(/^\//, "")));
+      ...files.flatMap(({ name, headline, modified }) => {
+        const isReport = (each) => each.kind === "html" && folderOf(each.name) === folderOf(name);
+        const report = name.endsWith("study.jsonl") ? results.find(isReport) : null; // a sweep has none
+        return [
+          el("p", { class: "headline" }, headline),
+          el("p", { class: "hint" }, ...(report ? [el("a", { href: link(report.name) }, "Report"), ", "] : []),
+            el("a", { href: link(name) }, inGroup(name)), `, ${when(modified)}`),
+        ];
       }),
     ])));
   }
@@ -184,6 +188,8 @@ function grouped(files) {
   }
   return [...groups];
 }
+
+const inGroup = (name) => name.slice(groupOf(name).length).replace(/^\//, "");
 
 const link = (name) => `#results/${encodeURIComponent(name)}`;
 

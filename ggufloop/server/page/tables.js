@@ -54,7 +54,8 @@ export function table(columns, rows, caption = null) {
   const cut = rows.length > MOST_ROWS ? `${MOST_ROWS} of ${rows.length} rows shown.` : "";
   return el("div", {},
     el("div", { class: "sheet", tabindex: 0, role: "region", "aria-label": caption ?? "Table" },
-      el("table", {}, caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)),
+      el("table", { class: columns.length > WIDE ? "dense" : null },
+        caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)),
     cut ? el("p", { class: "hint" }, cut) : null);
 }
 
@@ -187,8 +188,17 @@ export function csvView(text) {
   const [head, ...body] = rows.filter((row) => row.length > 1 || row[0]);
   if (!head) return [el("p", { class: "hint" }, "Nothing in it yet.")];
   const values = body.map((row) => head.map((_, i) => cellOf(row[i] ?? "")));
-  const { columns, rows: cells, alike } = folded(head, values, WIDE);
-  return [table(columns, cells), alike.length ? sameLine(alike) : null].filter(Boolean);
+  return narrowed(head, values);
+}
+
+/** A table without what need not be columns. */
+function narrowed(head, values) {
+  const order = head.map((_, i) => i); // a verdict stands beside its loop
+  const [loop, verdict] = [head.indexOf("loop"), head.indexOf("verdict")];
+  if (loop >= 0 && verdict > loop) order.splice(loop + 1, 0, ...order.splice(verdict, 1));
+  const arranged = (row) => order.map((i) => row[i]);
+  const { columns, rows, alike } = folded(arranged(head), values.map(arranged), WIDE);
+  return [table(columns, rows), alike.length ? sameLine(alike) : null].filter(Boolean);
 }
 
 function sameLine(alike) {
@@ -225,7 +235,6 @@ function journalView(slices) {
 /** Markdown: its tables as tables to sort, everything else as it is read. */
 export function markdownView(text) {
   const cells = (row) => row.map((cell) => cell.text.replace(/^`(.*)`$|^\*\*(.*)\*\*$/, "$1$2"));
-  const out = el("div", { class: "prose" }, ...blocksOf(text).map(({ type, header, rows, element }) => (
-    type === "table" ? table(cells(header), rows.map(cells)) : element())));
-  return [out];
+  return [el("div", { class: "prose" }, ...blocksOf(text).flatMap(({ type, header, rows, element }) => (
+    type === "table" ? narrowed(cells(header), rows.map(cells)) : [element()])))];
 }
