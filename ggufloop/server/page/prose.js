@@ -152,7 +152,9 @@ function marked(text, ranges) {
   for (const [from, to] of ranges) {
     const [begin, end] = [Math.max(from, 0), Math.min(to, text.length)];
     if (begin > at) out.push(text.slice(at, begin));
-    out.push(el("mark", {}, text.slice(begin, end)));
+    for (const part of text.slice(begin, end).split(/(\s*\n\s*)/)) { // what indents a line of code is no word
+      if (part) out.push(part.trim() ? el("mark", {}, part) : part);
+    }
     at = end;
   }
   return at < text.length ? [...out, text.slice(at)] : out;
