@@ -326,6 +326,13 @@ class LoopSpec:
             raise UsageError(f"loop {text!r} has no k.", "write it like '14:20 k=3'.")
         return cls(parse_window(words[0]), **values)
 
+    @property
+    def flags(self) -> str:
+        """As the command line takes it: '--window 12:16 --K 3 --solver heun'."""
+        window, *words = str(self).split()
+        pairs = [("window", window), *(word.split("=", 1) for word in words)]
+        return " ".join(f"{settings(LoopSpec)[name].flag} {value}" for name, value in pairs)
+
     def __str__(self) -> str:
         """The settings that differ from the defaults, in the form `parse` reads."""
         words = ["{}:{}".format(*self.window)]

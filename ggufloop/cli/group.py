@@ -26,6 +26,7 @@ GROUPS = {
         "rpc-server": "Lend this machine to another that runs a model.",
     },
     "Measure": {
+        "answer": "Does looping help on my task, at which window, and is it worth more than bits?",
         "trace": "How a loop converges on a text, pass by pass and layer by layer.",
         "perplexity": "Perplexity and KL divergence on a text, looped against plain (alias: ppl).",
         "eval": "Run tasks of lm-eval, and compare a loop with the plain model on them.",

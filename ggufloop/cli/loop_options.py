@@ -118,13 +118,6 @@ def loop_list_options(command: C) -> C:
     return loop_options(command, lists=True)
 
 
-def as_flags(loop: LoopSpec) -> str:
-    """A loop as flags: '--window 12:16 --K 3 --solver heun'."""
-    window, *words = str(loop).split()
-    pairs = [("window", window), *(word.split("=", 1) for word in words)]
-    return " ".join(f"{settings(LoopSpec)[name].flag} {value}" for name, value in pairs)
-
-
 def window_suggestion(path: Path) -> Callable[[], tuple[int, int]]:
     """What `--window auto` means where only a window counts."""
 
@@ -152,7 +145,7 @@ def loop_suggestion(path: Path) -> Suggest:
             return _suggested(path)
         if not saved.applies:
             terminal.note(f"the loop {saved.loop} was confirmed on {saved.file} and is not used for {path.name}; "
-                          f"to try it: {as_flags(saved.loop)}")  # fmt: skip
+                          f"to try it: {saved.loop.flags}")  # fmt: skip
             return _suggested(path)
         if not saved.file:
             terminal.note(f"the loop {saved.loop} of entry {saved.entry} does not say which file it was confirmed on; "
@@ -186,7 +179,7 @@ def _published(recipe: str, path: Path, window: Any) -> LoopSpec:
             check_loops(path, [loop])
         except UsageError as e:
             raise UsageError(f"recipe {recipe} cannot run on this model: {e.message}", e.hint) from None
-    terminal.note(f"recipe {recipe} ({RECIPES[recipe].source}): {as_flags(loop)}")
+    terminal.note(f"recipe {recipe} ({RECIPES[recipe].source}): {loop.flags}")
     return loop
 
 
@@ -232,7 +225,7 @@ def _with_recipe(recipe: str, window: str | None, suggest: Suggest, given: dict[
     except UsageError as e:
         if not given:
             raise
-        its = as_flags(published).partition(" --K ")[2]
+        its = published.flags.partition(" --K ")[2]
         raise UsageError(e.message, f"recipe {recipe} is --K {its}; give what does not fit as well.") from None
 
 

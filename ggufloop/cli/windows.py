@@ -14,13 +14,14 @@ from ggufloop.models.gguf import read_header
 from ggufloop.models.info import layer_count
 from ggufloop.opening import check_loops
 
-WIDTH = "4"
+WIDTH, MOST = "4", 15
 
 
-def grid(start: str | None, width: str | None, n_layer: int) -> str:
-    """The windows of all starts and widths that fit the model, as --window takes them."""
+def grid(start: str | None, width: str | None, n_layer: int, most: int = MOST) -> str:
+    """The windows of all starts and widths that fit the model, as --window takes them. most: starts, about, if none
+    are named."""
     widths = number_ranges(width or WIDTH, "--width")
-    starts = number_ranges(start, "--start") if start else list(range(1, n_layer - 1, max(1, n_layer // 15)))
+    starts = number_ranges(start, "--start") if start else list(range(1, n_layer - 1, max(1, n_layer // most)))
     if 0 in widths or 0 in starts:
         flag = "--width" if 0 in widths else "--start"
         raise UsageError(f"{flag} 0 makes no window.", "a window has a layer at least, and layer 0 cannot be looped.")
@@ -33,8 +34,8 @@ def grid(start: str | None, width: str | None, n_layer: int) -> str:
     return ",".join(dict.fromkeys(windows))
 
 
-def sweep_loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
-    """Every loop the flags mean that this model can run. What is left out is said in one line."""
+def sweep_loops(path: Path, flags: dict[str, Any], most: int = MOST) -> list[LoopSpec]:
+    """Every loop the flags mean that this model can run. What is left out is said in one line. most: as in `grid`."""
     start, width, window = flags.pop("start"), flags.pop("width"), flags.pop("window")
     header = read_header(path)
     n_layer = layer_count(header, header.text("general.architecture") or "unknown")
@@ -43,7 +44,7 @@ def sweep_loops(path: Path, flags: dict[str, Any]) -> list[LoopSpec]:
     refused: list[UsageError] = []
     of_recipe = flags["recipe"] is not None and not (start or width)
     asked = loops_from_flags(
-        window or (None if of_recipe else grid(start, width, n_layer)),
+        window or (None if of_recipe else grid(start, width, n_layer, most)),
         loop_suggestion(path),
         refused,
         **{name: flags.pop(name) for name in LOOP_FLAGS},

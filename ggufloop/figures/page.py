@@ -14,7 +14,7 @@ from ggufloop.figures import study as drawn
 from ggufloop.figures import style
 from ggufloop.figures.size import size_figure
 from ggufloop.files import write_text
-from ggufloop.study import pareto, report
+from ggufloop.study import across, pareto, report
 from ggufloop.study.file import Study
 
 
@@ -35,9 +35,11 @@ def publish_sizes(studies: Sequence[Study], folder: Path) -> None:
 
 
 def publish(study: Study, folder: Path, again: str) -> Path:
-    """Write table.md, table.csv, the figures and report.html, which is returned. again: the command that repeats it."""
+    """Write table.md, table.csv, across.csv, the figures and report.html, which is returned. again: the command that
+    repeats it."""
     write_text(folder / "table.md", report.shown(study).render("md"))
     write_text(folder / "table.csv", report.numbers(study).render("csv"))
+    write_text(folder / "across.csv", across.numbers([study]).render("csv"))
     pictures = {}
     for name, figure in drawn.figures(study).items():
         style.save(figure, folder / f"{name}.png")

@@ -158,13 +158,14 @@ class TextMeasure:
 
 
 class TaskMeasure:
-    """Questions of one of lm-eval's tasks or groups, right or wrong."""
+    """Questions of one of lm-eval's tasks or groups, or of several together, right or wrong."""
 
     item, unit, least = "question", ACCURACY, 30
     places = None
 
     def __init__(self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False) -> None:
-        """tasks: what `load_tasks` gives for this name. limit: only the first questions of each task it holds."""
+        """tasks: what `load_tasks` gives for this name, or for several. limit: only the first questions of each task
+        it holds."""
         self.name = name
         self.chat = chat
         self._tasks = tasks
@@ -198,7 +199,7 @@ class TaskMeasure:
             task, doc = self._docs[i]
             wanted.setdefault(task, []).append(doc)
         run = evaluate(llm, self._tasks, chat=self.chat, docs=wanted)
-        found = {(item.task, item.doc): item for item in run.items[self.name]}
+        found = {(item.task, item.doc): item for some in run.items.values() for item in some}
         missing = next((self._docs[i] for i in items if self._docs[i] not in found), None)
         if missing is not None:
             raise UsageError(

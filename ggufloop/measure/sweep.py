@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop import reading
+from ggufloop.errors import UsageError
 from ggufloop.loop import PLAIN, LoopSpec, loop_text
-from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
+from ggufloop.measure.endpoints import NoiseFloor, choice_log_probability, fit_temperature, noise_floor, nudged
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure, check_enough
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.selection import FINALISTS, LEAST_ITEMS, WORTH, Decision, RaceAnswer, decide, planned_cost
 from ggufloop.measure.verdict import LEVEL, SAME, adjusted_level, forecast
-from ggufloop.progress import Progress, Step, note, silent
+from ggufloop.progress import Progress, Step, duration, note, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -60,10 +61,19 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class SweepFloor:
+    """The leading loop of those with a damping, run again with it moved (`endpoints.nudged`), on its own items."""
+
+    loop: str
+    found: NoiseFloor
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The decision on one measure, plain's mean score over all items, and the cost.
 
-    look, planned: which look at this journal's data the decision was, of how many that were planned.
+    look, planned: which look at this journal's data the decision was, of how many that were planned. floor: how far
+    the leading loop differs from itself, where that was asked for; what it took is not in the cost.
     """
 
     measure: Measure
@@ -72,6 +82,7 @@ class Outcome:
     cost: Cost
     look: int = 1
     planned: int = 1
+    floor: SweepFloor | None = None
 
     @property
     def words(self) -> str:
@@ -118,7 +129,7 @@ class _Planned:
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """A line of the journal: a decision was made, and on what. Another one is another look at the data."""
 
     look: str
@@ -126,6 +137,19 @@ class _Look:
     seed: int
     worth: float
     loops: tuple[str, ...]
+
+    def number(self, journal: Journal) -> int:
+        """Which look at its data this is: the same one again, or one more than there are."""
+        seen = self._seen(journal)
+        return 1 + (seen.index(self) if self in seen else len(seen))
+
+    def keep(self, journal: Journal) -> None:
+        """Add it where it is not there."""
+        if self not in self._seen(journal):
+            journal.add(asdict(self))
+
+    def _seen(self, journal: Journal) -> list[Look]:
+        return [reading.build(Look, record) for record in journal.records if record.get("look") == self.look]
 
 
 @dataclass(frozen=True)
@@ -166,7 +190,7 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
             raise ValueError("it plans more items than there are")
         return
     if "look" in record:
-        reading.build(_Look, record)
+        reading.build(Look, record)
         return
     if "part" in record:
         part_of(record)
@@ -334,6 +358,23 @@ class CachedScores:
         last = self._slice[items[least - 1]]
         return next((i for i in range(least, len(items)) if self._slice[items[i]] != last), len(items))
 
+    def questions(self, loop: LoopSpec | None, items: Sequence[int]) -> list[Item]:
+        """What is known of these items, which have been scored; without answers where a question offers none."""
+        from ggufloop.measure.tasks import Item
+
+        name = loop_text(loop)
+        answers, found = self._answers.get(name, {}), []
+        for i in items:
+            mine, right = answers.get(i, ()), self._known[name][i]
+            target = self._targets[i] if mine else None
+            gold = None if target is None else mine[target]
+            found.append(Item(self._measure.name, i, right, gold, mine, target))
+        return found
+
+    def items_of(self, loop: LoopSpec) -> list[int]:
+        """The items it was scored on."""
+        return sorted(self._known[loop_text(loop)])
+
     def items_scored(self) -> dict[str, int]:
         """How many items each loop was scored on, plain among them."""
         return {name: len(known) for name, known in self._known.items()}
@@ -351,21 +392,21 @@ def sweep(
     worth: float = WORTH,
     level: float = LEVEL,
     looks: int = 1,
+    floor: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
     """Score the loops against plain on the items of `measure` as `selection.decide` asks, and decide.
 
     journal: with a header that names all this depends on. looks: how many at growing n were planned, which share
-    `level`. progress: is told after the first items how likely each verdict is. The loop in force is the old one
-    afterwards.
+    `level`. floor: score the leading loop again with its damping moved. progress: is told after the first items how
+    likely each verdict is. The loop in force is the old one afterwards.
     Raises GgufloopError for fewer than 4 items, UsageError as `decide` does.
     """
     check_enough(measure)
     n_layer, n = llm.n_layer(), measure.n
     by_name = {str(loop): loop for loop in loops}
-    seen = [reading.build(_Look, record) for record in journal.records if record.get("look") == measure.name]
-    this = _Look(measure.name, n, seed, worth, tuple(by_name))
-    look = 1 + (seen.index(this) if this in seen else len(seen))
+    this = Look(measure.name, n, seed, worth, tuple(by_name))
+    look = this.number(journal)
     costs = {name: loop.relative_cost(n_layer) for name, loop in by_name.items()}
     planned = planned_cost(len(loops), n, finalists, racing, measure.least) * float(np.mean(list(costs.values()))) / n
     scores = CachedScores(llm, measure, journal, progress, 1 + planned)
@@ -393,11 +434,11 @@ def sweep(
         except StopIteration as e:
             decision: Decision = e.value
         plain = scores.of(None, range(n), PLAIN)  # of items that no loop needed any more, too
+        counts, seconds = scores.items_scored(), dict(scores.seconds)
+        again = _floor(scores, [by_name[c.name] for c in decision.loops]) if floor else None
     finally:
         llm.set_loop(before)
-    if this not in seen:
-        journal.add(asdict(this))
-    counts = scores.items_scored()
+    this.keep(journal)
     outcome = Outcome(
         measure,
         decision,
@@ -405,16 +446,29 @@ def sweep(
         Cost(
             spent=1 + sum(costs[name] * counts[name] for name in by_name) / n,
             alone=sum(1 + cost for cost in costs.values()),
-            seconds=sum(scores.seconds.get(name, 0.0) for name in (PLAIN, *by_name)),
-            plain_seconds=scores.seconds[PLAIN],
+            seconds=sum(seconds.get(name, 0.0) for name in (PLAIN, *by_name)),
+            plain_seconds=seconds[PLAIN],
         ),
         look,
         looks,
+        again,
     )
-    said = json.loads(reading.line(outcome.said()))
+    said = json.loads(reading.line(reading.finite(outcome.said())))
     if said != next((r for r in reversed(journal.records) if r.get("said") == measure.name), None):
         journal.add(said)
     return outcome
+
+
+def _floor(scores: CachedScores, leading: Sequence[LoopSpec]) -> SweepFloor | None:
+    """Of the first of these loops that has a damping to move; None if none has."""
+    for loop in leading:
+        try:
+            other = nudged(loop)
+        except UsageError:
+            continue
+        items = scores.items_of(loop)
+        return SweepFloor(str(loop), noise_floor(*(scores.of(each, items, "noise floor,") for each in (loop, other))))
+    return None
 
 
 def score_all(
@@ -450,12 +504,15 @@ def _in_order(measure: Measure, items: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def outlook(
-    measure: Measure, items: Sequence[int] | NDArray[np.intp], pilot: Sequence[Values], worth: float, level: float
-) -> str:
-    """How likely the verdicts on one loop are, in words, from the gains of loops on some `items` in their order."""
+    measure: Measure, items: Sequence[int] | NDArray[np.intp], pilot: Sequence[Values], worth: float, level: float,
+    n: int | None = None,
+) -> str:  # fmt: skip
+    """How likely the verdicts on one loop are, in words, from the gains of loops on some `items` in their order. n: of
+    items that will judge it, all if None."""
     documents = None if measure.places is None else [measure.places[i][0] for i in items]
-    found = forecast(pilot, measure.n, worth, documents=documents, level=level)
-    head = f"{measure.name}, {measure.n} {measure.item}s, judged by a pilot of {len(items)}:"
+    n = n or measure.n
+    found = forecast(pilot, n, worth, documents=documents, level=level)
+    head = f"{measure.name}, {n} {measure.item}s, judged by a pilot of {len(items)}:"
     if not found:
         return f"{head} no loop differs from plain."
     hurts, half_hurts, none, half_helps, helps = found
@@ -481,17 +538,22 @@ def items_within(
     finalists: int = FINALISTS,
     racing: bool = True,
 ) -> int:
-    """The most items of `measure` that a sweep gets through in so many seconds; at least 2 x LEAST_ITEMS.
+    """The most items of `measure` that a sweep gets through in so many seconds.
 
-    per_item: seconds the plain model takes for one.
+    per_item: seconds the plain model takes for one. Raises UsageError if they are fewer than twice what a race begins
+    with, naming the time that these take.
     """
     mean = float(np.mean([loop.relative_cost(n_layer) for loop in loops]))
 
-    def fits(n: int) -> bool:
-        return per_item * (n + mean * planned_cost(len(loops), n, finalists, racing, measure.least)) <= seconds
+    def needs(n: int) -> float:
+        return per_item * (n + mean * planned_cost(len(loops), n, finalists, racing, measure.least))
 
-    low, high = min(2 * LEAST_ITEMS, measure.n), measure.n
+    low, high = min(2 * measure.least, measure.n), measure.n
+    if needs(low) > seconds:
+        raise UsageError(
+            f"{low} {measure.item}s of {measure.name} take {duration(needs(low))}, and the budget is "
+            f"{duration(seconds)}.", "give that much, or fewer loops.")  # fmt: skip
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        low, high = (middle, high) if needs(middle) <= seconds else (low, middle - 1)
     return low

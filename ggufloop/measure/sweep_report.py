@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ggufloop.measure.endpoints import NUDGE
 from ggufloop.measure.selection import Decision, Judged
 from ggufloop.measure.sweep import Outcome
 from ggufloop.measure.sweep_run import SweepResult
@@ -65,11 +66,22 @@ def _section(outcome: Outcome, costs: Mapping[str, float]) -> str:
         "",
         f"Verdict: {verdict(outcome)}",
         "",
+        *_floor(outcome),
         f"Cost: {spent.spent:.1f} plain runs by layer count, {clock:.1f} by the clock"
         f" ({duration(spent.seconds)}); each loop alone with its own plain run: {spent.alone:.1f}.",
         "",
     ]
     return "\n".join(head) + "\n" + shown + "\n".join(tail)
+
+
+def _floor(outcome: Outcome) -> list[str]:
+    """What of a gain is the arithmetic's, in words; nothing where it was not asked for."""
+    if outcome.floor is None:
+        return []
+    again, m = outcome.floor.found, outcome.measure
+    return [f"Noise floor: {outcome.floor.loop} differs from itself with its damping moved by {NUDGE:g} by "
+            f"{again.difference.show('+.5f')} {m.unit}, by {again.typical:.2g} on a typical {m.item}; "
+            f"{again.changed} of {again.difference.n} {m.item}s differ.", ""]  # fmt: skip
 
 
 def _reading(d: Decision, item: str) -> list[str]:
@@ -88,7 +100,9 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     d, m = outcome.decision, outcome.measure
     decided = {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != "loops"}
     return {"measure": m.name, "n": m.n, **m.identity(), "unit": m.unit, "plain": outcome.plain, **decided,
-            "loops": list(map(_loop, d.loops)), "look": outcome.look, "looks": outcome.planned,
+            "loops": list(map(_loop, d.loops)),
+            "noise_floor": None if outcome.floor is None else dataclasses.asdict(outcome.floor),
+            "look": outcome.look, "looks": outcome.planned,
             "cost": dataclasses.asdict(outcome.cost), "words": verdict(outcome)}  # fmt: skip
 
 

@@ -68,6 +68,8 @@ class SweepPlan:
     racing         drop the worse loops early; finalists: loops it leaves for the last items
     worth          the smallest gain that would matter, None: `verdict.WORTHS` of each measure's unit
     looks          decisions planned as items grow in number, which share the level; seed: of their random order
+    floor          score the leading loop once more with its damping moved by 1e-5, to see what is the arithmetic's
+    pooled         take the questions of all tasks together, for one verdict
     offline        download no questions
 
     Raises UsageError if there is nothing to measure, or for a worth or looks not above 0.
@@ -85,6 +87,8 @@ class SweepPlan:
     looks: int = 1
     finalists: int = FINALISTS
     seed: int = SEED
+    floor: bool = False
+    pooled: bool = False
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -145,12 +149,13 @@ def run_sweep(
     journal: sweep-MODEL.jsonl in the current folder if nothing is said. settings: n_ctx is the plan's. Raises
     UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves what is done in the journal.
     """
-    with _opened(path, loops, plan, journal_path(path, journal), settings, None, verbose, progress) as opened:
+    with opened_sweep(path, loops, plan, journal_path(path, journal), settings, None, verbose, progress) as opened:
         llm, measures, kept, header = opened
         _keep_budget(llm, loops, measures, plan, kept)
         outcomes = [
             sweep(llm, loops, measure, kept, seed=plan.seed, finalists=plan.finalists, racing=plan.racing,
-                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, progress=progress)
+                  worth=plan.worth_of(measure), level=LEVEL / len(measures), looks=plan.looks, floor=plan.floor,
+                  progress=progress)
             for measure in measures
         ]  # fmt: skip
         costs = {str(loop): loop.relative_cost(llm.n_layer()) for loop in loops}
@@ -173,7 +178,10 @@ def run_shard(
     if plan.budget is not None:
         raise UsageError("--budget times this machine, and shards must agree on the items.",
                          "give --chunks or --limit; --plan says how long they take.")  # fmt: skip
-    with _opened(path, loops, plan, journal, settings, shard, verbose, progress) as opened:
+    if plan.floor:
+        raise UsageError("--noise-floor is of the loop that leads, which shards do not know.",
+                         "run the merged sweep's best loop again without shards.")  # fmt: skip
+    with opened_sweep(path, loops, plan, journal, settings, shard, verbose, progress) as opened:
         llm, measures, kept, _ = opened
         part = asdict(SweepPart(str(shard), tuple(map(str, loops)), plan.seed, tuple(map(plan.worth_of, measures)),
                            plan.looks, llm.n_layer(), device_of(llm), tuple(map(_measured, measures))))  # fmt: skip
@@ -194,11 +202,11 @@ def _measured(m: Measure) -> PartMeasure:
 
 
 @contextmanager
-def _opened(
+def opened_sweep(
     path: Path, loops: Sequence[LoopSpec], plan: SweepPlan, target: Path, settings: ContextSettings | None,
     shard: Shard | None, verbose: bool, progress: Progress,
 ) -> Iterator[tuple[LoopedLlama, list[Measure], Journal, dict[str, Any]]]:  # fmt: skip
-    """The model, what is measured, the open journal and its header."""
+    """The model, what is measured, the open journal and its header. Raises as `run_sweep`."""
     settings = replace(settings or ContextSettings(n_ctx=plan.context), n_seq=SEQUENCES if plan.tasks else 1)
     check_loops(path, loops)
     settings.check_memory([path], loops)
@@ -235,9 +243,9 @@ def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress) -> list[Mea
     measures: list[Measure] = []
     if plan.text is not None:
         measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
-    for name in plan.tasks:
-        tasks = load_tasks([name], plan.offline, progress=progress)
-        measures.append(TaskMeasure(name, tasks, plan.limit, plan.chat))
+    for names in [plan.tasks] if plan.pooled and plan.tasks else [(name,) for name in plan.tasks]:
+        tasks = load_tasks(names, plan.offline, progress=progress)
+        measures.append(TaskMeasure(",".join(names), tasks, plan.limit, plan.chat))
     return measures
 
 

@@ -31,7 +31,7 @@ from ggufloop.measure.endpoints import (
 )
 from ggufloop.measure.slices import Answers, Sliced, sizes_of
 from ggufloop.measure.stats import Estimate, PairedEstimate, n_for_power, paired_bootstrap, wilson
-from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
+from ggufloop.measure.verdict import ACCURACY, CHOICE, LEVEL, WORTHS, Verdict, judge, judge_flips
 from ggufloop.progress import Progress, silent
 from ggufloop.tasks.loading import Tasks, require
 
@@ -186,8 +186,11 @@ def _item(sample: dict[str, Any], task: str) -> Item | None:
     return Item(task, int(sample["doc_id"]), float(right), gold, tuple(float(a[0]) for a in answers), target)
 
 
-def compare(plain: Sequence[Item], looped: Sequence[Item], worth: float = WORTHS[ACCURACY]) -> Comparison:
-    """Compare two runs over the same questions. worth: the smallest difference of accuracy that would matter.
+def compare(
+    plain: Sequence[Item], looped: Sequence[Item], worth: float = WORTHS[ACCURACY], level: float = LEVEL
+) -> Comparison:
+    """Compare two runs over the same questions. worth: the smallest difference of accuracy that would matter; level: of
+    its test.
 
     Raises UsageError if they are not over the same, or are fewer than 2.
     """
@@ -201,7 +204,7 @@ def compare(plain: Sequence[Item], looped: Sequence[Item], worth: float = WORTHS
         )
     a, b = (np.array([item.right for item in run]) for run in (looped, plain))
     gained, lost = int(np.sum(a > b)), int(np.sum(a < b))
-    verdict = judge_flips(gained, lost, n, worth)
+    verdict = judge_flips(gained, lost, n, worth, level=level)
     difference = verdict.gain
     golds = [(x.gold, y.gold) for x, y in zip(looped, plain, strict=True)]
     changes = [x - y for x, y in golds if x is not None and y is not None and math.isfinite(x - y)]

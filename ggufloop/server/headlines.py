@@ -2,13 +2,14 @@
 
     headline(path, size, modified)          # "12:16 k=3 helps: +0.01012 [...]"; "" for a file without a verdict
 
-Of a sweep it is what `ggufloop sweep` printed last, from its journal; of a study its report's first sentence. A file is
-read again once it has changed.
+Of a sweep it is what `ggufloop sweep` printed last, from its journal; of a study its report's first sentence; of an
+answer the first two of its paragraph. A file is read again once it has changed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,18 @@ from typing import Any
 from ggufloop.errors import GgufloopError
 
 
+ANSWER = "answer.md"
+_END = re.compile(r"(?<=\.) (?=[A-Z`])")  # of a sentence
+
+
 @lru_cache(maxsize=2000)
 def headline(path: Path, size: int, modified: float) -> str:
     """The verdict in a file of this size and time; "" if it has none, or cannot be read."""
-    if path.suffix != ".jsonl":
+    if path.suffix != ".jsonl" and path.name != ANSWER:
         return ""
     try:
+        if path.name == ANSWER:
+            return _of_answer(path.read_text(encoding="utf-8", errors="replace"))
         with path.open("rb") as file:
             head = _record(file.readline())
             if "measures" in head:
@@ -38,6 +45,12 @@ def _record(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _of_answer(text: str) -> str:
+    """A title, an empty line, the paragraph: `answer_report.markdown`."""
+    parts = text.split("\n\n")
+    return " ".join(_END.split(parts[1])[:2]) if len(parts) > 1 and parts[0].startswith("# ") else ""
 
 
 def _of_sweep(said: list[dict[str, Any]]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import Estimate
 from ggufloop.reading import finite
 from ggufloop.study import advise as rule
+from ggufloop.study.across import nearest
 from ggufloop.study.advise import Advice, Criterion, Thresholds
 from ggufloop.study.file import Study
 
@@ -72,6 +74,12 @@ def _bits(advice: Advice) -> list[str]:
     return lines
 
 
+def _across(study: Study, advice: Advice) -> list[str]:
+    """Its loop, or itself, against the next larger file: what a loop replaces."""
+    return [f"  {c.sentence}" for c in nearest(study)
+            if c.file == advice.file and c.loop in (advice.loop, PLAIN)]  # fmt: skip
+
+
 def _short(advice: Advice) -> list[str]:
     lines = [_headline(advice)]
     for c in _deciding(advice):
@@ -112,6 +120,7 @@ def text(advices: list[Advice], study: Study, bigger: Study | None, explain: boo
         out.append("")
         out += _explained(advice) if explain else _short(advice)
         out += _bits(advice)
+        out += _across(study, advice)
         if advice.note and (rule.MORE_BITS in advice.could_be or not advice.steps):
             out.append(f"  {advice.note}")
     return "\n".join(out) + "\n"
@@ -130,6 +139,7 @@ def record(advices: list[Advice], study: Study, bigger: Study | None, thresholds
         "thresholds": dataclasses.asdict(thresholds),
         "seed": rule.SEED,
         "advice": [dataclasses.asdict(a) for a in advices],
+        "next_larger_file": [dataclasses.asdict(c) for c in nearest(study)],
     }
     found: dict[str, Any] = finite(data)
     return found

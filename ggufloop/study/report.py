@@ -20,7 +20,7 @@ from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import Estimate
 from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE
 from ggufloop.scaling import noise
-from ggufloop.study import analysis, pareto
+from ggufloop.study import across, analysis, pareto
 from ggufloop.study.analysis import Row, rows
 from ggufloop.study.file import Study
 from ggufloop.table import Cell, Column, Table
@@ -284,6 +284,7 @@ def html(study: Study, figures: Mapping[str, str], command: str) -> str:
         "<ul>" + "".join(f"<li>{_e(line)}</li>" for line in summary(study)) + "</ul>",
         *[_figure(svg) for svg in figures.values()],
         *_sizes(study),
+        *_across(study),
         "<h2>Every cell</h2>", _html_table(_arranged(shown(study))),
         "<dl>" + "".join(f"<dt>{_e(k)}</dt><dd>{_e(v)}</dd>" for k, v in _COLUMNS.items()) + "</dl>",
         "<h2>What was measured</h2>",
@@ -308,6 +309,14 @@ def _sizes(study: Study) -> list[str]:
     return ["<h2>KLD against bytes</h2>", _html_table(_arranged(pareto.table([study]))), f"<ul>{lines}</ul>"]
 
 
+def _across(study: Study) -> list[str]:
+    said = across.summary([study])
+    if not said:
+        return []
+    lines = "".join(f"<li>{_e(line)}</li>" for line in said)
+    return ["<h2>A loop, or the next larger file</h2>", _html_table(_arranged(across.table([study]))), f"<ul>{lines}</ul>"]
+
+
 def _e(text: str) -> str:
     return escaping.escape(str(text))
 
@@ -317,7 +326,8 @@ def _arranged(table: Table) -> Table:
     names = [c.name for c in table.columns]
     order = list(range(len(names)))
     if "loop" in names:
-        first, last = ("type", "loop", "verdict", "gain by looping", "KLD", "A_K"), ("MiB", "bits", "SNR dB")
+        first = ("type", "file", "loop", "verdict", "gain by looping", "KLD", "A_K")
+        last = ("MiB", "bits", "SNR dB")
         order.sort(key=lambda i: first.index(names[i]) if names[i] in first else 9 + (names[i] in last))
     kept = [i for i in order if names[i] not in ("chunks", "text") or len({row[i] for row in table.rows}) > 1]
     return Table(tuple(table.columns[i] for i in kept), [[row[i] for i in kept] for row in table.rows])
@@ -327,10 +337,13 @@ _SPREAD = re.compile(r"(\S+) (\[.*\]|\+/- .*)")
 """An estimate as the table has it, and what is said of its error: the latter goes below, in a narrower column."""
 
 
+_WORDS = ("text", "type", "file", "loop", "minus, plain", "verdict", "word", "front")
+
+
 def _html_table(table: Table) -> str:
-    words = {i for i, c in enumerate(table.columns) if c.name in ("text", "type", "loop", "verdict", "front")}
+    words = {i for i, c in enumerate(table.columns) if c.name in _WORDS}
     of_file = {i for i, c in enumerate(table.columns) if c.name in ("type", "MiB", "bits", "SNR dB")}
-    by = next(i for i, c in enumerate(table.columns) if c.name == "type")
+    by = next(i for i, c in enumerate(table.columns) if c.name in ("type", "file"))
     head = "".join(f"<th{_class(i in words)}>{_e(c.name)}</th>" for i, c in enumerate(table.columns))
     lines, before = [], None
     for row in table.rows:

@@ -13,71 +13,27 @@ from typing import Any
 import numpy as np
 import pytest
 from support.cli import Cli
+from support.sweeps import LAYERS, FakeEngine, FakeMeasure
 
 from ggufloop.backend.capi import Refused
 from ggufloop.backend.settings import ContextSettings
-from ggufloop.cli.options import number_ranges
-from ggufloop.cli.windows import grid
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.figures.sweep import heat_map
 from ggufloop.loop import PLAIN, LoopSpec
-from ggufloop.measure import sweep_report
+from ggufloop.measure import sweep_report, sweep_run
 from ggufloop.measure.corpus import Text, local
+from ggufloop.measure.endpoints import noise_floor, nudged
 from ggufloop.measure.items import UNUSABLE, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import perplexity, tokenize
 from ggufloop.measure.selection import HELPS, NONE_HELPS, NOT_ENOUGH, judge_all, planned_cost
-from ggufloop.measure.sweep import CachedScores, Outcome, check_record, items_within, registered, sweep
+from ggufloop.measure.sweep import CachedScores, Outcome, SweepFloor, check_record, items_within, registered, sweep
 from ggufloop.measure.sweep_run import SweepPlan, SweepResult, run_sweep, save_winner, seconds
 from ggufloop.models import registry
 from ggufloop.progress import Step, silent
 
 TinyModel = Callable[[str], Path]
-LAYERS = 30
 WINDOWS = [LoopSpec((a, a + 4), k=2 + a % 2) for a in range(1, 26)]
-
-
-class FakeEngine:
-    """A loop in force and nothing else."""
-
-    loop: LoopSpec | None = None
-
-    def set_loop(self, loop: LoopSpec | None) -> None:
-        self.loop = loop
-
-    def n_layer(self) -> int:
-        return LAYERS
-
-
-class FakeMeasure:
-    """Scores that follow from loop and item, and a note of everything that was asked for."""
-
-    name, item, unit, least = "fake", "chunk", "nats per token", 8
-    places = None
-
-    def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
-        self.n = self.available = n
-        self.gains = gains or {}
-        self.asked: list[tuple[str, int]] = []
-        self.stop_after = stop_after
-
-    def slices(self) -> list[list[int]]:
-        return [[i] for i in range(self.n)]
-
-    def identity(self) -> dict[str, Any]:
-        return {"text": self.name}
-
-    def score(self, llm: Any, items: Sequence[int]) -> list[float]:
-        if self.stop_after is not None and len(self.asked) >= self.stop_after:
-            raise KeyboardInterrupt
-        name = PLAIN if llm.loop is None else str(llm.loop)
-        self.asked += [(name, i) for i in items]
-        return [self.value(name, i) for i in items]
-
-    def value(self, name: str, item: int) -> float:
-        shared = np.random.default_rng(item).normal(-3, 0.5)
-        noise = 0 if name == PLAIN else np.random.default_rng([item, *name.encode()]).normal(0, 0.02)
-        return float(shared + self.gains.get(name, 0.0) + noise)
 
 
 def run(measure: FakeMeasure, path: Path, loops: Sequence[LoopSpec] = WINDOWS, **how: Any) -> Outcome:
@@ -204,6 +160,17 @@ def test_looks_are_counted(tmp_path: Path) -> None:
     assert planned[1].words.endswith("Look 2 of 2 at these data, at level 0.044.")
 
 
+def test_the_leading_loop_is_run_again(tmp_path: Path) -> None:
+    """With its damping moved, on its own items; that costs nothing of the sweep's and is not a loop of it."""
+    best, measure = WINDOWS[7], FakeMeasure(240, {str(WINDOWS[7]): 0.03})
+    plain, outcome = (run(measure, tmp_path / name, seed=3, floor=name == "floor") for name in ("without", "floor"))
+    assert (outcome.decision, outcome.cost.spent) == (plain.decision, plain.cost.spent)
+    pairs = [[measure.value(str(each), i) for i in range(240)] for each in (best, nudged(best))]
+    assert (plain.floor, outcome.floor) == (None, SweepFloor(str(best), noise_floor(*pairs)))
+    averages = [LoopSpec((a, a + 4), k=2, solver="average") for a in (1, 5)]
+    assert run(FakeMeasure(30), tmp_path / "m", averages, floor=True).floor is None, "nothing to move"
+
+
 def test_what_decides_is_registered() -> None:
     measure = FakeMeasure(9)
     said = registered([measure, measure], 0.01, 2)  # type: ignore[list-item]
@@ -251,7 +218,8 @@ def test_items_that_fit_a_budget() -> None:
             return float(0.5 * (n + mean * planned_cost(25, n, least=8)))
 
         assert took(n) <= left < took(n + 60)
-    assert items_within(1.0, 0.5, loops, LAYERS, measure) == 60  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^16 chunks of fake take 2 min, and the budget is 60 s\.$"):
+        items_within(60.0, 0.5, loops, LAYERS, measure)  # type: ignore[arg-type]
     assert items_within(1e9, 0.5, loops, LAYERS, measure) == 5000  # type: ignore[arg-type]
 
 
@@ -396,22 +364,6 @@ def test_a_race_over_questions_is_ranked_by_their_answers(tiny_llm: Any, tmp_pat
 # flags
 
 
-def test_grid_of_windows() -> None:
-    assert grid("8:12:2", "2,4", 30) == "8:10,10:12,8:12,10:14"
-    assert grid("26:40", "2:4", 30) == "26:28,27:29,26:29"  # the others do not fit
-    assert grid(None, None, 7) == "1:5,2:6"
-    for start, width, message in (("40", None, "no window"), ("0", "1", "--start 0"), ("3", "0:2", "--width 0")):
-        with pytest.raises(UsageError, match=message):
-            grid(start, width, 30)
-
-
-def test_ranges() -> None:
-    assert number_ranges("1,4:10:2", "--K") == [1, 4, 6, 8]
-    for text in ("", "1,,2", "a", "1:2:3:4", "2:5:0", "-1", "5:5", "1e3"):
-        with pytest.raises(UsageError):
-            number_ranges(text, "--K")
-
-
 def test_times() -> None:
     assert [seconds(t) for t in ("90s", "30m", "1.5h", "2")] == [90, 1800, 5400, 120]
     for text in ("0", "m", "1d", "-3m"):
@@ -478,16 +430,25 @@ def test_from_python_as_from_the_command_line(tiny_model: TinyModel, tmp_path: P
     assert heads[0] == heads[1]
 
 
-def test_a_budget_is_kept_when_going_on(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
-    args = (str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", "pydoc", "-c", "16", "--budget", "0.5s",
-            "-t", "1", "--journal", str(tmp_path / "j"), "-o", "json")  # fmt: skip
-    code, out, err = cli("sweep", *args)
+def test_a_budget_is_kept_when_going_on(
+    tiny_model: TinyModel, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a machine that has become slower; one that is too small is refused before anything is scored."""
+    monkeypatch.setattr(sweep_run, "_per_item", lambda llm, measure: 0.01)
+    args = (str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", "pydoc", "-c", "16", "-t", "1",
+            "-o", "json", "--budget", "1s", "--journal")  # fmt: skip
+    code, out, err = cli("sweep", *args, tmp_path / "j")
     assert code == 0, err
     n = json.loads(out)["results"][0]["n"]
-    assert n >= 60
+    assert n == int(1 / 0.01 / (1 + LoopSpec((2, 4), 2).relative_cost(7)))
     lines = (tmp_path / "j").read_bytes()
-    assert json.loads(cli("sweep", *args)[1])["results"][0]["n"] == n
+    monkeypatch.setattr(sweep_run, "_per_item", lambda llm, measure: 1.0)
+    assert json.loads(cli("sweep", *args, tmp_path / "j")[1])["results"][0]["n"] == n
     assert (tmp_path / "j").read_bytes() == lines
+    code, out, err = cli("sweep", *args, tmp_path / "k")
+    assert (code, out) == (2, "")
+    assert "16 chunks of pydoc take 37 s, and the budget is 1 s." in err
+    assert len((tmp_path / "k").read_text().splitlines()) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/meminfo")

@@ -11,7 +11,7 @@ from support import tiny
 from support.cli import Cli
 from support.own_models import OWN
 
-from ggufloop.cli.loop_options import as_flags, loop_from_flags, loop_suggestion, loops_from_flags
+from ggufloop.cli.loop_options import loop_from_flags, loop_suggestion, loops_from_flags
 from ggufloop.loop import LoopSpec
 from ggufloop.models import registry
 
@@ -176,7 +176,7 @@ def test_a_note_is_said_once(files: tuple[Path, Path], capsys: pytest.CaptureFix
 )  # fmt: skip
 def test_a_loop_as_flags_is_that_loop(text: str, files: tuple[Path, Path], cli: Cli) -> None:
     loop = LoopSpec.parse(text)
-    assert inspect(cli, files[0], *as_flags(loop).split())[0] == str(loop)
+    assert inspect(cli, files[0], *loop.flags.split())[0] == str(loop)
 
 
 def test_a_damaged_identity(own_models: Callable[[str], None]) -> None:

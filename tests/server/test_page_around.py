@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "qwen3" / "sweep.jsonl").write_text(text + '{"record": "cell", "loo')  # still being written
     (folder / "report.md").write_text(
-        "# Found\n\n<script>window.hit = 5</script>\n\n| loop | PPL |\n| --- | --: |\n| a \\| b | 1.50 |\n"
+        "# Found\n\n<script>window.hit = 5</script>\n\n| loop | PPL |\n| --- | --: |\n| a \\| b | 1.50 |\n\n"
+        "![a figure beside it](ppl.png)\n\n![one from elsewhere](https://other.example/x.png)\n"
     )
     (folder / "table.csv").write_text('loop,"gain, nats",n\n"12:16 k=3",0.0123456789,8\n"a ""b""\n c",-inf,10\n')
     (folder / "ppl.png").write_bytes(PIXEL)
@@ -247,6 +248,7 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     page.click("text=report.md")
     page.wait_for_selector("#result table")
     assert page.locator("#result h1").text_content() == "Found"
+    visit.until("[...document.querySelectorAll('#result img')].map((img) => img.naturalWidth).join() === '1'")
     assert "<script>window.hit = 5</script>" in str(page.text_content("#result"))
     assert page.locator("#result td").all_text_contents() == ["a | b", "1.50"]
     page.click("text=table.csv")

@@ -107,6 +107,7 @@ def test_a_result_is_listed_with_what_it_says(tmp_path: Path) -> None:
         return {result["name"]: result["headline"] for result in results.listing(tmp_path)["results"]}
 
     assert told() == {
+        "a/answer.md": "It helps m.Q4 on t. `1:2 k=2` gains 0.1.",
         "m/study.jsonl": "Looping helps in 2 of 4 cells, most F32 under 2:5 k=2, by +0.1000 [+0.1000, +0.1000] nats "
         "per token.",
         "m/sweep.jsonl": "Last", "broken.jsonl": "", "other.jsonl": "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +200,7 @@ def endless(server: Server) -> threading.Thread:
 
     def ask() -> None:
         body = json.dumps({"prompt": "Hi", "n_predict": -1, "stream": True, "ignore_eos": True})
-        with server.connection(20) as connection:
+        with server.connection(20) as connection, contextlib.suppress(OSError, HTTPException):  # the end may cut a line
             connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             while answer.readline():

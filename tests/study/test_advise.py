@@ -517,12 +517,15 @@ def test_what_is_printed(run: Run, tmp_path: Path) -> None:
         "Q8_0 (106.2 MB, 8.50 bits per weight): loop, 2:5 k=2\n"
         "  gain of looping, nats per token: 0.04 [0.04, 0.04] (95.45 %), n = 32 chunks; > 2 sigma? yes\n"
         "  A_K, noise amplification: 1.1 [1.1, 1.1], n = 32 chunks; <= 2? yes\n"
+        "  Q8_0 plain minus F16 plain = +0.0000 [+0.0000, +0.0000], n = 32 chunks: no effect larger than 0.01\n"
+        "  Q8_0 2:5 k=2 minus F16 plain = +0.0400 [+0.0400, +0.0400], n = 32 chunks: better\n"
         "\n"
         "Q2_K (32.5 MB, 2.60 bits per weight): more bits first\n"
         "  KLD to F16, nats: 0.7 [0.7, 0.7], n = 32 chunks; > 0.1? yes\n"
         "  SNR of the window, dB: 9; < 17? yes\n"
         "  recoverable by more bits, at most: +0.9000 [+0.9000, +0.9000], n = 32 chunks, nats per token\n"
         "  the smallest measured file that needs no more: Q8_0, 106.2 MB\n"
+        "  Q2_K plain minus Q8_0 plain = -0.9000 [-0.9000, -0.9000], n = 32 chunks: worse\n"
     )
     assert run(path) == (0, out, "")
     made = dataclasses.replace(built(files).files[0], note="small.gguf dequantised")
@@ -550,7 +553,7 @@ def test_every_criterion_is_explained(run: Run, tmp_path: Path) -> None:
     ):
         assert f"\n{line}" in out
     interval = r"[-+\d.e]+ \[[-+\d.e]+, [-+\d.e]+\]( \(95\.45 %\))?, n = 64"
-    assert len(re.findall(interval, out)) == 8  # five criteria, the gap, and both sides of the race
+    assert len(re.findall(interval, out)) == 10  # five criteria, the gap, both sides of the race, and two against F16
     data = json.loads(run(a, b, "--type", "Q4_0", "-o", "json")[1])
     assert data["advice"][0]["verdict"] == LOOP
     assert data["advice"][0]["bigger"]["type"] == "Q4_0"

@@ -31,7 +31,7 @@ from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.opening import check_loops
 from ggufloop.quant.quantize import UNQUANTISED
-from ggufloop.study import pareto, report
+from ggufloop.study import across, pareto, report
 from ggufloop.study.planning import plan_study
 from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_texts
 from ggufloop.study.sensitivity import LAYER, PARTS
@@ -161,6 +161,9 @@ def command(
         page.publish_sizes(list(studies.values()), folder)
         if form == "text" and (said := pareto.summary(list(studies.values()))):
             click.echo(f"\n{pareto.table(list(studies.values())).render('md')}")
+            click.echo("\n".join(said))
+        if form == "text" and (said := across.summary(list(studies.values()))):
+            click.echo(f"\n{across.table(list(studies.values())).render('md')}")
             click.echo("\n".join(said))
     if form != "text" and found:
         click.echo(report.numbers(*found).render(form), nl=False)

@@ -65,6 +65,8 @@ from ggufloop.measure.workers import sweep_by_workers
 @click.option(
     "-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the random order of items."
 )
+@click.option("--noise-floor", "floor", is_flag=True, help="Score the leading loop again with its damping moved by "
+              "1e-5: a gain no larger than that difference is arithmetic.")  # fmt: skip
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
               help="Keep every score here and go on from it (default: sweep-MODEL.jsonl).")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -101,8 +103,9 @@ def command(
         style.check_target(plot)
     named = tuple(split_list(tasks, "--tasks")) if tasks else ()
     own = {
-        name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "looks", "finalists", "seed")
-    }
+        name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "looks", "finalists", "seed",
+                                       "floor")
+    }  # fmt: skip
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
     plan = SweepPlan(source, named, budget=budget, racing=not no_racing, offline=flags["offline"], **own)
     settings = context_from_flags(flags, n_ctx=plan.context)

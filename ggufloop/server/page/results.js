@@ -23,7 +23,7 @@ function address(name) {
 export function createResults({ onLocked }) {
   let results = [];
   let current = "";
-  let picture = ""; // the object URL in use
+  let pictures = []; // the object URLs in use
   let asked = 0;
 
   async function refresh() {
@@ -93,8 +93,8 @@ export function createResults({ onLocked }) {
   }
 
   function release() {
-    if (picture) URL.revokeObjectURL(picture);
-    picture = "";
+    pictures.forEach((url) => URL.revokeObjectURL(url));
+    pictures = [];
   }
 
   async function show(name) {
@@ -124,22 +124,35 @@ export function createResults({ onLocked }) {
     announce(`${name} is shown.`);
   }
 
+  async function figure(name) {
+    const url = URL.createObjectURL(await (await request(address(name), { cache: "no-store" })).blob());
+    pictures.push(url);
+    return el("img", { src: url, alt: `Figure ${name}` });
+  }
+
+  /** The figures beside a text that it shows, by their names. */
+  async function figuresIn(text, folder) {
+    const base = ({ name }) => name.slice(folder.length);
+    const wanted = results.filter((each) => (
+      each.kind === "png" && folderOf(each.name) === folder && text.includes(`](${base(each)})`)));
+    return new Map(await Promise.all(wanted.map(async (each) => [base(each), await figure(each.name)])));
+  }
+
   async function view({ name, kind }) {
+    if (kind === "png") {
+      release();
+      return [await figure(name)];
+    }
     const response = await request(address(name), { cache: "no-store" });
     if (kind === "html") { // somebody's page: it is looked at, its scripts do not run and it has no origin
       const frame = el("iframe", { class: "report", sandbox: "", title: name });
       frame.srcdoc = REPORTS.createHTML(await response.text());
       return [frame];
     }
-    if (kind === "png") {
-      const blob = await response.blob();
-      release();
-      picture = URL.createObjectURL(blob);
-      return [el("img", { src: picture, alt: `Figure ${name}` })];
-    }
     const text = await response.text();
     try {
-      return { jsonl: jsonlView, json: jsonView, csv: csvView, md: markdownView }[kind](text);
+      if (kind === "md") return markdownView(text, await figuresIn(text, folderOf(name)));
+      return { jsonl: jsonlView, json: jsonView, csv: csvView }[kind](text);
     } catch (e) {
       const told = e instanceof SyntaxError ? "This file is not JSON." : e.message;
       const line = el("p", { class: "error" }, `${told} Here it is as it is written.`);
@@ -163,10 +176,10 @@ export function createResults({ onLocked }) {
   return { refresh, show };
 }
 
-/** What the folder of a result comes to, before what is in the file; a report says it itself. */
+/** What the folder of a result comes to, before what is in the file; a report says it itself, and so does an answer. */
 function verdict(files, { name, kind, headline }) {
   const beside = files.find((each) => each.headline && folderOf(name) && folderOf(each.name) === folderOf(name));
-  const told = headline || (kind === "html" ? "" : beside?.headline);
+  const told = kind === "html" || (kind === "md" && headline) ? "" : headline || beside?.headline;
   return told ? [el("p", { class: "headline" }, told)] : [];
 }
 

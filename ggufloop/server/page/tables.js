@@ -232,9 +232,12 @@ function journalView(slices) {
   ];
 }
 
-/** Markdown: its tables as tables to sort, everything else as it is read. */
-export function markdownView(text) {
+/** Markdown: its tables as tables to sort, everything else as it is read. figures: elements by the names it has. */
+export function markdownView(text, figures = new Map()) {
   const cells = (row) => row.map((cell) => cell.text.replace(/^`(.*)`$|^\*\*(.*)\*\*$/, "$1$2"));
-  return [el("div", { class: "prose" }, ...blocksOf(text).flatMap(({ type, header, rows, element }) => (
-    type === "table" ? narrowed(cells(header), rows.map(cells)) : [element()])))];
+  return [el("div", { class: "prose" }, ...blocksOf(text).flatMap(({ type, header, rows, tokens, element }) => {
+    if (type === "table") return narrowed(cells(header), rows.map(cells));
+    const figure = tokens?.length === 1 && tokens[0].type === "image" ? figures.get(tokens[0].href) : null;
+    return [figure ?? element()];
+  }))];
 }

@@ -1,0 +1,118 @@
+"""`ggufloop answer MODEL --task FILE`: does looping help here, and is it worth more than bits? One paragraph."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
+from ggufloop.cli.help import Command
+from ggufloop.cli.loop_options import loop_list_options
+from ggufloop.cli.options import model_from_flags, model_options, split_list
+from ggufloop.cli.progress import shown
+from ggufloop.cli.texts import text_from_flags, text_options
+from ggufloop.cli.types import output_option
+from ggufloop.cli.windows import WIDTH, sweep_loops
+from ggufloop.errors import UsageError
+from ggufloop.files import write_text
+from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan
+from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
+from ggufloop.study import answer_report
+from ggufloop.study.answer import Finding, run_answer
+
+WINDOWS, KS = 6, "2,3"
+
+
+@click.command(name="answer", cls=Command)
+@model_options
+@click.option("--task", "--tasks", "tasks", metavar="FILE|NAME,...", help="Questions: a csv or jsonl of yours, a YAML "
+              "or names of lm-eval's. Those of several are taken together.")  # fmt: skip
+@text_options
+@click.option("--against", multiple=True, metavar="MODEL", help="Another file, without a loop, on the same items: is "
+              "this one with its loop better? May be repeated.")  # fmt: skip
+@click.option("--budget", metavar="TIME", default="1h", show_default=True,
+              help="Use as many items as fit into this time, about: 90s, 30m, 2h.")  # fmt: skip
+@click.option("--start", metavar="N,A:B,...", help="First layers of the windows to try, without --window (default: "
+              f"{WINDOWS}, spread over the model).")  # fmt: skip
+@click.option("--width", metavar="N,A:B,...", help=f"Their widths (default {WIDTH}).")
+@loop_list_options
+@click.option("-c", "--ctx-size", "chunk", type=click.IntRange(min=4), metavar="N", default=CONTEXT, show_default=True,
+              help="Tokens of a chunk of the text; half of them are scored.")  # fmt: skip
+@click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--worth", type=float, metavar="X", help="The smallest gain that would matter (default: "
+              f"{WORTHS[ACCURACY]:g} of accuracy, {WORTHS[NATS]:g} nats per token).")  # fmt: skip
+@click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the random parts.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Keep everything here, and go on from it (default: answers/MODEL-TASK).")  # fmt: skip
+@output_option()
+@batch_options
+@click.pass_context
+def command(
+    ctx: click.Context, /, tasks: str | None, text: str | None, dataset: str | None, against: tuple[str, ...],
+    budget: str, chunk: int, chat: bool, worth: float | None, seed: int, out: Path | None, form: str, **flags: Any,
+) -> None:  # fmt: skip
+    """Does looping help this model on my task, at which window, by how much; and is it worth more than bits?
+
+    Some of the items choose a loop of many, the others judge it, and no item does both. With --against the loop is
+    compared with other files on the same items. It ends in one paragraph; the folder has all that it rests on. After
+    Ctrl-C the same command goes on.
+
+    \b
+    ggufloop answer model.gguf --task questions.csv
+    ggufloop answer Q4_K_M.gguf --tasks arc_easy --against Q5_K_M.gguf --budget 2h
+    ggufloop answer smollm2-135m --text notes.txt --window 12:16 --K 2,3
+    """
+    if (tasks is None) == (text is None and dataset is None):
+        what = "nothing to ask is given." if tasks is None else "a task and a text are two questions."
+        raise UsageError(what, "give --task FILE, --tasks NAME,... or --text FILE.")
+    source = text_from_flags(text, dataset, flags["offline"]) if tasks is None else None
+    named = tuple(split_list(tasks, "--task")) if tasks is not None else ()
+    plan = SweepPlan(source, named, chunk=chunk, chat=chat, budget=budget, worth=worth, seed=seed, pooled=True,
+                     offline=flags["offline"])  # fmt: skip
+    settings = context_from_flags(flags, n_ctx=plan.context)
+    others = [model_from_flags(word, None, None, flags["offline"]) for word in against]
+    path = resolve_model(flags)
+    if path in others or len(set(others)) < len(others):
+        raise UsageError("a file is compared with itself.", "give each --against once, and not MODEL.")
+    if flags["k"] is None and flags["recipe"] is None:
+        flags["k"] = KS
+    loops = sweep_loops(path, flags, most=WINDOWS)
+    asked = source.name if source is not None else ",".join(named)
+    folder = out or Path("answers") / f"{path.stem}-{Path(asked).stem}"
+    try:
+        with shown() as progress:
+            found = run_answer(path, loops, plan, folder, settings, against=others, verbose=ctx.obj["verbose"],
+                               progress=progress)  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo(f"stopped; {folder} keeps what is done, and the same command goes on.", err=True)
+        raise
+    _publish(found, folder)
+    if form == "text":
+        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+        click.echo("\n".join(textwrap.wrap(answer_report.paragraph(found), width, break_on_hyphens=False)))
+        click.echo(f"\nreport: {folder / 'answer.md'}")
+    elif form == "json":
+        click.echo(json.dumps(answer_report.record(found), indent=2))
+    else:
+        click.echo(answer_report.comparisons(found).render(form), nl=False)
+
+
+def _publish(found: Finding, folder: Path) -> None:
+    """The paragraph and what stands behind it, beside the journals."""
+    figure = None
+    if importlib.util.find_spec("matplotlib") is not None:
+        from ggufloop.figures import style
+        from ggufloop.figures.answer import answer_figure
+
+        figure = "answer.png"
+        style.save(answer_figure(found), folder / figure)
+    write_text(folder / "answer.md", answer_report.markdown(found, figure))
+    write_text(folder / "answer.csv", answer_report.comparisons(found).render("csv"))
+    write_text(folder / "loops.csv", answer_report.tried(found).render("csv"))
+    write_text(folder / "items.csv", answer_report.items(found).render("csv"))

@@ -1,0 +1,270 @@
+"""Does looping help this model on this task, and is it worth more than bits? One question, from files to a sentence.
+
+    plan = SweepPlan(tasks=("questions.csv",), budget="30m", pooled=True)
+    found = run_answer(path, loops, plan, Path("answers/mine"), against=[Path("Q5_K_M.gguf")])
+    answer_report.paragraph(found)
+
+Items are drawn at random and parted once. The smaller part chooses a loop, by a race as in a sweep; the rest, which
+chose nothing, judges that loop against plain by one test. Other files are scored plain on what judges, so that a loop
+is compared with bits on the same items. Every score is kept in the folder, in a journal for each file, and the same
+call goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ggufloop.backend.settings import ContextSettings
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import PLAIN, LoopSpec
+from ggufloop.measure.items import Measure, TextMeasure
+from ggufloop.measure.journal import Journal
+from ggufloop.measure.selection import Decision, RaceAnswer, Request, decide, planned_cost
+from ggufloop.measure.stats import Values
+from ggufloop.measure.sweep import CachedScores, Look, outlook
+from ggufloop.measure.sweep_run import SweepPlan, opened_sweep, seconds
+from ggufloop.measure.tasks import Comparison, compare
+from ggufloop.measure.verdict import ACCURACY, LEVEL, POWER, Verdict, adjusted_level, judge
+from ggufloop.models.info import describe
+from ggufloop.opening import open_model
+from ggufloop.progress import Progress, duration, named, note, silent
+
+SHARE = 0.4
+"""Of the items, to choose with: that needs no level, only the better half in front."""
+
+LEAST = 10
+JOURNAL = "answer.jsonl"
+
+
+@dataclass(frozen=True)
+class OtherFile:
+    """A file without a loop on the items that judge. score: its mean; plain: it minus the first file plain; looped: the
+    first file under its loop minus it."""
+
+    path: Path
+    score: float
+    plain: Verdict
+    looped: Verdict
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out.
+
+    chosen     how the loop was chosen, on items of their own; None where only one was asked about
+    loop       the one that was judged, and by verdict on the other items; paired: all there is to say of questions
+    plain, looped    mean scores on what judged; scores: of each item there, by the name of a column
+    seen       the smallest gain that would have been found in 80 %
+    layers     evaluations of layers over plain's
+    used       items in all, of `measure.available`; look: at these data, the first of which is 1
+    """
+
+    path: Path
+    measure: Measure
+    loops: tuple[LoopSpec, ...]
+    chosen: Decision | None
+    loop: LoopSpec
+    verdict: Verdict
+    paired: Comparison | None
+    plain: float
+    looped: float
+    scores: dict[str, list[float]]
+    judging: list[int]
+    seen: float
+    layers: float
+    used: int
+    look: int
+    others: tuple[OtherFile, ...]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Items that choose and that judge, in the order of their texts."""
+
+    choosing: list[int]
+    judging: list[int]
+
+
+def run_answer(
+    path: Path,
+    loops: Sequence[LoopSpec],
+    plan: SweepPlan,
+    folder: Path,
+    settings: ContextSettings | None = None,
+    *,
+    against: Sequence[Path] = (),
+    verbose: bool = False,
+    progress: Progress = silent,
+) -> Finding:
+    """Choose, judge, compare. plan: of one measure, tasks pooled. against: other files, without a loop.
+
+    Raises UsageError for a budget below what the least takes, GgufloopError for too few items or a file that cuts the
+    text into other tokens, and as `run_sweep`; KeyboardInterrupt leaves what is done in the folder.
+    """
+    for other in against:
+        describe(other)  # refuses what is no model before anything is computed
+
+    def opened(path: Path, loops: Sequence[LoopSpec], journal: str, told: Progress) -> Any:
+        return opened_sweep(path, loops, plan, folder / journal, settings, None, verbose, told)
+
+    with opened(path, loops, JOURNAL, progress) as (llm, (measure,), journal, _):
+        if isinstance(measure, TextMeasure):
+            _check_text(path, measure, against, plan, settings)
+        costs = [loop.relative_cost(llm.n_layer()) for loop in loops]
+        sizes = [other.stat().st_size / path.stat().st_size for other in against]
+        first = CachedScores(llm, measure, journal, progress, 1)
+        n = _items(first, measure, costs, sizes, plan, journal, progress)
+        parts, worth = _parted(measure, n, len(loops), plan.seed), plan.worth_of(measure)
+        look = Look(measure.name, n, plan.seed, worth, tuple(map(str, loops)))
+        number = look.number(journal)
+        level = adjusted_level(LEVEL, number, plan.looks)
+        race = (
+            planned_cost(len(loops), len(parts.choosing), plan.finalists, True, measure.least) if parts.choosing else 0
+        )
+        total = (n + (race + len(parts.judging)) * float(np.mean(costs))) / measure.n
+        scores = CachedScores(llm, measure, journal, progress, total)
+        chosen, loop = None, loops[0]
+        if parts.choosing:
+            chosen, loop = _choose(scores, measure, loops, parts, plan, progress)
+        plain, looped = (scores.of(each, parts.judging, "judging,") for each in (None, loop))
+        llm.set_loop(None)
+        look.keep(journal)
+        paired = None
+        if measure.unit == ACCURACY:
+            before, after = (scores.questions(each, parts.judging) for each in (None, loop))
+            paired = compare(before, after, worth, level)
+        verdict = paired.verdict if paired is not None else _judge(measure, parts.judging, looped - plain, worth, level)
+        identity, cost = measure.identity(), loop.relative_cost(llm.n_layer())
+    columns = {PLAIN: plain, str(loop): looped}
+    others = []
+    for other in against:
+        told = named(progress, other.stem)
+        with opened(other, (), f"answer-{other.stem}.jsonl", told) as (llm, (its,), journal, _):
+            if its.identity() != identity:
+                raise GgufloopError(f"{other.name} is asked something else than {path.name}.",
+                                    "compare quantisations of one model, or take a task.")  # fmt: skip
+            found = CachedScores(llm, its, journal, told, len(parts.judging) / its.n)
+            mine = columns[other.name] = found.of(None, parts.judging, "judging,")
+        pair = [_judge(measure, parts.judging, x, worth, LEVEL) for x in (mine - plain, looped - mine)]
+        others.append(OtherFile(other, float(mine.mean()), *pair))
+    return Finding(
+        path, measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()), float(looped.mean()),
+        {name: values.tolist() for name, values in columns.items()}, parts.judging, seen(verdict, level), cost, n,
+        number, tuple(others),
+    )  # fmt: skip
+
+
+def seen(verdict: Verdict, level: float = LEVEL) -> float:
+    """The smallest gain a test like this one finds in 80 %, by the normal formula; nothing changed: as if one had."""
+    gain, normal = verdict.gain, NormalDist()
+    spread = gain.sd or math.sqrt(1 / gain.n)
+    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(gain.n)
+
+
+def _judge(measure: Measure, items: Sequence[int], diff: Values, worth: float, level: float) -> Verdict:
+    documents = None if measure.places is None else [measure.places[i][0] for i in items]
+    return judge(diff, worth, documents=documents, level=level)
+
+
+def _split(n: int, n_loops: int) -> int:
+    """How many of n items choose."""
+    return max(4, int(SHARE * n)) if n_loops > 1 else 0
+
+
+def _parted(measure: Measure, n: int, n_loops: int, seed: int) -> _Parts:
+    order = np.random.default_rng(seed).permutation(measure.n)[:n].tolist()
+    places = measure.places
+
+    def sort(items: list[int]) -> list[int]:
+        return sorted(items, key=lambda i: (0, i) if places is None else places[i])
+
+    cut = _split(n, n_loops)
+    return _Parts(sort(order[:cut]), sort(order[cut:]))
+
+
+def _items(
+    scores: CachedScores, measure: Measure, costs: Sequence[float], sizes: Sequence[float], plan: SweepPlan,
+    journal: Journal, progress: Progress,
+) -> int:  # fmt: skip
+    """How many items the budget allows, by the speed of the plain model on the first; said before the rest."""
+    if measure.n < LEAST:
+        raise GgufloopError(f"{measure.name} has {measure.n} {measure.item}s, too few to say anything of a loop.",
+                            f"{LEAST} is the least, thousands give an answer.")  # fmt: skip
+    kept = next((r["items"][0] for r in journal.records if r.get("budget") == str(plan.budget)), None)
+    if kept is not None:
+        return int(kept)
+    few = _parted(measure, min(measure.least, measure.n), 1, plan.seed).judging
+    scores.of(None, few[:1], "timing")  # the first is slower
+    warm = scores.seconds[PLAIN]
+    scores.of(None, few, "timing")
+    each = (scores.seconds[PLAIN] - warm) / (len(few) - 1) or warm / scores.items_scored()[PLAIN]
+
+    def needs(n: int) -> float:
+        choosing = _split(n, len(costs))
+        race = planned_cost(len(costs), choosing, plan.finalists, True, measure.least) if choosing else 0
+        return each * (n + float(np.mean(costs)) * race + (n - choosing) * (max(costs) + sum(sizes)))
+
+    budget = math.inf if plan.budget is None else seconds(plan.budget)
+    low = min(measure.n, math.ceil(measure.least / SHARE) if len(costs) > 1 else measure.least)
+    if needs(low) > budget:
+        raise UsageError(f"{low} {measure.item}s of {measure.name} take {duration(needs(low))}, and the budget is "
+                         f"{duration(budget)}.", "give that much, or fewer loops.")  # fmt: skip
+    n = bisect_right(range(low, measure.n + 1), budget, key=needs) + low - 1
+    journal.add({"budget": str(plan.budget), "items": [n]})
+    choosing = _split(n, len(costs))
+    first = f"{choosing} choose among {len(costs)} loops, {n - choosing} others judge" if choosing else f"{n} judge"
+    note(progress, f"{n} of {measure.available} {measure.item}s: {first}; about {duration(needs(n))}.")
+    return n
+
+
+def _choose(
+    scores: CachedScores, measure: Measure, loops: Sequence[LoopSpec], parts: _Parts, plan: SweepPlan,
+    progress: Progress,
+) -> tuple[Decision, LoopSpec]:  # fmt: skip
+    """The race on the items that choose, and the best of those that ran it to its end."""
+    by_name = {str(loop): loop for loop in loops}
+    places, worth = measure.places, plan.worth_of(measure)
+    steps = decide(list(by_name), len(parts.choosing), plan.seed, finalists=plan.finalists, least=measure.least,
+                   worth=worth, places=None if places is None else [places[i] for i in parts.choosing])  # fmt: skip
+    answer, told = None, False
+    try:
+        request: Request = next(steps)
+        while True:
+            items = [parts.choosing[i] for i in request.items]
+            found = scores.of_each({name: by_name[name] for name in request.names}, items, "choosing,")
+            plain = scores.of(None, items, "choosing,")
+            gains = {name: values - plain for name, values in found.items()}
+            if not told:
+                note(progress, outlook(measure, items, list(gains.values()), worth, LEVEL, len(parts.judging)))
+                told = True
+            answer = RaceAnswer(gains, scores.choice_gains(request.names))
+            request = steps.send(answer)
+    except StopIteration as e:
+        decision: Decision = e.value
+    whole = [c for c in decision.loops if c.whole] or list(decision.loops)
+    ranks = scores.choice_gains([c.name for c in whole]) or {c.name: c.gain.mean for c in whole}
+    return decision, by_name[max(whole, key=lambda c: ranks[c.name]).name]
+
+
+def _check_text(
+    path: Path, measure: TextMeasure, against: Sequence[Path], plan: SweepPlan, settings: ContextSettings | None
+) -> None:
+    """Raise GgufloopError for a file that cuts the text into other tokens, before anything is scored."""
+    for other in against:
+        llm = open_model(other, settings or ContextSettings(n_ctx=plan.context))
+        try:
+            assert plan.text is not None
+            theirs = TextMeasure(llm, plan.text, plan.chunk, plan.chunks).identity()
+        finally:
+            llm.close()
+        if theirs != measure.identity():
+            raise GgufloopError(f"{other.name} cuts the text into other tokens than {path.name}.",
+                                "compare quantisations of one model, or take a task.")  # fmt: skip

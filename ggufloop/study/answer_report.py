@@ -1,0 +1,179 @@
+"""An answer in one paragraph, and what stands behind it: paragraph(found), comparisons(found), tried(found), ..."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ggufloop.loop import PLAIN
+from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS, SAME, UNSURE, Verdict
+from ggufloop.reading import finite
+from ggufloop.study.across import BETTER, WORSE
+from ggufloop.study.answer import SHARE, Finding, OtherFile
+from ggufloop.table import Cell, Column, Table, columns
+
+SCHEMA_VERSION = 1
+
+
+def paragraph(a: Finding) -> str:
+    """Does looping help here, with which loop, by how much, at what cost; against other files; what to do next."""
+    said = [_headline(a), _judged(a), _cost(a), *_choice(a), *_guard(a), *(_other(a, o) for o in a.others), _next(a)]
+    return " ".join(each for each in said if each)
+
+
+def _headline(a: Finding) -> str:
+    what, of = f"{a.path.stem} on {a.measure.name}", a.measure.item
+    return {
+        HELPS: f"Looping helps {what}{', by less than would matter' if a.verdict.small else ''}.",
+        HURTS: f"Looping hurts {what}.",
+        SAME: f"Looping has no effect that matters on {what}: none larger than {amount(a, a.verdict.worth)}.",
+        UNSURE: f"Whether looping helps {what}, {len(a.judging)} {of}s cannot tell.",
+    }[a.verdict.word]
+
+
+def _judged(a: Finding) -> str:
+    of, n = a.measure.item, len(a.judging)
+    chosen = "" if a.chosen is None else f", chosen from {len(a.loops)} loops on {a.chosen.n} {of}s,"
+    others = "other " * (a.chosen is not None)
+    if a.paired is not None:
+        gained, lost = a.paired.gained, a.paired.lost
+        did = f"answers {100 * a.looped:.1f} % of {n} {others}{of}s right, plain {100 * a.plain:.1f} %"
+        tail = f"; {gained} became right and {lost} wrong, p = {a.verdict.gain.p:.2g}"
+    else:
+        did = f"has a mean log-probability of {a.looped:.4f} nats per token on {n} {others}{of}s, plain {a.plain:.4f}"
+        tail = f", p = {a.verdict.gain.p:.2g}"
+    looked = f" This is look {a.look} at these data, tested at a smaller level." if a.look > 1 else ""
+    return f"`{a.loop}`{chosen} {did}: {interval(a, a.verdict)}{tail}.{looked}"
+
+
+def _cost(a: Finding) -> str:
+    return f"It evaluates {a.layers:.2f} times the layers, and takes about that much longer."
+
+
+def _choice(a: Finding) -> list[str]:
+    """The finer measure, where it says something accuracy does not."""
+    choice = None if a.paired is None else a.paired.choice
+    if choice is None or choice.word in (a.verdict.word, UNSURE):
+        return []
+    e = choice.gain
+    moved = f"{e.mean:+.3f} nats [{e.low:+.3f}, {e.high:+.3f}]"
+    return [
+        "The right answer's log-probability among those offered, which tells smaller effects, moves by "
+        f"{moved}: by it alone, {choice.phrase(a.measure.item)}."
+    ]
+
+
+def _guard(a: Finding) -> list[str]:
+    guard = None if a.paired is None else a.paired.guard
+    return [f"But {guard.sentence()}"] if guard is not None and guard.at_chance else []
+
+
+def _other(a: Finding, o: OtherFile) -> str:
+    name, of = o.path.stem, a.measure.item
+    said = {
+        HELPS: f"This file with the loop is better than {name} without",
+        HURTS: f"{name} without a loop is better than this file with it",
+        SAME: f"This file with the loop and {name} without are the same to {amount(a, a.verdict.worth)}",
+        UNSURE: f"Whether this file with the loop is better than {name} without cannot be told",
+    }[o.looped.word]
+    sizes = f"{a.path.stat().st_size / 2**20:.0f} MiB against {o.path.stat().st_size / 2**20:.0f}"
+    both = f"without the loop the difference is {interval(a, o.plain, -1)}"
+    return f"{said}: {interval(a, o.looped)} on the same {of}s, {sizes}; {both}."
+
+
+def _next(a: Finding) -> str:
+    of = a.measure.item
+    found = f"A gain of {amount(a, a.seen)} would have been found in 80 %"
+    if a.verdict.word == HELPS and not a.verdict.small:
+        return f"Use it: {a.loop.flags}."
+    if a.verdict.word != UNSURE:
+        return "Leave the loop off here."
+    takes = f"one of {amount(a, a.verdict.worth)} takes {a.verdict.needed:,} {of}s to judge"
+    left = a.measure.available - a.used
+    if a.verdict.needed <= (1 - SHARE) * a.measure.available:
+        more = f"the same command with a larger --budget goes on with the {left:,} left"
+    else:
+        finer = "a longer text" if a.paired is None else "more questions, or --text, which tells smaller effects"
+        narrows = f"; a larger --budget goes on with the {left:,} left" if left else ""
+        more = f"{a.measure.name} has {a.measure.available:,}: take {finer}{narrows}"
+    return f"{found}; {takes}, and {more}. Leave it off until then."
+
+
+def amount(a: Finding, x: float) -> str:
+    """A difference in the measure's unit, as people say it."""
+    if a.measure.unit != ACCURACY:
+        return f"{x:.2g} nats per token"
+    points = f"{100 * x:.2g}"
+    return f"{points} point{'s' * (points != '1')}"
+
+
+def interval(a: Finding, v: Verdict, sign: int = 1) -> str:
+    """+1.7 points [-2.0, +5.4]; sign -1: of the opposite difference."""
+    e = v.gain if sign > 0 else -v.gain
+    scale, form, unit = (100, "+.1f", "points") if a.measure.unit == ACCURACY else (1, "+.4f", "nats")
+    return f"{scale * e.mean:{form}} {unit} [{scale * e.low:{form}}, {scale * e.high:{form}}]"
+
+
+def comparisons(a: Finding) -> Table:
+    """What was judged, a row for each difference on the judging items."""
+    loop = str(a.loop)
+    pairs = [(loop, PLAIN, a.looped, a.verdict, a.verdict.phrase(a.measure.item, a.measure.available))]
+    for o in a.others:
+        pairs.append((loop, o.path.stem, a.looped, o.looped, _across(a, o.looped)))
+        pairs.append((o.path.stem, PLAIN, o.score, o.plain, _across(a, o.plain)))
+    rows: list[list[Cell]] = [
+        [a.measure.name, what, minus, len(a.judging), score, v.gain.mean, v.gain.low, v.gain.high, v.gain.p, word]
+        for what, minus, score, v, word in pairs
+    ]
+    return Table(columns("measure", "of", "minus", "n:d", "score:.4f", "gain:+.4f", "low:+.4f", "high:+.4f", "p:.3g",
+                         "verdict"), rows)  # fmt: skip
+
+
+def _across(a: Finding, v: Verdict) -> str:
+    """The word on two files."""
+    return {HELPS: BETTER, HURTS: WORSE}.get(v.word) or v.phrase(a.measure.item, a.measure.available)
+
+
+def tried(a: Finding) -> Table:
+    """The loops on the items that chose, which quote none of them: the best of many is partly luck."""
+    rows: list[list[Cell]] = [
+        [c.name, c.gain.n, c.gain.mean, c.gain.low, c.gain.high, c.name == str(a.loop)]
+        for c in (a.chosen.loops if a.chosen is not None else ())
+    ]
+    return Table(columns("loop", "n:d", "gain:+.4f", "low:+.4f", "high:+.4f", "chosen"), rows)
+
+
+def items(a: Finding) -> Table:
+    """The scores of each item that judged."""
+    rows: list[list[Cell]] = [list(row) for row in zip(a.judging, *a.scores.values(), strict=True)]
+    return Table((Column("item"), *map(Column, a.scores)), rows)
+
+
+def markdown(a: Finding, figure: str | None) -> str:
+    """A report that needs nothing else. figure: its picture's name."""
+    parts = [f"# Does looping help {a.path.stem} on {a.measure.name}?", paragraph(a)]
+    parts += [f"![gains with their intervals]({figure})"] if figure else []
+    parts += ["## What was judged", f"Gains in {a.measure.unit}, above 0 the first is better; 95 % intervals.",
+              comparisons(a).render("md")]  # fmt: skip
+    if a.chosen is not None:
+        by = "the right answer's log-probability among those offered" if a.measure.unit == ACCURACY else "mean gain"
+        parts += ["## How the loop was chosen",
+                  f"On {a.chosen.n} {a.measure.item}s that judge nothing, by {by}. The gains below are of these: the "
+                  "best of many is partly luck.", tried(a).render("md")]  # fmt: skip
+    return "\n\n".join(each.rstrip("\n") for each in parts) + "\n"
+
+
+def record(a: Finding) -> dict[str, Any]:
+    """For JSON."""
+    data = {
+        "schema_version": SCHEMA_VERSION, "model": a.path.name, "measure": a.measure.name, **a.measure.identity(),
+        "unit": a.measure.unit, "loop": str(a.loop), "loops": list(map(str, a.loops)), "layers": a.layers,
+        "n": len(a.judging), "plain": a.plain, "looped": a.looped, "verdict": dataclasses.asdict(a.verdict),
+        "seen_in_80_percent": a.seen, "look": a.look,
+        "against": [{"file": o.path.name, "score": o.score, "minus_plain": dataclasses.asdict(o.plain),
+                     "looped_minus_it": dataclasses.asdict(o.looped)} for o in a.others],
+        "chosen_on": None if a.chosen is None else tried(a).records(),
+        "paragraph": paragraph(a),
+    }  # fmt: skip
+    found: dict[str, Any] = finite(data)
+    return found

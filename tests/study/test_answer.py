@@ -1,0 +1,256 @@
+"""`ggufloop answer`: parts that do not meet, a judge that is right as often as it says, the paragraph, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.cli import Cli
+from support.sweeps import FakeEngine, FakeMeasure
+
+from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.loop import PLAIN, LoopSpec
+from ggufloop.measure.dependence import paired_mean
+from ggufloop.measure.journal import Journal
+from ggufloop.measure.perplexity import perplexity, tokenize
+from ggufloop.measure.sweep_run import SweepPlan
+from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE
+from ggufloop.study import answer, answer_report
+from ggufloop.study.answer import Finding, run_answer
+
+TinyModel = Callable[[str], Path]
+LOOPS = [LoopSpec((a, a + 4), k=2) for a in range(1, 25, 2)]
+PLAN = SweepPlan(tasks=("fake",), pooled=True)
+
+
+class Quiz(FakeMeasure):
+    """Questions, which a loop turns right or wrong now and then. gains: in accuracy."""
+
+    name, item, unit, least = "quiz", "question", "accuracy", 30
+
+    def value(self, name: str, item: int) -> float:
+        plain = bool(np.random.default_rng([item, self.seed]).random() < 0.7)
+        if name == PLAIN:
+            return float(plain)
+        turned = np.random.default_rng([item, self.seed, *name.encode()]).random()
+        up, down = 0.03 + max(self.gains.get(name, 0.0), 0), 0.03 + max(-self.gains.get(name, 0.0), 0)
+        return float(turned >= down / 0.7) if plain else float(turned < up / 0.3)
+
+    seed = 0
+
+
+Ask = Callable[..., Finding]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
+    """run_answer of fake measures: the first file's, then one for each it is compared with."""
+
+    def call(measures: Sequence[FakeMeasure], loops: Sequence[LoopSpec] = LOOPS, folder: str = "f",
+             plan: SweepPlan = PLAN) -> Finding:  # fmt: skip
+        files = [tmp_path / f"{name}.gguf" for name in "abcd"[: len(measures)]]
+        for i, file in enumerate(files):
+            file.write_bytes(bytes(2**20 * (i + 1)))
+        of = dict(zip(files, measures, strict=True))
+
+        @contextmanager
+        def opened(path: Path, loops: Any, plan: Any, target: Path, *rest: Any) -> Iterator[Any]:
+            with Journal.open(target, of[path].identity()) as journal:
+                yield FakeEngine(), [of[path]], journal, {}
+
+        monkeypatch.setattr(answer, "opened_sweep", opened)
+        monkeypatch.setattr(answer, "describe", lambda path: None)
+        return run_answer(files[0], loops, plan, tmp_path / folder, against=files[1:])
+
+    return call
+
+
+def test_what_chooses_does_not_judge(ask: Ask) -> None:
+    best = str(LOOPS[4])
+    measure = FakeMeasure(240, {best: 0.05})
+    found = ask([measure])
+    assert str(found.loop) == best
+    assert found.verdict.word == HELPS
+    others = {i for name, i in measure.asked if name not in (PLAIN, best)}
+    assert others
+    assert not others & set(found.judging)
+    assert len(found.judging) == 144
+    mine = [measure.value(best, i) - measure.value(PLAIN, i) for i in found.judging]
+    assert found.verdict.gain == paired_mean(np.array(mine))
+    assert found.plain == pytest.approx(np.mean([measure.value(PLAIN, i) for i in found.judging]))
+
+
+def test_the_same_again_computes_nothing(ask: Ask) -> None:
+    first = ask([FakeMeasure(120, {str(LOOPS[4]): 0.05}), FakeMeasure(120)])
+    again = [FakeMeasure(120, {str(LOOPS[4]): 0.05}), FakeMeasure(120)]
+    second = ask(again)
+    assert [m.asked for m in again] == [[], []]
+    assert answer_report.paragraph(second) == answer_report.paragraph(first)
+    assert (first.look, second.look) == (1, 1)
+    other = ask([FakeMeasure(120)], plan=SweepPlan(tasks=("fake",), seed=2))
+    assert other.look == 2
+    assert "look 2 at these data" in answer_report.paragraph(other)
+
+
+def test_a_stopped_run_goes_on(ask: Ask) -> None:
+    whole = ask([FakeMeasure(120, {str(LOOPS[2]): 0.05})], folder="whole")
+    for stop in (1, 60, 200):
+        with pytest.raises(KeyboardInterrupt):
+            ask([FakeMeasure(120, {str(LOOPS[2]): 0.05}, stop_after=stop)], folder=f"s{stop}")
+        found = ask([FakeMeasure(120, {str(LOOPS[2]): 0.05})], folder=f"s{stop}")
+        assert (found.loop, found.verdict) == (whole.loop, whole.verdict)
+
+
+def test_of_loops_without_effect_few_are_said_to_help(ask: Ask) -> None:
+    """At most 5 % of 60 runs, and what a binomial allows on top; a loop that gains is found."""
+    words = []
+    for seed in range(60):
+        quiz = Quiz(200)
+        quiz.seed = seed
+        words.append(ask([quiz], LOOPS[:6], f"q{seed}").verdict.word)
+    assert sum(word in (HELPS, HURTS) for word in words) <= 7
+    good = Quiz(1200, {str(LOOPS[3]): 0.10})
+    found = ask([good], LOOPS[:6], "good")
+    assert (str(found.loop), found.verdict.word) == (str(LOOPS[3]), HELPS)
+    assert found.paired is not None
+    assert found.paired.gained - found.paired.lost == round(found.verdict.gain.mean * len(found.judging))
+
+
+def test_against_other_files_on_the_same_items(ask: Ask) -> None:
+    best = str(LOOPS[4])
+    mine, better, worse = (FakeMeasure(240, gains) for gains in ({best: 0.05}, {PLAIN: 0.2}, {PLAIN: -0.2}))
+    found = ask([mine, better, worse])
+    assert {i for _, i in better.asked} == set(found.judging)
+    for other, measure, word in zip(found.others, (better, worse), (HURTS, HELPS), strict=True):
+        looped = [mine.value(best, i) - measure.value(PLAIN, i) for i in found.judging]
+        assert other.looped.gain == paired_mean(np.array(looped))
+        assert other.looped.word == word
+    said = answer_report.paragraph(found)
+    assert "b without a loop is better than this file with it: -0.1" in said
+    assert "This file with the loop is better than c without: +0.2" in said
+    assert "1 MiB against 3" in said
+    rows = list(csv.DictReader(answer_report.comparisons(found).render("csv").splitlines()))
+    assert [(r["of"], r["minus"], r["verdict"]) for r in rows] == [
+        (best, PLAIN, HELPS), (best, "b", "worse"), ("b", PLAIN, "better"), (best, "c", "better"),
+        ("c", PLAIN, "worse"),
+    ]  # fmt: skip
+    columns = answer_report.items(found).render("csv").splitlines()
+    assert columns[0] == f"item,plain,{best},b.gguf,c.gguf"
+    assert len(columns) == 1 + len(found.judging)
+
+
+@pytest.mark.parametrize(
+    ("gain", "n", "word", "first", "last"),
+    [
+        (0.1, 240, HELPS, "Looping helps a on fake.", "Use it: --window 1:5 --K 2."),
+        (-0.1, 240, HURTS, "Looping hurts a on fake.", "Leave the loop off here."),
+        (0.0, 240, SAME, "none larger than 0.01 nats per token.", "Leave the loop off here."),
+        (0.002, 20, UNSURE, "Whether looping helps a on fake, 20 chunks cannot tell.", "Leave it off until then."),
+    ],
+)
+def test_the_paragraph(ask: Ask, gain: float, n: int, word: str, first: str, last: str) -> None:
+    found = ask([FakeMeasure(n, {str(LOOPS[0]): gain})], LOOPS[:1])
+    said = answer_report.paragraph(found)
+    assert (found.verdict.word, found.chosen) == (word, None)
+    assert first in said
+    assert said.endswith(last)
+    assert f"{found.verdict.gain.mean:+.4f} nats [" in said
+    assert "It evaluates 1.13 times the layers" in said
+
+
+def test_too_few_items_and_too_little_time(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GgufloopError, match=r"^fake has 9 chunks, too few to say anything of a loop\.$"):
+        ask([FakeMeasure(9)])
+    clock = iter(range(0, 10**9, 60))
+    monkeypatch.setattr("ggufloop.measure.sweep.time.perf_counter", lambda: next(clock))
+    with pytest.raises(UsageError, match=r"^75 questions of quiz take .*, and the budget is 60 s\.$"):
+        ask([Quiz(1000)], folder="g", plan=SweepPlan(tasks=("fake",), budget="60s"))
+
+
+# the command
+
+
+def test_a_text_from_the_command_line(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
+    """The judged means are those of `perplexity` on these chunks."""
+    pytest.importorskip("matplotlib")
+    path, text = tiny_model("llama"), tmp_path / "t.txt"
+    text.write_text("".join(f"Line {i} of a text that says {i * i}. " for i in range(120)), encoding="utf-8")
+    words = [
+        "answer",
+        path,
+        "--text",
+        text,
+        "-c",
+        32,
+        "--window",
+        "1:3,2:4",
+        "--K",
+        2,
+        "-t",
+        1,
+        "--out",
+        tmp_path / "o",
+    ]
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "chunks: " in err
+    assert out.endswith(f"report: {tmp_path / 'o' / 'answer.md'}\n")
+    assert max(map(len, out.splitlines()[:-1])) <= 100
+    files = {p.name for p in (tmp_path / "o").iterdir() if not p.name.startswith(".")}
+    assert files == {"answer.jsonl", "answer.md", "answer.csv", "loops.csv", "items.csv", "answer.png"}
+    code, out, err = cli(*words, "-o", "json")
+    assert code == 0
+    found = json.loads(out)
+    rows = list(csv.DictReader((tmp_path / "o" / "items.csv").open()))
+    assert len(rows) == found["n"]
+    assert found["plain"] == pytest.approx(np.mean([float(r["plain"]) for r in rows]))
+    assert found["paragraph"].split()[0] in (tmp_path / "o" / "answer.md").read_text()
+
+    from ggufloop.engine import LoopedLlama
+    from ggufloop.measure.corpus import local
+    from ggufloop.measure.items import TextMeasure
+
+    llm = LoopedLlama(path, n_ctx=512, n_batch=512, n_threads=1, n_threads_batch=1, verbose=False)
+    whole = perplexity(llm, tokenize(llm, text.read_text()), n_ctx=32)
+    places = TextMeasure(llm, local(str(text)), 32).places
+    llm.close()
+    assert places is not None
+    for row in rows:
+        chunk = places[int(row["item"])][1]
+        assert float(row["plain"]) == pytest.approx(-whole.nll.reshape(-1, 15)[chunk].mean(), abs=1e-6)
+
+
+def test_questions_from_the_command_line(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
+    code, out, err = cli("answer", tiny_model("llama"), "--task", "brackets", "--window", "2:4", "--K", 2, "-t", 1,
+                         "--budget", "10m", "--out", tmp_path / "o", "-o", "csv")  # fmt: skip
+    assert code == 0, err
+    (row,) = csv.DictReader(out.splitlines())
+    assert (row["of"], row["minus"]) == ("2:4 k=2", "plain")
+
+
+def test_bad_input(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:
+    path = tiny_model("llama")
+    other = tiny_model("gemma3")
+    text = ("--text", "pydoc", "--window", "2:4", "-t", 1, "-c", 32, "--out", tmp_path / "o")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((), "nothing to ask is given.\n"),
+        (("--text", "pydoc", "--task", "mmlu_dev"), "a task and a text are two questions.\n"),
+        ((*text, "--budget", "soon"), "--budget 'soon' is no time.\n"),
+        ((*text, "--against", path), "a file is compared with itself.\n"),
+        ((*text, "--against", tmp_path / "none.gguf"), f"model file {tmp_path / 'none.gguf'} does not exist.\n"),
+        ((*text, "--budget", "0.001s"), ""),
+    ]
+    for words, message in cases:
+        code, out, err = cli("answer", path, *words)
+        assert (code in (1, 2), out) == (True, "")
+        assert f"error: {message}" in err, err
+    assert not (tmp_path / "o" / "answer.md").exists()
+    code, _, err = cli("answer", path, *text, "--against", other)
+    assert code == 1
+    assert f"{other.name} " in err
