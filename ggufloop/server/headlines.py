@@ -16,7 +16,6 @@ from typing import Any
 
 from ggufloop.errors import GgufloopError
 
-
 ANSWER = "answer.md"
 _END = re.compile(r"(?<=\.) (?=[A-Z`])")  # of a sentence
 

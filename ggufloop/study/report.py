@@ -314,7 +314,11 @@ def _across(study: Study) -> list[str]:
     if not said:
         return []
     lines = "".join(f"<li>{_e(line)}</li>" for line in said)
-    return ["<h2>A loop, or the next larger file</h2>", _html_table(_arranged(across.table([study]))), f"<ul>{lines}</ul>"]
+    return [
+        "<h2>A loop, or the next larger file</h2>",
+        _html_table(_arranged(across.table([study]))),
+        f"<ul>{lines}</ul>",
+    ]
 
 
 def _e(text: str) -> str:
