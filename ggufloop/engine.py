@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from ggufloop.backend.tracing import Traced
 from ggufloop.errors import BackendError, Closed, GgufloopError, UsageError
 from ggufloop.interrupts import Held
 from ggufloop.logits import entropy
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, as_loop
 from ggufloop.models.architectures import check_loop
 from ggufloop.models.gguf import check_model_file, read_header
 from ggufloop.models.template import lazily_compiled
@@ -61,6 +61,18 @@ llama_chat_format.Jinja2ChatFormatter = lazily_compiled(llama_chat_format.Jinja2
 Take = Callable[[int, NDArray[np.float32]], None]
 
 
+def _token_list(tokens: Any) -> Sequence[int]:
+    """Tokens as a sequence, from an array of any library too. Raises UsageError for text and for other arrays."""
+    if isinstance(tokens, (str, bytes)):
+        raise UsageError("this is text, and what is evaluated are tokens.", "llm.tokenize(text.encode()) makes them.")
+    if hasattr(tokens, "tolist"):
+        tokens = tokens.tolist()
+        if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            raise UsageError("this array is no row of whole numbers, as tokens are.", "give one text's, 1-dimensional.")
+    found: Sequence[int] = tokens
+    return found
+
+
 @dataclass(frozen=True)
 class _Step:
     """One evaluation: the position it began at, the loop in force, and whether the decode policy let it loop."""
@@ -73,9 +85,9 @@ class _Step:
 class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
-    model_path: a GGUF file. loop: what to loop, as a LoopSpec or its text, None for the plain model. rpc_servers,
-    device: where it is computed (devices.Placement). n_seq: how many sequences its cache holds apart (backend.batches).
-    Every other argument is llama_cpp.Llama's.
+    model_path: a GGUF file. loop: what to loop (`as_loop`), None for the plain model. rpc_servers, device: where it is
+    computed (devices.Placement). n_seq: how many sequences its cache holds apart (backend.batches). verbose: show
+    llama.cpp's own log. Every other argument is llama_cpp.Llama's.
 
     With kv first and last, and with halt, what a prompt computes depends on how it was cut, so the same prompt is read
     again as it was read before instead of from the middle.
@@ -91,8 +103,9 @@ class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[mis
     tokenizer_: Any = _model
 
     def __init__(
-        self, model_path: str | Path, *args: Any, loop: LoopSpec | str | None = None, n_seq: int = 1, **kwargs: Any
-    ) -> None:
+        self, model_path: str | Path, *args: Any, loop: LoopSpec | str | Mapping[str, Any] | None = None,
+        n_seq: int = 1, verbose: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
         self._loop: LoopSpec | None = None
         self._steps: list[_Step] = []  # what filled the cache
         self._prompt_next = False  # the next eval is the prompt of generate(), whatever its length
@@ -104,7 +117,7 @@ class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[mis
         check_settings(kwargs, read_header(Path(model_path)).text("general.architecture") or "unknown")
         self._n_seq = min(n_seq, IN_STEP) if read_header(Path(model_path)).keeps_state else n_seq
         self._placement = Placement.take(kwargs, ACTIVE.directory, Path(model_path))
-        self._load(model_path, *args, **kwargs)
+        self._load(model_path, *args, verbose=verbose, **kwargs)
         self.set_seed(kwargs.get("seed", -1))  # llama_cpp takes 0 for none
         self._plain_memory = self.memory_bytes()
         if len(self.input_ids) < self.n_ctx():  # llama.cpp rounds the context up; llama_cpp's arrays do not
@@ -212,16 +225,15 @@ class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[mis
         """How long the last completion took; complete once its generator is used up or closed."""
         return self._timings
 
-    def set_loop(self, loop: LoopSpec | str | None, keep_cache: bool = False) -> None:
-        """Loop from now on as `loop` says; None for the plain model.
+    def set_loop(self, loop: LoopSpec | str | Mapping[str, Any] | None, keep_cache: bool = False) -> None:
+        """Loop from now on as `loop` says (`as_loop`); None for the plain model.
 
         What the cache holds depends on the loop, so any change clears it, unless keep_cache: then tokens keep the
         K/V they were evaluated with, and the depth may change from token to token. That needs kv first, last or
         frozen, before and after; kv each has another number of slots for another number of passes.
         Raises UsageError for a window or model that cannot loop, and then the loop that was in force stays.
         """
-        if isinstance(loop, str):
-            loop = LoopSpec.parse(loop)
+        loop = as_loop(loop)
         assert self.ctx
         if loop == self._loop:
             return
@@ -338,18 +350,19 @@ class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[mis
             self._steps.append(_Step(self.n_tokens, self._loop, looped))
         return decoded
 
-    def eval(self, tokens: Sequence[int]) -> None:
+    def eval(self, tokens: Sequence[int] | NDArray[np.integer[Any]]) -> None:
         """Evaluate tokens after what is cached, as one step.
 
-        Raises UsageError for a token outside the vocabulary, GgufloopError if they do not fit the context.
+        Raises UsageError for text and for a token outside the vocabulary, GgufloopError if they do not fit the context.
         """
-        self._step(tokens, self._eval_step)
+        self._step(_token_list(tokens), self._eval_step)
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, tokens: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Evaluate tokens after what is cached, as one step, and return all their logits.
 
         Returns float32 (n_tokens, n_vocab). Raises as `eval`.
         """
+        tokens = _token_list(tokens)
         rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
         self.each_logits(tokens, 0, lambda i, part: np.copyto(rows[i : i + len(part)], part))
         return rows

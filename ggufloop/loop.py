@@ -12,7 +12,7 @@ A new setting is a field here and the C++ that does it: text, flags, schema, C s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
 from operator import index
 from typing import Any
@@ -448,6 +448,28 @@ def parse_decode(text: str) -> tuple[int | None, float | None]:
     if word == "entropy":
         return 0, float(value)
     return (int(value) if word == "first" else None if word == "full" else 0), None
+
+
+def as_loop(loop: LoopSpec | str | Mapping[str, Any] | None) -> LoopSpec | None:
+    """A loop from a LoopSpec, its text or a table of its settings; without K it is DEFAULT_K. None is the plain model.
+
+    Raises UsageError as `LoopSpec` and `LoopSpec.parse` do, and for a setting that is not known.
+    """
+    if loop is None or isinstance(loop, LoopSpec):
+        return loop
+    if isinstance(loop, str):
+        words = loop.split()
+        if words and not any(word.lower().startswith("k=") for word in words):
+            loop = " ".join([words[0], f"k={DEFAULT_K}", *words[1:]])
+        return LoopSpec.parse(loop)
+    if not isinstance(loop, Mapping):
+        raise UsageError(f"{loop!r} is no loop.", _LIKE)
+    odd = next((name for name in loop if name not in settings(LoopSpec)), None)
+    if odd is not None:
+        raise UsageError(f"loop setting {odd!r} is not known.", nearest(str(odd), settings(LoopSpec)))
+    if "window" not in loop:
+        raise UsageError("a loop has a window, and this has none.", "write it like {'window': '14:20', 'k': 3}.")
+    return LoopSpec(**{"k": DEFAULT_K, **loop})
 
 
 PLAIN = "plain"

@@ -1,19 +1,20 @@
 """A model file opened as its settings say, what can be refused without loading it refused first.
 
 llm = open_model(path, ContextSettings(n_ctx=2048), LoopSpec((12, 16), 3))
+llm = load("smollm2-135m", loop="12:16")         # the same from a name, for Python: `ggufloop.load`
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.backend.settings import ContextSettings, trained
 from ggufloop.files import file_sha256
-from ggufloop.loop import LoopSpec
+from ggufloop.loop import LoopSpec, as_loop
 from ggufloop.models.architectures import check_loop
-from ggufloop.models.gguf import read_header
+from ggufloop.models.gguf import read_header, read_model
 from ggufloop.models.info import layer_count
 from ggufloop.progress import Progress, doing, note, silent
 
@@ -49,6 +50,33 @@ def keywords(path: Path, settings: ContextSettings, progress: Progress = silent)
             f"a context of {found['n_ctx']} tokens is more than the {trained(path)} this model was trained on.",
         )
     return found
+
+
+def load(
+    model: str | Path,
+    loop: LoopSpec | str | Mapping[str, Any] | None = None,
+    *,
+    offline: bool = False,
+    progress: Progress = silent,
+    **settings: Any,
+) -> LoopedLlama:
+    """A model as the commands take it: a GGUF file, a name of `ggufloop list`, or user/repo[:quant]; looped or not.
+
+    loop: as `loop.as_loop`. offline: download nothing. progress: told of downloads. settings: keywords of LoopedLlama
+    and llama_cpp.Llama; left out they are the commands', so the context is 4096 tokens or the model's, if less.
+    Raises UsageError, GgufloopError and BackendError.
+    """
+    from ggufloop.models import registry  # what a download needs is not imported by all who open a file
+
+    path = registry.resolve(str(model), offline=offline, progress=progress)
+    read_model(path)
+    wanted = as_loop(loop)
+    check_loops(path, [wanted])
+    if "n_threads" in settings:
+        settings = {"n_threads_batch": settings["n_threads"], **settings}
+    from ggufloop.engine import LoopedLlama
+
+    return LoopedLlama(path, loop=wanted, **{**keywords(path, ContextSettings(), progress), **settings})
 
 
 def open_model(

@@ -57,7 +57,7 @@ reading interrupts progress
 files table
 setting solvers
 loop logits
-recipes
+recipes flat
 models
 backend
 engine

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import click
 
+from ggufloop.flat import loop_cells
 from ggufloop.measure.bench import Variant
 from ggufloop.measure.bench_run import BenchRecord
 
@@ -118,6 +119,7 @@ class Printer:
             click.echo(("[\n" if self._n == 0 else ",\n") + json.dumps(record, indent=2), nl=False)
         else:
             flat = {name: value for name, value in record.items() if not isinstance(value, list)}
+            flat |= {name: value for name, value in loop_cells(record["loop"]).items() if name not in flat}
             out = io.StringIO()
             writer = csv.writer(out, lineterminator="\n")
             writer.writerows([flat] if self._n == 0 else [])

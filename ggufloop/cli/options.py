@@ -1,8 +1,10 @@
-"""The options that name a model, in every command that has one, and how lists are written.
+"""The options that name a model, in every command that has one; those that name tasks; and how lists are written.
 
     @model_options
-    def command(model, model_path, hf, hf_file, offline):
+    @tasks_options("Tasks of lm-eval.")
+    def command(model, model_path, hf, hf_file, offline, tasks, include_path):
         path = model_from_flags(model, model_path, hf, offline, hf_file)
+        names = tasks_from_flags(tasks, include_path)
 
 Spelled as llama.cpp spells them where it has them. A loop's options: loop_options.py.
 """
@@ -55,6 +57,40 @@ def adder(options: Iterable[Callable[[Any], Any]]) -> Callable[[C], C]:
 
 model_options: Callable[[Any], Any] = adder(_MODEL)
 """MODEL (a path, a name of `ggufloop list` or user/repo[:quant]), -m, -hf, -hff and --offline."""
+
+
+def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion of tasks: names that need no hub, and files."""
+    from ggufloop.tasks.loading import BENCHMARKS, TASKS
+
+    before, comma, last = incomplete.rpartition(",")
+    names = [CompletionItem(before + comma + name) for name in (*TASKS, *BENCHMARKS) if name.startswith(last)]
+    return names if comma else [*names, CompletionItem(incomplete, type="file")]
+
+
+def tasks_options(help: str, *names: str) -> Callable[[C], C]:
+    """--tasks, with this help, and --include-path. names: others of it."""
+    return adder([
+        click.option("--tasks", *names, "tasks", metavar="NAME,...", shell_complete=_tasks,
+                     help=f"{help} A file is a task too: .csv, .jsonl, .json, or .yaml of lm-eval."),
+        click.option("--include-path", metavar="DIR", help="A folder of more of lm-eval's tasks, for --tasks."),
+    ])  # fmt: skip
+
+
+def tasks_from_flags(tasks: str | None, include_path: str | None) -> tuple[str, ...]:
+    """The tasks that are named, none if --tasks is not given: known names, files that can be understood.
+
+    Raises UsageError and GgufloopError, before a model is looked for.
+    """
+    if tasks is None:
+        if include_path is not None:
+            raise UsageError("--include-path is where --tasks are, and none is named.", "give --tasks NAME.")
+        return ()
+    from ggufloop.tasks.loading import check_tasks
+
+    names = tuple(split_list(tasks, "--tasks"))
+    check_tasks(names, include_path)
+    return names
 
 
 def resolve_flags(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ggufloop.cli.types import show_table
 from ggufloop.errors import UsageError
 from ggufloop.measure import sweep_report, tasks_report
 from ggufloop.measure.eval_run import EvalResult
@@ -18,13 +19,16 @@ from ggufloop.study.file import Study
 
 
 def print_eval(found: EvalResult, form: str) -> None:
-    """Tables and paired blocks, or json. Raises UsageError for another form."""
+    """Tables and paired blocks, json, or a row per loop and task. Raises UsageError for another form."""
     if form == "json":
         told = tasks_report.record(found.header, found.runs, found.compared, found.noise)
         click.echo(json.dumps(told, indent=2, default=str))
         return
+    if form == "csv":
+        show_table(form, lambda: tasks_report.numbers(found))
+        return
     if form != "text":
-        raise UsageError(f"an evaluation has no form {form!r}.", "take -o text or -o json.")
+        raise UsageError(f"an evaluation has no form {form!r}.", "take -o text, json or csv.")
     for name, run in found.runs.items():
         click.echo(f"{found.header['model']}, {name}\n\n{run.table()}")
     for name, comparison in found.compared.items():
@@ -39,7 +43,7 @@ def print_sweep(found: SweepResult, form: str) -> None:
     elif form == "json":
         click.echo(json.dumps(sweep_report.record(found), indent=2))
     else:
-        click.echo(sweep_report.table(found).render(form), nl=False)
+        show_table(form, lambda: (sweep_report.table if form == "md" else sweep_report.numbers)(found))
         for outcome in found.outcomes:
             click.echo(f"{outcome.measure.name}: {sweep_report.verdict(outcome)}", err=True)
 
@@ -65,7 +69,7 @@ def print_plan(path: Path, planned: Planned, form: str) -> None:
         click.echo(f"{path.name}\n\n{planned.table().render('md')}")
         click.echo("\n".join(planned.sentences()))
     else:
-        click.echo(planned.table().render(form), nl=False)
+        show_table(form, planned.table)
 
 
 def print_shard(done: ShardDone) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli.progress import shown
+from ggufloop.cli.types import show_table
 from ggufloop.figures import style
 from ggufloop.files import write_text
+from ggufloop.flat import flat
 from ggufloop.measure.corpus import Text
 from ggufloop.study import sensitivity_report as report
 from ggufloop.study.run import StudyPlan, text_folder
@@ -39,10 +42,10 @@ def show_sensitivity(
             said = "\n".join(report.summary(study))
             if parts(study):
                 write_text(folder / "table.md", f"{report.table(study).render('md')}\n{said}\n")
-                write_text(folder / "table.csv", report.numbers(study).render("csv"))
+                write_text(folder / "table.csv", flat(report.numbers(study)).render("csv"))
                 style.save(sensitivity_figure(study), folder / "sensitivity.png")
             if form == "text":
                 click.echo(f"{path.name}\n\n{report.table(study).render('md')}\n{said}")
                 click.echo(f"figure: {folder / 'sensitivity.png'}\n" if parts(study) else "")
             else:
-                click.echo(report.numbers(study).render(form), nl=False)
+                show_table(form, partial(report.numbers, study))

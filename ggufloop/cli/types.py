@@ -63,15 +63,28 @@ class Size(click.ParamType[int]):
 
 
 def show(
-    form: str, text: Callable[[], str], record: Callable[[], Any], table: Callable[[], Table] | None = None
+    form: str,
+    text: Callable[[], str],
+    record: Callable[[], Any],
+    table: Callable[[], Table] | None = None,
+    numbers: Callable[[], Table] | None = None,
 ) -> None:
-    """Print a result in a form of -o: text with its line feeds, a record as JSON, a table in the other forms."""
+    """Print a result in a form of -o: text with its line feeds, a record as JSON, a table in the other forms.
+
+    numbers: the table for programs, if it is not the one that md has."""
     if form == "text":
         click.echo(text(), nl=False)
     elif form == "json" or table is None:
         click.echo(json.dumps(record(), indent=2))
     else:
-        click.echo(table().render(form), nl=False)
+        show_table(form, table if form == "md" or numbers is None else numbers)
+
+
+def show_table(form: str, table: Callable[[], Table]) -> None:
+    """Print a table in a form of -o: as it is for eyes, for programs with plain names and a loop's settings apart."""
+    from ggufloop.flat import flat
+
+    click.echo((table() if form == "md" else flat(table())).render(form), nl=False)
 
 
 def output_option(*forms: str, help: str = "How to print it.") -> Callable[[C], C]:

@@ -14,6 +14,7 @@ from ggufloop.figures import study as drawn
 from ggufloop.figures import style
 from ggufloop.figures.size import size_figure
 from ggufloop.files import write_text
+from ggufloop.flat import flat
 from ggufloop.study import across, pareto, report
 from ggufloop.study.file import Study
 
@@ -28,7 +29,7 @@ def publish_sizes(studies: Sequence[Study], folder: Path) -> None:
     if len(studies) > 1:
         found = pareto.table(studies)
         write_text(folder / "kld-size.md", found.render("md") + "\n" + "\n".join(pareto.summary(studies)) + "\n")
-        write_text(folder / "kld-size.csv", pareto.numbers(studies).render("csv"))
+        write_text(folder / "kld-size.csv", flat(pareto.numbers(studies)).render("csv"))
         figure = size_figure(studies)
         if figure is not None:
             style.save(figure, folder / f"{drawn.KLD}.png")
@@ -38,8 +39,8 @@ def publish(study: Study, folder: Path, again: str) -> Path:
     """Write table.md, table.csv, across.csv, the figures and report.html, which is returned. again: the command that
     repeats it."""
     write_text(folder / "table.md", report.shown(study).render("md"))
-    write_text(folder / "table.csv", report.numbers(study).render("csv"))
-    write_text(folder / "across.csv", across.numbers([study]).render("csv"))
+    write_text(folder / "table.csv", flat(report.numbers(study)).render("csv"))
+    write_text(folder / "across.csv", flat(across.numbers([study])).render("csv"))
     pictures = {}
     for name, figure in drawn.figures(study).items():
         style.save(figure, folder / f"{name}.png")

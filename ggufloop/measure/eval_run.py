@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 class EvalPlan:
     """What is asked.
 
-    names         tasks, groups or tags of lm-eval; limit: only the first questions of each task; drawn: so many of
-                  each name, at random, always the same
+    names         tasks, groups or tags of lm-eval, or files; limit: only the first questions of each task; drawn: so
+                  many of each name, at random, always the same
     num_fewshot   worked examples before each question; None: as many as the task has it
     chat          ask in the model's chat template
     paired        run the plain model too, and compare
     floor         and the loop again with its damping moved by `endpoints.NUDGE`
     offline       download no questions
+    include_path  a folder of more of lm-eval's tasks
 
     Raises UsageError for a floor without a comparison, and for a limit of what is drawn.
     """
@@ -59,6 +60,7 @@ class EvalPlan:
     floor: bool = False
     offline: bool = False
     drawn: int | None = None
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         if self.floor and not self.paired:
@@ -68,7 +70,7 @@ class EvalPlan:
 
     def load(self, progress: Progress = silent) -> Tasks:
         """Its tasks, their questions read. Raises UsageError and GgufloopError as `load_tasks` does."""
-        return load_tasks(self.names, self.offline, self.num_fewshot, progress)
+        return load_tasks(self.names, self.offline, self.num_fewshot, progress, self.include_path)
 
     def loops(self, loop: LoopSpec | None) -> list[LoopSpec | None]:
         """What is run, in this order. Raises UsageError if a comparison has no loop."""
@@ -188,6 +190,7 @@ def header_of(
                      "flash_attn": settings.uses_flash(path), "batch_size": settings.n_batch,
                      "ubatch_size": settings.n_ubatch},
         "names": list(plan.names),
+        **({} if plan.include_path is None else {"include_path": plan.include_path}),
         "limit": plan.limit,
         "drawn": plan.drawn,
         "num_fewshot": plan.num_fewshot,

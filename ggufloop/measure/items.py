@@ -26,6 +26,7 @@ from ggufloop.measure.perplexity import TextModel, chunk_at, count_chunks, halve
 from ggufloop.measure.score import score
 from ggufloop.measure.slices import sizes_of
 from ggufloop.measure.verdict import ACCURACY, NATS
+from ggufloop.tasks.own import task_name
 
 if TYPE_CHECKING:
     from ggufloop.backend.tracing import States
@@ -166,7 +167,7 @@ class TaskMeasure:
     def __init__(self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False) -> None:
         """tasks: what `load_tasks` gives for this name, or for several. limit: only the first questions of each task
         it holds."""
-        self.name = name
+        self.name = task_name(name)
         self.chat = chat
         self._tasks = tasks
         sizes = {task: min(size, limit or size) for task, size in self._tasks.sizes().items()}

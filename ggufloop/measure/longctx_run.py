@@ -21,6 +21,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.longctx import CEILING, FLOOR, LengthCell, cells, check_record, long_context
+from ggufloop.measure.verdict import HELPS, HURTS, UNSURE
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, note, silent
 from ggufloop.table import Cell, Table, columns
@@ -114,6 +115,17 @@ def table(found: Sequence[LengthCell]) -> Table:
         score = c.score
         rows.append([c.length, c.task, c.loop, score.n, score.mean, score.low, score.high, *gain, where])
     return Table(COLUMNS, rows)
+
+
+def numbers(path: Path, found: Sequence[LengthCell]) -> Table:
+    """The same for programs, with the model, what plain scores there, and the verdict that a row alone allows."""
+    plain = {(c.length, c.task): c.score.mean for c in found if c.gain is None}
+    rows: list[list[Cell]] = []
+    for c, row in zip(found, table(found).rows, strict=True):
+        word = None if c.gain is None else HELPS if c.gain.low > 0 else HURTS if c.gain.high < 0 else UNSURE
+        rows.append([path.name, *row, plain.get((c.length, c.task)), word])
+    return Table((*columns("model"), *columns("length", "task", "loop", "n", "score", "score low", "score high", "gain",
+                                              "low", "high", "plain is", "plain", "verdict")), rows)  # fmt: skip
 
 
 def notes(found: Sequence[LengthCell]) -> str:

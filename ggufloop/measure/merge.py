@@ -132,7 +132,7 @@ def _tasks(header: Mapping[str, Any], progress: Progress) -> Tasks:
     """The tasks of a run, their questions from where it had them. Raises GgufloopError if they are others now."""
     try:
         names = reading.typed(header["names"], tuple[str, ...], "names")
-        tasks = load_tasks(names, bool(header["served"]), header["num_fewshot"], progress)
+        tasks = load_tasks(names, bool(header["served"]), header["num_fewshot"], progress, header.get("include_path"))
         sizes, versions = tasks.sizes(), tasks.versions()
         groups = sizes_of(tasks)
         for name, there in header["tasks"].items():

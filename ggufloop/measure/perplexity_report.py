@@ -1,7 +1,8 @@
 """Perplexities in words and tables: llama-perplexity's lines, and what is ours around them.
 
 text(run, "notes.txt")                           # for eyes
-table(run).render("csv")                         # a row per context and model
+table(run).render("md")                          # a row per context and model
+numbers(run, "notes.txt")                        # the same for programs
 record(run, "notes.txt")                         # for json
 """
 
@@ -11,9 +12,11 @@ import dataclasses
 from typing import Any
 
 from ggufloop.files import file_sha256
+from ggufloop.loop import PLAIN
 from ggufloop.measure.perplexity import Figure, TextScore
 from ggufloop.measure.perplexity_run import PerplexityRun
 from ggufloop.measure.stats import Estimate
+from ggufloop.measure.verdict import HELPS, HURTS, UNSURE
 from ggufloop.opening import record_head
 from ggufloop.reading import finite
 from ggufloop.table import Cell, Table, columns
@@ -41,6 +44,23 @@ def table(run: PerplexityRun) -> Table:
             rows.append(_row(run.base, "plain", result, result.against.base, compared=False))
         rows.append(_row(run.path.name, str(result.loop or "plain"), result, result.model, compared=True))
     return Table(_COLUMNS, rows)
+
+
+def numbers(run: PerplexityRun, source: str) -> Table:
+    """The same rows for programs, with the text, the base and its score beside the model's, and the verdict."""
+    rows: list[list[Cell]] = []
+    for r in run.results:
+        if r.against is None:
+            rows.append([*_row(run.path.name, str(r.loop or PLAIN), r, r.model, compared=False), source, *[None] * 3])
+            continue
+        base, gain = r.against.base, r.against.gain
+        rows.append([*_row(run.base, PLAIN, r, base, compared=False), source, *[None] * 3])
+        word = UNSURE if r.chunks < 2 or gain.low <= 0 <= gain.high else HELPS if gain.low > 0 else HURTS
+        rows.append([*_row(run.path.name, str(r.loop or PLAIN), r, r.model, compared=True), source, run.base,
+                     base.ppl, word])  # fmt: skip
+    names = [c.name for c in _COLUMNS]
+    names[names.index("+/-")] = "PPL +/-"
+    return Table(columns(*names, "text", "base", "base PPL", "verdict"), rows)
 
 
 def _verdict(gain: Estimate, chunks: int) -> str:

@@ -165,7 +165,7 @@ def plan_sweep(
             reads[plan.text.name] = _text(plan.text, plan, count, llm)
             slices += reads[plan.text.name].items
         for name in plan.tasks:
-            tasks = load_tasks([name], plan.offline, progress=progress)
+            tasks = load_tasks([name], plan.offline, None, progress, plan.include_path)
             some = slices_of(tasks, plan.limit)
             each = _reads(tasks, some, plan.chat and llm is not None, count, llm).values()
             slices += len(some)

@@ -1,7 +1,8 @@
 """A sweep in words and tables.
 
 text(result)                                     # for eyes
-table(result).render("csv")                      # a row per loop
+table(result).render("md")                       # a row per loop
+numbers(result)                                  # the same for programs
 record(result)                                   # for json
 """
 
@@ -32,6 +33,22 @@ def text(result: SweepResult) -> str:
 def table(result: SweepResult) -> Table:
     """One row per measure and loop."""
     return Table(_COLUMNS, [row for outcome in result.outcomes for row in rows(outcome, result.costs)])
+
+
+def numbers(result: SweepResult) -> Table:
+    """The same rows for programs. plain: its mean score; verdict: the word, with the worth it is about; needed: items
+    at which such a gain would be seen; words: the verdict as it is printed."""
+    names = ("model", "measure", "unit", "loop", "cost", "n", "available", "plain", "gain", "low", "high", "level",
+             "p", "settled", "whole", "verdict", "worth", "needed", "words")  # fmt: skip
+    rows: list[list[Cell]] = []
+    for o in result.outcomes:
+        m = o.measure
+        for c in o.decision.loops:
+            gain, v = c.gain, c.verdict
+            rows.append([result.path.name, m.name, m.unit, c.name, result.costs[c.name], gain.n, m.available, o.plain,
+                         gain.mean, gain.low, gain.high, gain.level, c.p, c.settled, c.whole, v.word, v.worth, v.needed,
+                         v.phrase(m.item, m.available)])  # fmt: skip
+    return Table(columns(*names), rows)
 
 
 def record(result: SweepResult) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from ggufloop.models.registry import save_loop
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, note, silent
 from ggufloop.tasks.loading import load_tasks
+from ggufloop.tasks.own import task_name
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -70,7 +71,7 @@ class SweepPlan:
     looks          decisions planned as items grow in number, which share the level; seed: of their random order
     floor          score the leading loop once more with its damping moved by 1e-5, to see what is the arithmetic's
     pooled         take the questions of all tasks together, for one verdict
-    offline        download no questions
+    offline        download no questions; include_path: a folder of more of lm-eval's tasks
 
     Raises UsageError if there is nothing to measure, or for a worth or looks not above 0.
     """
@@ -90,6 +91,7 @@ class SweepPlan:
     floor: bool = False
     pooled: bool = False
     offline: bool = False
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is None and not self.tasks:
@@ -211,9 +213,14 @@ def opened_sweep(
     check_loops(path, loops)
     settings.check_memory([path], loops)
     patch_id = library.activate().patch_id
+    together = [plan.tasks] if plan.pooled and plan.tasks else [(name,) for name in plan.tasks]
+    tasks = [(",".join(map(task_name, names)), load_tasks(names, plan.offline, None, progress, plan.include_path))
+             for names in together]  # fmt: skip
     llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
-        measures = _measures(llm, plan, progress)
+        measures: list[Measure] = [TaskMeasure(*each, plan.limit, plan.chat) for each in tasks]
+        if plan.text is not None:
+            measures.insert(0, TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
         header: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": path.name,
@@ -237,16 +244,6 @@ def opened_sweep(
 def journal_path(path: Path, given: Path | None) -> Path:
     """Where the scores of a sweep of this model are kept."""
     return given or Path(f"sweep-{path.stem}.jsonl")
-
-
-def _measures(llm: LoopedLlama, plan: SweepPlan, progress: Progress) -> list[Measure]:
-    measures: list[Measure] = []
-    if plan.text is not None:
-        measures.append(TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
-    for names in [plan.tasks] if plan.pooled and plan.tasks else [(name,) for name in plan.tasks]:
-        tasks = load_tasks(names, plan.offline, progress=progress)
-        measures.append(TaskMeasure(",".join(names), tasks, plan.limit, plan.chat))
-    return measures
 
 
 def _keep_budget(

@@ -1,4 +1,5 @@
-"""What tasks found, in words and for programs: text(name, comparison), record(...), write_samples(path, runs)."""
+"""What tasks found, in words and for programs: text(name, comparison), record(...), numbers(result),
+write_samples(path, runs)."""
 
 from __future__ import annotations
 
@@ -7,14 +8,19 @@ import json
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ggufloop.files import write_text
 from ggufloop.measure.endpoints import NUDGE, ChanceGuard, NoiseFloor
 from ggufloop.measure.published import Published, published
+from ggufloop.measure.stats import Estimate, wilson
 from ggufloop.measure.tasks import Comparison, Run
 from ggufloop.measure.verdict import Verdict
 from ggufloop.reading import finite
+from ggufloop.table import Cell, Table, columns
+
+if TYPE_CHECKING:
+    from ggufloop.measure.eval_run import EvalResult
 
 
 def text(name: str, c: Comparison, available: int | None = None, noise: NoiseFloor | None = None) -> str:
@@ -116,6 +122,34 @@ def record(
     }  # fmt: skip
     found: dict[str, Any] = finite(data)
     return found
+
+
+def numbers(found: EvalResult) -> Table:
+    """A row per loop and name that was asked for. score: the share of right answers, with Wilson's interval; gain, low,
+    high: of it over plain, on the same questions, where both were run; choice: of the choice log-probability."""
+    names = ("model", "measure", "loop", "n", "available", "score", "score low", "score high", "plain", "gain", "low",
+             "high", "p", "gained", "lost", "choice gain", "choice low", "choice high", "verdict", "worth",
+             "needed")  # fmt: skip
+    rows: list[list[Cell]] = []
+    for loop, run in found.runs.items():
+        for name, items in run.items.items():
+            right = sum(item.right for item in items)
+            score = wilson(int(right), len(items)) if items else None
+            c = found.compared.get(name) if [loop] == list(found.runs)[1:2] else None
+            row: list[Cell] = [found.header["model"], name, loop, len(items), found.available.get(name)]
+            row += [None] * 3 if score is None else [score.mean, score.low, score.high]
+            if c is None:
+                row += [None] * 13
+            else:
+                v = c.verdict
+                row += [c.plain.mean, c.difference.mean, c.difference.low, c.difference.high, c.p, c.gained, c.lost,
+                        *_three(None if c.choice is None else c.choice.gain), v.word, v.worth, v.needed]  # fmt: skip
+            rows.append(row)
+    return Table(columns(*names), rows)
+
+
+def _three(e: Estimate | None) -> list[Cell]:
+    return [None] * 3 if e is None else [e.mean, e.low, e.high]
 
 
 def write_samples(path: Path, runs: dict[str, Run]) -> None:

@@ -1,7 +1,8 @@
 """A trace in words and tables.
 
 text(result, llm, path)                          # for eyes, a table per question
-table(result).render("csv")                      # a row per state
+table(result).render("md")                       # a row per state
+numbers(result, path)                            # the same for programs
 record(result, llm, path)                        # for json
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggufloop.loop import loop_text
 from ggufloop.measure.trace import LAYER, Point, TokenMean, Trace
 from ggufloop.opening import record_head
 from ggufloop.table import Cell, Table, columns
@@ -42,6 +44,13 @@ def table(result: Trace) -> Table:
     rows = [[p.kind, p.layer, p.evaluation, result.tokens, *_pair(p.residual), p.whole_residual, *_pair(p.cosine),
              *_lens(p)] for p in result.points]  # fmt: skip
     return Table(_ALL, rows)
+
+
+def numbers(result: Trace, path: Path) -> Table:
+    """The same rows for programs, of which model and loop they are."""
+    found = table(result)
+    head: list[Cell] = [path.name, loop_text(result.loop)]
+    return Table((*columns("model", "loop"), *found.columns), [[*head, *row] for row in found.rows])
 
 
 def _halts(result: Trace, tau: float) -> list[str]:

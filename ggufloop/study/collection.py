@@ -19,6 +19,7 @@ import numpy as np
 
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
+from ggufloop.flat import frame
 from ggufloop.loop import PLAIN
 from ggufloop.measure.verdict import NATS, WORTHS, judge
 from ggufloop.study import file as studies
@@ -27,11 +28,12 @@ from ggufloop.table import Cell, Table, columns
 SWEEP, STUDY = "sweep", "study"
 _COLUMNS = columns("file", "kind", "model", "type", "measure", "loop", "n:d", "score:.5f", "gain:+.5f", "low:+.5f",
                    "high:+.5f")  # fmt: skip
+_MORE = columns("p", "plain", "verdict", "worth")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """rows: of `table`. files: a line for each result file: name, kind, model, rows."""
+    """rows: of `numbers`. files: a line for each result file: name, kind, model, rows."""
 
     files: list[list[Cell]]
     rows: list[list[Cell]]
@@ -39,7 +41,18 @@ class Collection:
 
     def table(self) -> Table:
         """A row per measure, type and loop."""
-        return Table(_COLUMNS, self.rows)
+        return Table(_COLUMNS, [row[: len(_COLUMNS)] for row in self.rows])
+
+    def numbers(self) -> Table:
+        """The same for programs, with p, the plain model's mean on the same items and the word of a verdict on this
+        row alone: nothing is corrected for how many loops there are, nor for items that chose one of them."""
+        return Table((*_COLUMNS, *_MORE), self.rows)
+
+    def frame(self) -> Any:
+        """`numbers` as a DataFrame; its attrs["skipped"] says what was left out. Raises UsageError without pandas."""
+        found = frame(self.numbers())
+        found.attrs["skipped"] = self.skipped
+        return found
 
     def listing(self) -> Table:
         """A row per file."""
@@ -62,6 +75,11 @@ def collect(folder: Path) -> Collection:
             found.files.append([name, kind, model, len(rows)])
             found.rows.extend([name, kind, model, *row] for row in rows)
     return found
+
+
+def results(folder: Path | str) -> Any:
+    """What `ggufloop results DIR -o csv` prints, as a DataFrame. Raises as `collect` and `frame`."""
+    return collect(Path(folder)).frame()
 
 
 def _read(path: Path) -> tuple[str, str, list[list[Cell]]]:
@@ -89,8 +107,8 @@ def _sweep(records: list[dict[str, Any]]) -> Iterator[list[Cell]]:
     for (measure, loop), known in scores.items():
         plain = scores.get((measure, PLAIN), {})
         items = sorted(known.keys() & plain.keys())
-        gain = np.array([known[i] - plain[i] for i in items])
-        yield [None, *_row(measure, loop, np.array(list(known.values())), gain)]
+        pairs = np.array([(known[i], plain[i]) for i in items]).reshape(-1, 2)
+        yield [None, *_row(measure, loop, np.array(list(known.values())), pairs)]
 
 
 def _study(study: studies.Study) -> Iterator[list[Cell]]:
@@ -101,22 +119,22 @@ def _study(study: studies.Study) -> Iterator[list[Cell]]:
                 continue
             plain = study.cells.get((type_, PLAIN))
             before = {} if plain is None else {chunk.index: chunk.nll for chunk in plain.chunks}
-            gain = np.array([before[c.index] - c.nll for c in cell.chunks if c.index in before])
+            both = [(-c.nll, -before[c.index]) for c in cell.chunks if c.index in before]
             scores = -np.array([c.nll for c in cell.chunks])
-            yield [type_, *_row(study.header.text, loop, scores, gain, neighbours=True)]
+            yield [type_, *_row(study.header.text, loop, scores, np.array(both).reshape(-1, 2), neighbours=True)]
             for task, result in cell.tasks.items():
                 other = None if plain is None else plain.tasks.get(task)
                 known = {} if other is None else dict(zip(other.docs, other.right, strict=True))
                 pairs = zip(result.docs, result.right, strict=True)
-                gain = np.array([right - known[doc] for doc, right in pairs if doc in known])
-                yield [type_, *_row(task, loop, np.array(result.right), gain)]
+                both = [(right, known[doc]) for doc, right in pairs if doc in known]
+                yield [type_, *_row(task, loop, np.array(result.right), np.array(both).reshape(-1, 2))]
 
 
-def _row(measure: str, loop: str, scores: Any, gains: Any, neighbours: bool = False) -> list[Cell]:
+def _row(measure: str, loop: str, scores: Any, pairs: Any, neighbours: bool = False) -> list[Cell]:
     """The gain with the interval of one verdict (`verdict.judge`): exact for answers, which may all be the same, and
-    of chunks that are neighbours in one text wider."""
-    told: list[Cell] = [None] * 3
-    if loop != PLAIN and len(gains) > 1:
-        gain = judge(gains, WORTHS[NATS], documents=[0] * len(gains) if neighbours else None).gain
-        told = [gain.mean, gain.low, gain.high]
+    of chunks that are neighbours in one text wider. pairs: scores looped and plain of the items that have both."""
+    told: list[Cell] = [None] * 7
+    if loop != PLAIN and len(pairs) > 1:
+        v = judge(pairs[:, 0] - pairs[:, 1], WORTHS[NATS], documents=[0] * len(pairs) if neighbours else None)
+        told = [v.gain.mean, v.gain.low, v.gain.high, v.gain.p, float(pairs[:, 1].mean()), v.word, v.worth]
     return [measure, loop, len(scores), float(scores.mean()) if len(scores) else None, *told]

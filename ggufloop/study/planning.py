@@ -39,7 +39,7 @@ def plan_study(
     ]
     slices, written = plan.chunks, False
     if plan.tasks:
-        asked = EvalPlan(plan.tasks, plan.limit, offline=plan.offline)
+        asked = EvalPlan(plan.tasks, plan.limit, offline=plan.offline, include_path=plan.include_path)
         plain = plan_eval(path, None, asked, replace(settings, n_ctx=None), speed=found if not counted else None,
                           progress=progress)  # fmt: skip
         slices, written = max(slices, plain.slices), plain.at_most

@@ -149,6 +149,17 @@ def table(rows: Sequence[JudgedLoop]) -> Table:
     return Table(COLUMNS, cells)
 
 
+def numbers(rows: Sequence[JudgedLoop]) -> Table:
+    """The same for programs: a loop by its name in the protocol and by its settings, which pooled rows have several of;
+    the unit, and the verdict's word."""
+    cells = [
+        [*cells[:-1], r.unit, r.settings or None, AT_CHANCE if r.at_chance else r.verdict.word, r.verdict.worth]
+        for r, cells in zip(rows, table(rows).rows, strict=True)
+    ]
+    names = ["name" if column.name == "loop" else column.name for column in COLUMNS[:-1]]
+    return Table(tuple(map(Column, (*names, "unit", "loop", "verdict", "worth"))), cells)
+
+
 _SHOWN = ("measure", "loop", "n", "plain", "gain", "low", "high", "p", "verdict")
 
 

@@ -80,24 +80,29 @@ _OF_TASK = ("n", "accuracy", "gain", "gain low", "gain high", "McNemar p")
 def numbers(*studies: Study) -> Table:
     """The table for programs, one row per cell, of several models one after the other."""
     found = [(study, row) for study in studies for row in rows(study)]
+    plain: dict[tuple[int, str], float | None] = {(id(study), row.file.type): None for study, row in found}
+    plain |= {(id(study), row.file.type): row.ppl for study, row in found if row.loop == PLAIN}
     best = {id(study): {p.file.type: p.best for p in pareto.points(study)} for study in studies}
     tasks = list(dict.fromkeys(task for _, row in found for task in row.answers))
     three = ("", " low", " high")
     names = ["model", "text", "type", "bytes", "bits per weight", "SNR dB", "window SNR dB", "loop", "chunks", "n",
-             "PPL", "PPL error", *[f"gain{end}" for end in three], "p (Holm)", *[f"KLD{end}" for end in three],
+             "PPL", "PPL error", "plain PPL", "gain", "low", "high", "p", *[f"KLD{end}" for end in three],
              *[f"A_K{end}" for end in three], "same top",
              *[f"{task} {what}" for task in tasks for what in _OF_TASK],
-             "tokens per second", "verdict", "front"]  # fmt: skip
+             "tokens per second", "verdict", "worth", "front"]  # fmt: skip
     return Table(
         tuple(Column(name) for name in names),
         [
-            [*_numbers(study, row, tasks), best[id(study)].get(row.file.type) if row.loop == PLAIN else None]
+            [
+                *_numbers(study, row, tasks, plain[id(study), row.file.type]),
+                best[id(study)].get(row.file.type) if row.loop == PLAIN else None,
+            ]
             for study, row in found
         ],
     )
 
 
-def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
+def _numbers(study: Study, row: Row, tasks: list[str], plain: float | None) -> list[Cell]:
     answers: list[Cell] = []
     for task in tasks:
         accuracy, flips = row.answers.get(task), row.flips.get(task)
@@ -106,9 +111,9 @@ def _numbers(study: Study, row: Row, tasks: list[str]) -> list[Cell]:
     f, verdict = row.file, row.verdict
     return [
         study.header.model, study.header.text, f.type, f.nbytes, f.bits_per_weight, f.snr, f.window_snr, row.loop,
-        row.chunks, row.n, row.ppl, row.error, *_three(None if verdict is None else verdict.gain),
+        row.chunks, row.n, row.ppl, row.error, plain, *_three(None if verdict is None else verdict.gain),
         None if verdict is None else verdict.p, *_three(row.kld), *_three(row.amplification), row.same_top, *answers,
-        row.speed, None if verdict is None else verdict.phrase,
+        row.speed, None if verdict is None else verdict.word, None if verdict is None else analysis.WORTH,
     ]  # fmt: skip
 
 

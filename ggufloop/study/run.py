@@ -36,6 +36,7 @@ from ggufloop.study import ladder_files, measure
 from ggufloop.study.file import Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
 from ggufloop.tasks.loading import load_tasks
+from ggufloop.tasks.own import kept_name, task_name
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -53,7 +54,7 @@ class StudyPlan:
     chunks       of the text, each of `chunk` tokens, from its start
     tasks        of lm-eval as well, the first `limit` questions of each
     reference    F32, F16 or BF16: what a model that is quantised already is dequantised to
-    offline      download no questions
+    offline      download no questions; include_path: a folder of more of lm-eval's tasks
 
     Raises UsageError for what could not be measured.
     """
@@ -66,6 +67,7 @@ class StudyPlan:
     limit: int | None = None
     reference: str = "F16"
     offline: bool = False
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
@@ -268,9 +270,11 @@ class StudyJob:
     def ask(self, study: Study, entry: LadderFile) -> Study:
         """The tasks a file lacks."""
         names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
-        if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in self.plan.tasks):
+        kept = {task_name(name): kept_name(name) for name in self.plan.tasks}
+        if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in kept.values()):
             return study
-        tasks = load_tasks(self.plan.tasks, self.plan.offline, progress=self.progress)
+        tasks = load_tasks(self.plan.tasks, self.plan.offline, None, self.progress, self.plan.include_path)
+        tasks = replace(tasks, members={kept[name]: inside for name, inside in tasks.members.items()})
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
         settings = replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False)
         with closing(self.open(entry.path, settings)) as llm:

@@ -1,23 +1,26 @@
-"""lm-eval's tasks by their names, with their questions, from the hub or without it.
+"""lm-eval's tasks by their names, with their questions, from the hub or without it; and tasks that are files.
 
-    tasks = load_tasks(["mmlu_dev", "arc_challenge"])
+    tasks = load_tasks(["mmlu_dev", "arc_challenge", "mine.csv", "theirs.yaml"])
 
 A task is lm-eval's own: its file, its prompts, its scoring. Without a hub, or with `offline`, the rows of the data sets
 in `benchmarks.py` take the place of the hub's and nothing else changes. The files of those tasks and of the tasks that
 ship here are read at once; lm-eval's 14,000 others take a quarter of a minute, so a name is looked for in their text
-first. Needs the extra `eval`.
+first. What is not lm-eval's or ours can change under its name, so it is told apart by a digest of its questions.
+Needs the extra `eval`.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
+import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,8 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.files import PACKAGE
 from ggufloop.models import hub
 from ggufloop.progress import Progress, doing, note, silent
-from ggufloop.tasks import benchmarks
+from ggufloop.tasks import benchmarks, own
+from ggufloop.tasks.own import is_file, is_plain, task_name
 from ggufloop.tasks.questions import MAKERS
 
 TASKS = (*MAKERS, "squad_v1")
@@ -56,7 +60,7 @@ class Tasks:
     """Loaded tasks: lm-eval's manager and objects, which tasks each name that was asked for holds, and all of these.
 
     served: those whose questions are not the hub's, and their data sets. num_fewshot: worked examples before each
-    question; None leaves it to the task."""
+    question; None leaves it to the task. digests: of the questions of tasks that are the user's."""
 
     manager: Any
     loaded: list[Any]
@@ -64,6 +68,7 @@ class Tasks:
     leaves: dict[str, Any]
     served: dict[str, str]
     num_fewshot: int | None = None
+    digests: dict[str, str] = field(default_factory=dict)
 
     def sizes(self) -> dict[str, int]:
         """How many questions each task has."""
@@ -72,8 +77,9 @@ class Tasks:
     def versions(self) -> dict[str, str]:
         """What each task calls its version, and of whom its questions are where they are not quite the hub's."""
         named = {name: str((task.config.metadata or {}).get("version", "")) for name, task in self.leaves.items()}
-        other = {name for name, dataset in self.served.items() if dataset in benchmarks.NOTES}
-        return {name: f"{version} ({benchmarks.NAME})" if name in other else version for name, version in named.items()}
+        other = {name: benchmarks.NAME for name, dataset in self.served.items() if dataset in benchmarks.NOTES}
+        other |= {name: f"sha256 {digest}" for name, digest in self.digests.items()}
+        return {name: f"{version} ({other[name]})" if name in other else version for name, version in named.items()}
 
     def notes(self) -> list[str]:
         """What the user should know of where the questions are from."""
@@ -104,45 +110,110 @@ def require() -> None:
 
 
 def load_tasks(
-    names: Sequence[str], offline: bool = False, num_fewshot: int | None = None, progress: Progress = silent
+    names: Sequence[str],
+    offline: bool = False,
+    num_fewshot: int | None = None,
+    progress: Progress = silent,
+    include_path: str | None = None,
 ) -> Tasks:
-    """lm-eval's tasks, groups or tags of these names, their questions read.
+    """lm-eval's tasks, groups or tags of these names, or of these files, their questions read.
 
-    offline: download nothing. num_fewshot: worked examples before each question; None leaves it to the task. progress:
-    is told where the questions are from, if that is not the hub.
+    names: one that ends like a file (`own.is_file`) is a file of questions, or of lm-eval's, and the task is called as
+    the file is, without the ending. offline: download nothing. num_fewshot: worked examples before each question; None
+    leaves it to the task. progress: is told where the questions are from, if that is not the hub. include_path: a
+    folder of more tasks, as lm-eval has it.
 
     Raises UsageError for no name, one given twice or one that is not known, and for more examples than a task has;
-    GgufloopError if its questions cannot be had.
+    GgufloopError if its questions cannot be had or understood.
     """
-    if not names or not all(names):
-        raise UsageError("no task is named.", f"name some, such as --tasks {TASKS[0]},{TASKS[1]}.")
-    if len(set(names)) < len(names):
-        raise UsageError(f"a task is named twice in {','.join(names)}.", "name each once.")
     with doing(progress, "reading the tasks ..."):
-        tasks = _loaded(names, offline, num_fewshot, progress)
+        known = _look_up(names, include_path)
+        tasks = _loaded(names, known, offline, num_fewshot, progress)
     for text in tasks.notes():
         note(progress, text)
     return tasks
 
 
-def _loaded(names: Sequence[str], offline: bool, num_fewshot: int | None, progress: Progress) -> Tasks:
-    manager = _manager(names)
+def check_tasks(names: Sequence[str], include_path: str | None = None) -> None:
+    """Raise what `load_tasks` would for names and files, within a second: lm-eval is not imported, nothing loaded."""
+    _look_up(names, include_path)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Names that were looked up. text: of the task files near; near: whether these suffice; plain: files, read."""
+
+    folders: list[Path]
+    include: list[Path]
+    text: bytes
+    near: bool
+    plain: dict[str, own.OwnTask]
+
+
+def _look_up(names: Sequence[str], include_path: str | None) -> _Known:
+    if not names or not all(names):
+        raise UsageError("no task is named.", f"name some, such as --tasks {TASKS[0]},{TASKS[1]}.")
+    if len(set(names)) < len(names):
+        raise UsageError(f"a task is named twice in {','.join(names)}.", "name each once.")
+    called = [task_name(name) for name in names]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two tasks are called {twice}: {', '.join(names)}.", "call the file something else.")
+    include = [] if include_path is None else [Path(include_path)]
+    if include and not include[0].is_dir():
+        raise UsageError(f"there is no folder {include_path}.", "--include-path is a folder of lm-eval's task files.")
+    root = _tasks_of_lm_eval()
+    folders = [_FOLDER, *(root / name for name in _FOLDERS)]
+    text = _texts([*include, *folders])
+    plain = {name: own.read(Path(name)) for name in names if is_plain(name)}
+    for name in names:
+        if is_file(name) and name not in plain:
+            own.content(Path(name))
+    lacking = _lacking([name for name in names if not is_file(name)], text)
+    if lacking:
+        every = _texts([root])
+        for name in _lacking(lacking, text + every):
+            raise _unknown(name, text, every)
+    return _Known(folders, include, text, not lacking, plain)
+
+
+def _loaded(
+    names: Sequence[str], known: _Known, offline: bool, num_fewshot: int | None, progress: Progress
+) -> Tasks:  # fmt: skip
+    manager = _manager(names, known)
     members, objects = {}, []
     leaves: dict[str, Any] = {}
     served: dict[str, str] = {}
+    digests: dict[str, str] = {}
     with _questions(offline, progress, served):
         for name in names:
-            loaded = _load(manager, name)
-            members[name] = list(loaded["tasks"])
+            plain = known.plain.get(name)
+            loaded = _load(manager, name, None if plain is None else plain.config(task_name(name), num_fewshot or 0))
+            members[task_name(name)] = list(loaded["tasks"])
             leaves |= loaded["tasks"]
             nested = {child for children in loaded["group_map"].values() for child in children}
             objects += [o for part in ("groups", "tasks") for key, o in loaded[part].items() if key not in nested]
+            if is_file(name) or _is_under(manager.task_index[name], known.include):
+                digests |= {task: _digest(o) for task, o in loaded["tasks"].items()}
     every = [task for names_ in members.values() for task in names_]
     if len(set(every)) < len(every):
         raise UsageError(f"some of {','.join(names)} hold the same task.", "leave out the one that the other holds.")
     for name, task in leaves.items():
         _check_examples(name, task, num_fewshot)
-    return Tasks(manager, objects, members, leaves, served, num_fewshot)
+    return Tasks(manager, objects, members, leaves, served, num_fewshot, digests)
+
+
+def _is_under(entry: Any, folders: Sequence[Path]) -> bool:
+    return any(entry.yaml_path is not None and entry.yaml_path.is_relative_to(folder) for folder in folders)
+
+
+def _digest(task: Any) -> str:
+    """The sha256 of what a task asks: of each question the prompt, the choices and the right answer."""
+    found = hashlib.sha256()
+    for doc in task.eval_docs:
+        choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
+        found.update(json.dumps([task.doc_to_text(doc), choices, task.doc_to_target(doc)], default=str).encode())
+    return found.hexdigest()
 
 
 def _tasks_of_lm_eval() -> Path:
@@ -176,37 +247,47 @@ def _lacking(names: Sequence[str], text: bytes) -> list[str]:
     return [name for name in names if not there(name)]
 
 
-def _manager(names: Sequence[str]) -> Any:
+def _manager(names: Sequence[str], known: _Known) -> Any:
     """lm-eval's manager of tasks, of few of them if these suffice. Raises UsageError for a name it does not know."""
-    root = _tasks_of_lm_eval()
-    folders = [_FOLDER, *(root / name for name in _FOLDERS)]
-    text = _texts(folders)
-    near = not _lacking(names, text)
-    if not near:
-        every = _texts([root])
-        for name in _lacking(names, text + every):
-            raise _unknown(name, text, every)
     require()
     from lm_eval.tasks import TaskManager
 
-    if near:
-        manager = TaskManager(include_path=[str(path) for path in folders], include_defaults=False)
-        if all(name in manager.task_index for name in names):
+    wanted = [name for name in names if not is_file(name)]
+    if known.near:
+        near = [str(path) for path in (*known.folders, *known.include)]
+        manager = TaskManager(include_path=near, include_defaults=False)
+        if all(_is_whole(manager.task_index, name) for name in wanted) and not any(map(_is_group, names)):
             return manager
-    manager = TaskManager(include_path=str(_FOLDER))
-    for name in names:
+    manager = TaskManager(include_path=[str(path) for path in (_FOLDER, *known.include)])
+    for name in wanted:
         if name not in manager.task_index:
-            raise _unknown(name, text, _texts([root]))
+            raise _unknown(name, known.text, _texts([_tasks_of_lm_eval()]))
     return manager
+
+
+def _is_whole(index: Mapping[str, Any], name: str) -> bool:
+    """Whether all that a name holds is in an index."""
+    if name not in index:
+        return False
+    config = index[name].cfg or {}
+    inside = config.get("task") if "group" in config else ()
+    return all(_is_whole(index, each) for each in inside or () if isinstance(each, str) and each != name)
+
+
+def _is_group(name: str) -> bool:
+    """Whether a file of lm-eval's names tasks that others hold."""
+    return is_file(name) and not is_plain(name) and bool(re.search(rb"(?m)^group *:", own.content(Path(name))))
 
 
 def _unknown(name: str, *texts: bytes) -> UsageError:
     """What to say of a name, with the nearest in the first of these texts that has one near it."""
     close = next(filter(None, (difflib.get_close_matches(name, _names(text), n=3) for text in texts)), [])
     hint = f"did you mean {' or '.join(close)}? " if close else ""
+    if os.path.isfile(name):
+        raise UsageError(f"{name} is no file of questions.", f"its name ends in {', '.join(own.PLAIN)}, or in .yaml.")
     return UsageError(
         f"task {name!r} is not known.",
-        f"{hint}Without a hub: {', '.join((*TASKS, *BENCHMARKS))}; else any of lm-eval's.",
+        f"{hint}Without a hub: {', '.join((*TASKS, *BENCHMARKS))}; else any of lm-eval's, or a file: mine.csv.",
     )
 
 
@@ -215,12 +296,17 @@ def _names(text: bytes) -> set[str]:
     return {name.decode() for name in _NAME.findall(text)}
 
 
-def _load(manager: Any, name: str) -> Any:
+def _load(manager: Any, name: str, config: dict[str, Any] | None = None) -> Any:
+    """lm-eval's objects of a name or a file of its own, or of a task in its words."""
     try:
-        return manager.load([name])
+        return manager.load([name if config is None else config])
     except GgufloopError:
         raise
     except Exception as e:  # whatever a task's own code and the hub's client raise
+        if is_file(name):
+            raise GgufloopError(f"{name} is no task that can be read: {' '.join(str(e).split()) or type(e).__name__}",
+                                "mend it as lm-eval's guide to new tasks says; --include-path DIR has what it names.",
+                                ) from e  # fmt: skip
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise GgufloopError(
             f"the questions of {name} cannot be read: {reason}",
@@ -244,6 +330,7 @@ def _questions(offline: bool, progress: Progress, served: dict[str, str]) -> Ite
     from datasets import Dataset, disable_progress_bars
     from lm_eval.api.task import ConfigurableTask
 
+    disable_progress_bars()
     original: Callable[..., None] = ConfigurableTask.download
     reachable: list[bool] = []
 
@@ -254,7 +341,6 @@ def _questions(offline: bool, progress: Progress, served: dict[str, str]) -> Ite
                 reachable.append(not offline and _hub_answers())
             if not reachable[0] or dataset == benchmarks.SQUAD:
                 benchmarks.fetch(offline, progress)
-                disable_progress_bars()
                 rows = benchmarks.splits(dataset, config)
                 task.dataset = _Splits({split: Dataset.from_list(found) for split, found in rows.items()})
                 if task.config.process_docs is not None:  # lm-eval asks for them again and again
@@ -296,6 +382,8 @@ def _check_examples(name: str, task: Any, asked: int | None) -> None:
         raise UsageError(f"{name} is asked without worked examples.", "leave out --num-fewshot.")
     wanted = own or 0 if asked is None else asked
     has = len(getattr(getattr(task, "sampler", None), "df", None) or ())
+    if has and task.fewshot_cfg.split is not None and task.fewshot_cfg.split == task.config.test_split:
+        has -= 1  # a question is no example of itself
     if wanted > has:
         raise UsageError(
             f"{name} is to show {wanted} worked examples, and there are {has or 'none'} here to show.",

@@ -27,6 +27,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench, bench_run
 from ggufloop.measure.bench import Child, Timed, Variant, Workload, workloads
 from ggufloop.models.gguf import read_model
+from ggufloop.setting import settings as settings_of
 
 LOOP = LoopSpec((2, 4), 3)
 
@@ -322,7 +323,8 @@ def test_forms_for_programs_hold_the_same(run: Run) -> None:
     lines = [json.loads(line) for line in outputs["jsonl"].splitlines()]
     assert [line.keys() for line in lines] == [r.keys() for r in records]
     table = list(csv.reader(io.StringIO(outputs["csv"])))
-    assert table[0] == [name for name in records[0] if not name.startswith("samples")]
+    measured = [name for name in records[0] if not name.startswith("samples")]
+    assert table[0] == [*measured, *(name for name in settings_of(LoopSpec) if name not in measured)]
     assert len(table) == 7
     assert table[6][table[0].index("loop")] == "2:4 k=3"
 

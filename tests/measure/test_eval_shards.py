@@ -123,7 +123,7 @@ def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, mon
     assert not set.intersection(*(set(answers(part)) for part in parts))
     again = cli(*asked, "--out", tmp_path / "whole", "-o", "json")
     assert again.out == alone["json"].out
-    assert cli("merge", *parts, "-o", "csv").err.startswith("error: an evaluation has no form 'csv'.\n")
+    assert cli("merge", *parts, "-o", "md").err.startswith("error: an evaluation has no form 'md'.\n")
     monkeypatch.setattr(slices, "SCORED", 64)
     with pytest.raises(GgufloopError, match=r'brackets is .*"slice": 4} in the journals and .*"slice": 64} here'):
         merge_evals(parts)

@@ -354,11 +354,11 @@ def test_programs_get_every_number(run: Run, file: Path) -> None:
     assert data["kl_over_chunks"]["kl"]["mean"] == pytest.approx(data["kl_statistics"]["kl"]["mean"])
     rows = [json.loads(line) for line in run(*args, "-o", "jsonl")[1].splitlines()]
     assert [row["loop"] for row in rows] == ["plain", data["loop"]]
-    assert rows[1]["PPL"] == data["ppl"]
-    assert rows[0]["PPL"] == data["base"]["ppl"]
+    assert rows[1]["ppl"] == data["ppl"]
+    assert rows[0]["ppl"] == data["base"]["ppl"]
     assert rows[1]["gain"] == data["gain"]["over_chunks"]["mean"]
-    assert rows[1]["KL"] == data["kl_statistics"]["kl"]["mean"]
-    assert rows[0]["KL"] is None
+    assert rows[1]["kl"] == data["kl_statistics"]["kl"]["mean"]
+    assert rows[0]["kl"] is None
     assert run(*args, "-o", "md")[1].count("\n") == 4
     assert run(*args, "-o", "csv")[1].count("\n") == 3
 

@@ -87,10 +87,10 @@ def test_what_is_printed_of_a_loop(run: Run, file: Path) -> None:
     assert [(row["n_ctx"], row["over"]) for row in rows] == [("64", "chunks"), ("512", "tokens")]
     exact = [json.loads(line) for line in good(run, *args, "-c", "64,512", "-o", "jsonl").splitlines()]
     for row, plain, looped in zip(rows, exact[::2], exact[1::2], strict=True):
-        assert row["base PPL"] == f"{plain['PPL']:.4f}"
-        assert row["PPL"] == f"{looped['PPL']:.4f}"
+        assert row["base PPL"] == f"{plain['ppl']:.4f}"
+        assert row["PPL"] == f"{looped['ppl']:.4f}"
         assert (row["low"], row["high"]) == (f"{looped['low']:+.5f}", f"{looped['high']:+.5f}")
-        assert row["KL"] == f"{looped['KL']:.6f}"
+        assert row["KL"] == f"{looped['kl']:.6f}"
     assert "\nbase    the plain model\n" in out
 
 

@@ -505,7 +505,7 @@ def test_combinations_that_are_no_loop_are_left_out(tiny_model: TinyModel, tmp_p
         "--journal", str(tmp_path / "j"))  # fmt: skip
     assert code == 0, err
     assert "1 of 4 combinations are no loop of this model" in err
-    assert sorted(line.split(",")[1] for line in out.splitlines()[1:]) == [
+    assert sorted(line.split(",")[3] for line in out.splitlines()[1:]) == [
         "2:4 k=2 solver=naive", "2:4 k=2 solver=naive kv=each", "2:4 k=2 solver=repeat"]  # fmt: skip
 
 

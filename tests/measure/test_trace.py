@@ -20,9 +20,11 @@ from support.cli import Cli, Ran
 from support.fake_trace import FakeTracer, State
 
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.flat import loop_cells
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import trace as tracing
 from ggufloop.measure.trace import ENTER, LAYER, LEAVE, Point, trace
+from ggufloop.setting import settings
 
 TOKENS = [72, 101, 108, 108, 111]
 
@@ -374,6 +376,9 @@ What each state would predict (logit lens), in nats:
 def test_forms_for_programs_have_one_row_per_state(bench: Bench) -> None:
     args = ("MODEL", "-p", "Hi!", "--window", "2:4", "--K", "2", "-o")
     records = [json.loads(line) for line in bench(*args, "jsonl").out.splitlines()]
+    assert all(record.pop("model") == "llama.gguf" for record in records)
+    loops = [{name: record.pop(name) for name in ("loop", *settings(LoopSpec))} for record in records]
+    assert loops == [{"loop": "2:4 k=2", **loop_cells("2:4 k=2")}] * len(records)
     data = json.loads(bench(*args, "json").out)
     assert data.pop("states") == records
     steps = [(s["first"], s["last"], s["pass"], s["step"]) for s in data.pop("steps")]
@@ -397,9 +402,10 @@ def test_forms_for_programs_have_one_row_per_state(bench: Bench) -> None:
             values = (None, None) if estimate is None else (estimate.mean, estimate.half)
             assert (record[name], record[f"{name}_ci"]) == values
     rows = list(csv.DictReader(io.StringIO(bench(*args, "csv").out)))
-    assert [{k: v or None for k, v in row.items()} for row in rows] == [
+    assert [{k: row[k] or None for k in records[0]} for row in rows] == [
         {k: None if v is None else str(v) for k, v in record.items()} for record in records
     ]
+    assert {(row["loop"], row["window"], row["k"], row["solver"]) for row in rows} == {("2:4 k=2", "2:4", "2", "euler")}
     md = bench(*args, "md").out.splitlines()
     assert len(md) == 2 + len(records)
     assert [cell.strip() for cell in md[0].strip("|").split("|")] == list(records[0])

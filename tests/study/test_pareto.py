@@ -139,7 +139,7 @@ def test_several_texts(
         (text, type_) for text in ("one.txt", "two.txt") for type_ in ("Q4_0", "Q8_0")
     ]
     alone = studies.read(folder / "two.txt" / "study.jsonl").cell("Q4_0").mean("kl")
-    assert float(rows[2]["KLD"]) == pytest.approx(alone)
+    assert float(rows[2]["kld"]) == pytest.approx(alone)
     before = (folder / "one.txt" / "study.jsonl").read_text()
     code, again, err = cli("compare", "--study", folder / "study.toml")
     assert (code, again) == (0, out), err

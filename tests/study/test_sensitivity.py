@@ -146,7 +146,7 @@ def test_the_command(
     folder = Path("studies/llama/sensitivity-Q4_0-layer")
     assert f"figure: {folder / 'sensitivity.png'}" in out
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
-    assert [(row["part"], row["in window"]) for row in rows[1:3]] == [("layer 1", "False"), ("layer 2", "True")]
+    assert [(row["part"], row["in_window"]) for row in rows[1:3]] == [("layer 1", "False"), ("layer 2", "True")]
     assert (folder / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     code, out, err = cli(*asked, "--sensitivity", "Q4_0", "--sensitivity-by", "class", "-o", "csv")
     assert code == 0, err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import textwrap
 from pathlib import Path
@@ -14,13 +13,14 @@ import click
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
-from ggufloop.cli.options import model_from_flags, model_options, split_list
+from ggufloop.cli.options import model_from_flags, model_options, tasks_from_flags, tasks_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 from ggufloop.cli.windows import WIDTH, sweep_loops
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
+from ggufloop.flat import flat
 from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan
 from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
 from ggufloop.study import answer_report
@@ -31,8 +31,7 @@ WINDOWS, KS = 6, "2,3"
 
 @click.command(name="answer", cls=Command)
 @model_options
-@click.option("--task", "--tasks", "tasks", metavar="FILE|NAME,...", help="Questions: a csv or jsonl of yours, a YAML "
-              "or names of lm-eval's. Those of several are taken together.")  # fmt: skip
+@tasks_options("Questions, those of several tasks taken together.", "--task")
 @text_options
 @click.option("--against", multiple=True, metavar="MODEL", help="Another file, without a loop, on the same items: is "
               "this one with its loop better? May be repeated.")  # fmt: skip
@@ -54,8 +53,9 @@ WINDOWS, KS = 6, "2,3"
 @batch_options
 @click.pass_context
 def command(
-    ctx: click.Context, /, tasks: str | None, text: str | None, dataset: str | None, against: tuple[str, ...],
-    budget: str, chunk: int, chat: bool, worth: float | None, seed: int, out: Path | None, form: str, **flags: Any,
+    ctx: click.Context, /, tasks: str | None, include_path: str | None, text: str | None, dataset: str | None,
+    against: tuple[str, ...], budget: str, chunk: int, chat: bool, worth: float | None, seed: int, out: Path | None,
+    form: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Does looping help this model on my task, at which window, by how much; and is it worth more than bits?
 
@@ -72,9 +72,9 @@ def command(
         what = "nothing to ask is given." if tasks is None else "a task and a text are two questions."
         raise UsageError(what, "give --task FILE, --tasks NAME,... or --text FILE.")
     source = text_from_flags(text, dataset, flags["offline"]) if tasks is None else None
-    named = tuple(split_list(tasks, "--task")) if tasks is not None else ()
+    named = tasks_from_flags(tasks, include_path)
     plan = SweepPlan(source, named, chunk=chunk, chat=chat, budget=budget, worth=worth, seed=seed, pooled=True,
-                     offline=flags["offline"])  # fmt: skip
+                     offline=flags["offline"], include_path=include_path)  # fmt: skip
     settings = context_from_flags(flags, n_ctx=plan.context)
     others = [model_from_flags(word, None, None, flags["offline"]) for word in against]
     path = resolve_model(flags)
@@ -93,14 +93,14 @@ def command(
         click.echo(f"stopped; {folder} keeps what is done, and the same command goes on.", err=True)
         raise
     _publish(found, folder)
-    if form == "text":
-        width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-        click.echo("\n".join(textwrap.wrap(answer_report.paragraph(found), width, break_on_hyphens=False)))
-        click.echo(f"\nreport: {folder / 'answer.md'}")
-    elif form == "json":
-        click.echo(json.dumps(answer_report.record(found), indent=2))
-    else:
-        click.echo(answer_report.comparisons(found).render(form), nl=False)
+    show(form, lambda: _said(found, folder), lambda: answer_report.record(found),
+         lambda: answer_report.comparisons(found))  # fmt: skip
+
+
+def _said(found: Finding, folder: Path) -> str:
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    lines = textwrap.wrap(answer_report.paragraph(found), width, break_on_hyphens=False)
+    return "\n".join([*lines, "", f"report: {folder / 'answer.md'}", ""])
 
 
 def _publish(found: Finding, folder: Path) -> None:
@@ -113,6 +113,6 @@ def _publish(found: Finding, folder: Path) -> None:
         figure = "answer.png"
         style.save(answer_figure(found), folder / figure)
     write_text(folder / "answer.md", answer_report.markdown(found, figure))
-    write_text(folder / "answer.csv", answer_report.comparisons(found).render("csv"))
-    write_text(folder / "loops.csv", answer_report.tried(found).render("csv"))
+    write_text(folder / "answer.csv", flat(answer_report.comparisons(found)).render("csv"))
+    write_text(folder / "loops.csv", flat(answer_report.tried(found)).render("csv"))
     write_text(folder / "items.csv", answer_report.items(found).render("csv"))

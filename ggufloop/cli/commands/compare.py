@@ -19,12 +19,12 @@ from ggufloop.cli.loop_options import (
     loops_from_flags,
     window_suggestion,
 )
-from ggufloop.cli.options import model_from_flags, split_list
+from ggufloop.cli.options import model_from_flags, split_list, tasks_from_flags, tasks_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.shards import parts_from_flags, study_shard_options
 from ggufloop.cli.texts import texts_from_flags, texts_option
-from ggufloop.cli.types import OneOf, output_option
+from ggufloop.cli.types import OneOf, output_option, show_table
 from ggufloop.errors import UsageError
 from ggufloop.files import write_text
 from ggufloop.loop import LoopSpec, parse_window
@@ -71,7 +71,7 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
               show_default=True, help="Tokens of a chunk; half of them are scored.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", default=CHUNKS, show_default=True,
               help="Chunks of the text, from its start; more of them later go on with the study.")  # fmt: skip
-@click.option("--tasks", metavar="NAME,...", help="Tasks as well, as ggufloop eval has them.")
+@tasks_options("Tasks as well, as ggufloop eval has them.")
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Only the first N questions of each task.")
 @click.option("--out", default="studies", show_default=True, type=click.Path(path_type=Path), metavar="DIR",
               help="Each model gets a folder in it: study.jsonl, files, figures, report.html.")  # fmt: skip
@@ -87,8 +87,8 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 @click.pass_context
 def command(
     ctx: click.Context, /, models: tuple[str, ...], types: str, reference: str, text: tuple[str, ...],
-    dataset: str | None, chunk: int, chunks: int, tasks: str | None, limit: int | None, out: Path, offline: bool,
-    window: str | None, form: str, lower: str | None, by: str, **flags: Any,
+    dataset: str | None, chunk: int, chunks: int, tasks: str | None, include_path: str | None, limit: int | None,
+    out: Path, offline: bool, window: str | None, form: str, lower: str | None, by: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Bits against loops: quantise a model to each type and measure each under each loop, paired, on the same text.
 
@@ -114,10 +114,10 @@ def command(
     parts = parts_from_flags(flags, out)
     asked = {name: flags.pop(name) for name in LOOP_FLAGS}
     settings = context_from_flags(flags, n_ctx=chunk)
-    words, named = split_list(types, "--types"), split_list(tasks, "--tasks") if tasks else []
+    words, named = split_list(types, "--types"), tasks_from_flags(tasks, include_path)
     texts = texts_from_flags(text, dataset, offline)
-    plan = StudyPlan(texts[0], tuple(words), chunk, chunks, tuple(named), limit,
-                     reference, offline)  # fmt: skip
+    plan = StudyPlan(texts[0], tuple(words), chunk, chunks, named, limit,
+                     reference, offline, include_path)  # fmt: skip
     paths = {model_from_flags(model, None, None, offline): model for model in models}
     if lower is not None:
         named_windows = [(path, _window(path, window)) for path in paths]
@@ -166,4 +166,4 @@ def command(
             click.echo(f"\n{across.table(list(studies.values())).render('md')}")
             click.echo("\n".join(said))
     if form != "text" and found:
-        click.echo(report.numbers(*found).render(form), nl=False)
+        show_table(form, lambda: report.numbers(*found))

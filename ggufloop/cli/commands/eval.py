@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
-from ggufloop.cli.options import model_options
+from ggufloop.cli.options import model_options, tasks_from_flags, tasks_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.types import output_option
@@ -19,15 +18,9 @@ from ggufloop.errors import UsageError
 from ggufloop.tasks.loading import BENCHMARKS, TASKS
 
 
-def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    before, comma, last = incomplete.rpartition(",")
-    return [CompletionItem(before + comma + name) for name in (*TASKS, *BENCHMARKS) if name.startswith(last)]
-
-
 @click.command(name="eval", cls=Command)
 @model_options
-@click.option("--tasks", "names", metavar="NAME,...", shell_complete=_tasks,
-              help=f"Tasks, groups or tags of lm-eval. Without a hub: {', '.join((*TASKS, *BENCHMARKS))}.")  # fmt: skip
+@tasks_options(f"Tasks, groups or tags of lm-eval. Without a hub: {', '.join((*TASKS, *BENCHMARKS))}.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N questions of each task.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N",
               help="N questions of each name in --tasks, drawn at random, always the same ones.")  # fmt: skip
@@ -43,13 +36,14 @@ def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
               help="Keep every answer in DIR/MODEL/eval.jsonl; a second loop finds plain's there.")  # fmt: skip
 @shard_options
 @loop_options
-@output_option("json")
+@output_option("json", "csv")
 @context_options
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
-    names: str | None,
+    tasks: str | None,
+    include_path: str | None,
     limit: int | None,
     sample: int | None,
     num_fewshot: int | None,
@@ -69,11 +63,15 @@ def command(
     \b
     ggufloop eval smollm2-135m --tasks wordnet_definitions --limit 500
     ggufloop eval smollm2-135m --tasks mmlu_dev,brackets --window 12:16 --K 3 --paired
+    ggufloop eval smollm2-135m --tasks mine.csv --window 12:16 --paired
     ggufloop eval smollm2-135m --tasks mmlu --window 12:16 --paired --out results --shard 2/4
     """
-    if names is None:
+    names = tasks_from_flags(tasks, include_path)
+    if not names:
         known = ", ".join((*TASKS, *BENCHMARKS))
-        raise UsageError("no task is named.", f"name some with --tasks: {known}, or any of lm-eval's.")
+        raise UsageError(
+            "no task is named.", f"name some with --tasks: {known}, any of lm-eval's, or a file: mine.csv."
+        )
     parts = parts_from_flags(flags, out)
     settings = context_from_flags(flags)
     if log is not None and parts.shard is not None:
@@ -88,26 +86,25 @@ def command(
     from ggufloop.measure.slices import ShardDone
     from ggufloop.measure.workers import eval_by_workers
 
-    asked = tuple(name.strip() for name in names.split(","))
-    plan = EvalPlan(asked, limit, num_fewshot, chat, paired, floor, flags["offline"], sample)
+    plan = EvalPlan(names, limit, num_fewshot, chat, paired, floor, flags["offline"], sample, include_path)
     if flags["window"] is None and flags["recipe"] is None:
         plan.loops(None)  # refuses a comparison before anything is read
     with shown() as progress:
-        tasks = plan.load(progress)
+        loaded = plan.load(progress)
     path, loop, _ = model_and_loop(flags)
     try:
         with shown() as progress:
             how: Any = {"verbose": ctx.obj["verbose"], "progress": progress}
             found: EvalResult | ShardDone
             if parts.plan:
-                planned = plan_eval(path, loop, plan, settings, shards=parts.of, speed=parts.speed, tasks=tasks,
+                planned = plan_eval(path, loop, plan, settings, shards=parts.of, speed=parts.speed, tasks=loaded,
                                     progress=progress)  # fmt: skip
                 outcomes.print_plan(path, planned, form)
                 return
             if parts.workers > 1 and out is not None:
                 found = eval_by_workers(parts.workers, path, loop, plan, out, settings, **how)
             else:
-                found = run_eval(path, loop, plan, out, settings, tasks=tasks, shard=parts.shard, **how)
+                found = run_eval(path, loop, plan, out, settings, tasks=loaded, shard=parts.shard, **how)
     except KeyboardInterrupt:
         click.echo("stopped; what is answered is kept, and the same command goes on.", err=True)
         raise

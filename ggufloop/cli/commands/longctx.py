@@ -14,7 +14,7 @@ from ggufloop.cli.loop_options import loop_list_options, loop_suggestion, loops_
 from ggufloop.cli.options import model_options, split_list, whole_numbers
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show_table
 from ggufloop.measure import longctx_run as run
 from ggufloop.opening import check_loops
 from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
@@ -68,7 +68,8 @@ def command(
     except KeyboardInterrupt:
         click.echo(f"stopped; {run.journal_path(path, journal)} keeps what is done.", err=True)
         raise
-    click.echo(run.table(found).render("md" if form == "text" else form), nl=False)
+    show_table("md" if form == "text" else form, lambda: run.table(found) if form in ("text", "md") else
+               run.numbers(path, found))  # fmt: skip
     if form == "text":
         click.echo(f"\n{run.notes(found)}")
     if plot is not None:

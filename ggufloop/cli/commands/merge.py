@@ -9,7 +9,7 @@ import click
 
 from ggufloop.cli.help import Command
 from ggufloop.cli.progress import shown
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show_table
 from ggufloop.errors import UsageError
 
 _KINDS = ("measures", "source_sha256")
@@ -54,7 +54,7 @@ def command(journals: tuple[Path, ...], out: Path | None, form: str) -> None:
         again = f"ggufloop compare --study {shlex.quote(str(folder / 'study.toml'))}"
         outcomes.print_study(study, folder, again, form)
         if form != "text":
-            click.echo(report.numbers(study).render(form), nl=False)
+            show_table(form, lambda: report.numbers(study))
         return
     with shown() as progress:
         found = merge_evals(journals, out, progress)

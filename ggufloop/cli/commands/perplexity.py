@@ -87,4 +87,5 @@ def command(
         )  # fmt: skip
     name = f"that of {kl_base}" if source is None else source.name
     report = perplexity_report
-    show(form, lambda: report.text(run, name), lambda: report.record(run, name), lambda: report.table(run))
+    show(form, lambda: report.text(run, name), lambda: report.record(run, name), lambda: report.table(run),
+         lambda: report.numbers(run, name))  # fmt: skip

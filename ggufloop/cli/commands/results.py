@@ -8,7 +8,7 @@ import click
 
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show_table
 
 
 @click.command(name="results", cls=Command)
@@ -31,4 +31,7 @@ def command(folder: Path, form: str) -> None:
     if not found.listing().rows and form == "text":
         click.echo(f"{folder} holds no sweep and no study.", err=True)
         return
-    click.echo(found.listing().render("md") if form == "text" else found.table().render(form), nl=False)
+    if form == "text":
+        click.echo(found.listing().render("md"), nl=False)
+    else:
+        show_table(form, found.table if form == "md" else found.numbers)

@@ -35,6 +35,17 @@ def _table(tensors: list[TensorSnr]) -> Table:
     return Table(_TENSORS, rows)
 
 
+def _numbers(path: Path, reference: Path | None, tensors: list[TensorSnr], window: tuple[int, int] | None) -> Table:
+    """The same for programs, of which files it is, and what is in the window."""
+    found, inside = _table(tensors), range(*window or (0, 0))
+    rows: list[list[Cell]] = [
+        [path.name, None if reference is None else reference.name, *row,
+         None if window is None else t.layer is not None and t.layer in inside]
+        for t, row in zip(tensors, found.rows, strict=True)
+    ]  # fmt: skip
+    return Table((*columns("model", "reference"), *found.columns, *columns("in window")), rows)
+
+
 def _layer_row(share: Share, tensors: list[TensorSnr]) -> list[Cell]:
     inside = [t for t in tensors if t.layer == share.layer and t.is_matrix and not math.isnan(t.snr_db)]
     weakest = min(inside, key=lambda t: t.snr_db, default=None)
@@ -135,4 +146,5 @@ def command(reference: str | None, window: str | None, form: str, plot: Path | N
         title = f"{path.stem} against {other.stem}" if other is not None else f"{path.stem}, estimated"
         style.save(snr_figure(tensors, title, layers), plot)
     asked = (path, other, tensors, layers)
-    show(form, lambda: _text(*asked), lambda: _record(*asked), lambda: _table(tensors))
+    show(form, lambda: _text(*asked), lambda: _record(*asked), lambda: _table(tensors),
+         lambda: _numbers(*asked))  # fmt: skip

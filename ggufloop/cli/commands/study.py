@@ -127,4 +127,4 @@ def report(protocol: Path, files: tuple[Path, ...], plot: Path | None, form: str
 
 def _tell(rows: list[protocol_report.JudgedLoop], form: str) -> None:
     show(form, lambda: protocol_report.text(rows), lambda: protocol_report.table(rows).records(),
-         lambda: protocol_report.table(rows))  # fmt: skip
+         lambda: protocol_report.table(rows), lambda: protocol_report.numbers(rows))  # fmt: skip

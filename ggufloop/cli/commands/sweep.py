@@ -11,7 +11,7 @@ from ggufloop.cli import outcomes, terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
-from ggufloop.cli.options import model_options, split_list
+from ggufloop.cli.options import model_options, tasks_from_flags, tasks_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.texts import text_from_flags, text_options
@@ -42,7 +42,7 @@ from ggufloop.measure.workers import sweep_by_workers
 @click.option("--width", metavar="N,A:B,...", help=f"Their widths (default {WIDTH}); 1:7 is 1 to 6.")
 @loop_list_options
 @text_options
-@click.option("--tasks", metavar="NAME,...", help="Measure accuracy on tasks of lm-eval, one verdict for each.")
+@tasks_options("Measure accuracy on tasks of lm-eval, one verdict for each.")
 @click.option("-c", "--ctx-size", "chunk", type=click.IntRange(min=4), metavar="N", default=CONTEXT,
               show_default=True, help="Tokens of a chunk of the text; half of them are scored.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Use the first N chunks (default: all).")
@@ -79,7 +79,8 @@ from ggufloop.measure.workers import sweep_by_workers
 @batch_options
 @click.pass_context
 def command(
-    ctx: click.Context, /, text: str | None, dataset: str | None, tasks: str | None, budget: str | None,
+    ctx: click.Context, /, text: str | None, dataset: str | None, tasks: str | None,
+    include_path: str | None, budget: str | None,
     no_racing: bool, journal: Path | None, out: Path | None, plot: Path | None, save: bool, form: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Which window, K, solver, beta, mode or kv helps this model? Every loop is scored against plain on the same items.
@@ -101,13 +102,15 @@ def command(
         from ggufloop.figures import style
 
         style.check_target(plot)
-    named = tuple(split_list(tasks, "--tasks")) if tasks else ()
+    named = tasks_from_flags(tasks, include_path)
     own = {
         name: flags.pop(name) for name in ("chunk", "chunks", "limit", "chat", "worth", "looks", "finalists", "seed",
                                        "floor")
     }  # fmt: skip
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
-    plan = SweepPlan(source, named, budget=budget, racing=not no_racing, offline=flags["offline"], **own)
+    plan = SweepPlan(
+        source, named, budget=budget, racing=not no_racing, offline=flags["offline"], include_path=include_path, **own
+    )
     settings = context_from_flags(flags, n_ctx=plan.context)
     path = resolve_model(flags)
     loops = sweep_loops(path, flags)

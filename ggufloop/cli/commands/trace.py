@@ -105,4 +105,4 @@ def command(
         style.save(trace_figure(result, f"{opened.path.stem}, {result.loop or 'no loop'}", tau), plot)
     given = (result, opened.llm, opened.path, tau)
     show(form, lambda: trace_report.text(*given), lambda: trace_report.record(*given),
-         lambda: trace_report.table(result))  # fmt: skip
+         lambda: trace_report.table(result), lambda: trace_report.numbers(result, opened.path))  # fmt: skip
