@@ -49,7 +49,8 @@ def _record(line: bytes) -> dict[str, Any]:
 def _of_answer(text: str) -> str:
     """A title, an empty line, the paragraph: `answer_report.markdown`."""
     parts = text.split("\n\n")
-    return " ".join(_END.split(parts[1])[:2]) if len(parts) > 1 and parts[0].startswith("# ") else ""
+    is_answer = len(parts) > 1 and parts[0].startswith("# ")
+    return " ".join(_END.split(parts[1])[:2]).replace("`", "") if is_answer else ""
 
 
 def _of_sweep(said: list[dict[str, Any]]) -> str:

@@ -103,15 +103,14 @@ def test_a_result_is_listed_with_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"source_sha256": 1}\n[')
     (tmp_path / "other.jsonl").write_text("[1]\n")
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "answer.md").write_text(
-        "# Does it?\n\nIt helps m.Q4 on t. `1:2 k=2` gains 0.1. It costs.\n\n## More\n"
-    )
+    answer = "It helps m.Q4 on t. `1:2 k=2` gains 0.1."
+    (tmp_path / "a" / "answer.md").write_text(f"# Does it?\n\n{answer} It costs.\n\n## More\n")
 
     def told() -> dict[str, str]:
         return {result["name"]: result["headline"] for result in results.listing(tmp_path)["results"]}
 
     assert told() == {
-        "a/answer.md": answer,
+        "a/answer.md": answer.replace("`", ""),
         "m/study.jsonl": "Looping helps in 2 of 4 cells, most F32 under 2:5 k=2, by +0.1000 [+0.1000, +0.1000] nats "
         "per token.",
         "m/sweep.jsonl": "Last", "broken.jsonl": "", "other.jsonl": "",

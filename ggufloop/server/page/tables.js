@@ -174,7 +174,7 @@ export function jsonlView(text) {
   });
   if (!records.length) return [el("p", { class: "hint" }, "Nothing in it yet.")];
   const { slices, said, others } = splitJournal(records);
-  return [...said.flatMap(verdictView), ...(slices.length ? journalView(slices) : []), ...recordTables(others)];
+  return [...said.flatMap(verdictView), ...(slices.length ? journalView(slices, said) : []), ...recordTables(others)];
 }
 
 /** A CSV file: its first line names the columns; a field in quotes can hold commas, line ends and "" for a quote. */
@@ -219,17 +219,17 @@ function verdictView({ said, unit, loops }) {
   return [table(columns, rows, `Verdicts on ${nameOf(said)}; gain in ${unit} over plain, above 0 is better`)];
 }
 
-function journalView(slices) {
-  const rows = sumUp(slices);
+/** Scores as they come. A measure that has its verdict needs no second interval beside it, which would be narrower. */
+function journalView(slices, verdicts) {
+  const isSaid = ({ measure }) => verdicts.some(({ said }) => said === measure);
+  const rows = sumUp(slices).map((row) => (isSaid(row) ? { ...row, low: null, high: null } : row));
   const { columns, rows: cells } = folded(
     ["measure", "loop", "items", "score", "gain", "gain low", "gain high", "seconds"],
     rows.map((r) => [nameOf(r.measure), r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]));
-  return [
-    table(columns, cells, "Scores so far"),
-    el("p", { class: "hint" }, "The gain of each loop over plain, paired, on the items both were scored on, with the "
-      + "95 % interval of that loop alone. The best of many is too good to be quoted: the verdict is corrected for all "
-      + "loops asked about."),
-  ];
+  const open = rows.every(isSaid) ? null : el("p", { class: "hint" },
+    "The gain of each loop over plain, paired, on the items both were scored on, with the 95 % interval of that loop "
+    + "alone. The best of many is too good to be quoted: the verdict is corrected for all loops asked about.");
+  return [table(columns, cells, open ? "Scores so far" : "Scores"), open].filter(Boolean);
 }
 
 /** Markdown: its tables as tables to sort, everything else as it is read. figures: elements by the names it has. */
