@@ -308,12 +308,19 @@ def test_a_row_more_of_the_table_is_a_control_more(browser: Browser, monkeypatch
 
 
 def test_estimates_and_what_every_row_says_make_no_columns(modules: Visit) -> None:
-    head = ["model", "gain", "gain low", "gain high", "n"]
+    head = ["model", "gain", "gain_low", "gain_high", "n"]
     rows = [["m", 0.5, 0.25, 1, 3], ["m", None, None, None, 4]]
     got = modules.run("tables.js", "m.folded(a[0], a[1], 4)", [head, rows])
     assert got == {
         "columns": ["gain", "n"], "rows": [["0.5 [0.25, 1]", 3], [None, 4]], "alike": [["model", "m", 0]],
     }  # fmt: skip
+    names = "type,loop,window,k,solver,kv,beta,n,gain,low,high,verdict"
+    lines = [names, "A,plain,,,,,,8,,,,", "B,1:2 k=2,1:2,2,euler,first,0,8,0.5,0.25,1,helps"]
+    cells = "[...m.csvView(a)[0].querySelectorAll('tr')].map((r) => [...r.children].map((c) => c.textContent))"
+    assert modules.run("tables.js", cells, "\n".join(lines)) == [
+        ["type", "loop", "verdict", "n", "gain"], ["A", "plain", "", "8", ""],
+        ["B", "1:2 k=2", "helps", "8", "0.5 [0.25, 1]"],
+    ]  # fmt: skip
 
 
 def test_a_sweeps_journal_is_summed_up(modules: Visit) -> None:

@@ -1,6 +1,7 @@
 // Results as something to look at: JSON, JSONL and CSV as tables, Markdown as it is read.
 
 import { el } from "./dom.js";
+import { SETTINGS } from "./loop.js";
 import { splitJournal, sumUp } from "./journals.js";
 import { blocksOf } from "./prose.js";
 
@@ -73,7 +74,7 @@ export function folded(columns, rows, most = Infinity) {
   const at = (name) => columns.indexOf(name);
   const gone = new Set();
   const merged = columns.map((name, i) => {
-    const [low, high] = [at(`${name} low`), at(`${name} high`)];
+    const [low, high] = ["low", "high"].map((end) => Math.max(at(`${name}_${end}`), at(`${name} ${end}`)));
     if (low >= 0 && high >= 0) [low, high].forEach((j) => gone.add(j));
     const plain = name === "gain" && low < 0 && at("low") >= 0 && at("high") >= 0;
     if (plain) [at("low"), at("high")].forEach((j) => gone.add(j));
@@ -193,10 +194,11 @@ export function csvView(text) {
 
 /** A table without what need not be columns. */
 function narrowed(head, values) {
-  const order = head.map((_, i) => i); // a verdict stands beside its loop
   const [loop, verdict] = [head.indexOf("loop"), head.indexOf("verdict")];
-  if (loop >= 0 && verdict > loop) order.splice(loop + 1, 0, ...order.splice(verdict, 1));
-  const arranged = (row) => order.map((i) => row[i]);
+  const order = head.map((_, i) => i);
+  if (loop >= 0 && verdict > loop) order.splice(loop + 1, 0, ...order.splice(verdict, 1)); // side by side
+  const isPart = (i) => loop >= 0 && head.length > WIDE && head[i] in SETTINGS; // the loop's text says it
+  const arranged = (row) => order.filter((i) => !isPart(i)).map((i) => row[i]);
   const { columns, rows, alike } = folded(arranged(head), values.map(arranged), WIDE);
   return [table(columns, rows), alike.length ? sameLine(alike) : null].filter(Boolean);
 }
