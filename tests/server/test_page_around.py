@@ -264,6 +264,32 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     assert page.evaluate("window.hit") is None
 
 
+def test_verdicts_come_first_and_each_beside_its_own(visit: Visit) -> None:
+    """A sweep and a study in one folder: a table of the study does not say what the sweep found."""
+    page = visit.page
+    found = {"m/sweep.jsonl": "1:2 k=2 helps.", "m/study.jsonl": "No loop helps.", "m/table.csv": "", "n/x.csv": "",
+             "n/answer.md": "It hurts.", "m/report.html": "", "m/other.csv": "", "loose.md": ""}  # fmt: skip
+    listed = [{"name": name, "kind": name.split(".")[-1], "size": 9, "modified": 1e9, "headline": said}
+              for name, said in found.items()]  # fmt: skip
+    page.route("**/results.json", lambda route: route.fulfill(json={"folder": "f", "results": listed}))
+    page.route("**/results/**", lambda route: route.fulfill(body="a,b\n1,2\n"))
+    page.click("#tab-results")
+    page.wait_for_selector("#result .headline")
+    assert page.locator("#files h3").all_text_contents() == page.locator("#result h2").all_text_contents() == ["m", "n"]
+    assert page.locator("#result .headline").all_text_contents() == [
+        "1:2 k=2 helps.", "No loop helps.", "It hurts."]  # fmt: skip
+    links = page.locator("#result .hint a").all_text_contents()
+    assert links == ["sweep.jsonl", "Report", "study.jsonl", "answer.md"]
+    for name, told in (
+        ("m/table.csv", ["No loop helps."]), ("m/other.csv", []), ("n/x.csv", ["It hurts."]), ("loose.md", []),
+        ("m/sweep.jsonl", ["1:2 k=2 helps."]),
+    ):  # fmt: skip
+        page.evaluate("(name) => { location.hash = `results/${encodeURIComponent(name)}`; }", name)
+        page.wait_for_selector(f"#result h2:has-text('{name}')")
+        visit.until("document.querySelector('#result .content') !== null")
+        assert (name, page.locator("#result .headline").all_text_contents()) == (name, told)
+
+
 def test_a_report_is_shown_without_its_scripts(visit: Visit, server: Served) -> None:
     page = visit.page
     page.goto(f"{visit.url}#results/page.html")

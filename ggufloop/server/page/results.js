@@ -178,7 +178,10 @@ export function createResults({ onLocked }) {
 
 /** What the folder of a result comes to, before what is in the file; a report says it itself, and so does an answer. */
 function verdict(files, { name, kind, headline }) {
-  const beside = files.find((each) => each.headline && folderOf(name) && folderOf(each.name) === folderOf(name));
+  const here = folderOf(name) && kind !== "jsonl"
+    ? files.filter((each) => each.headline && folderOf(each.name) === folderOf(name)) : [];
+  const isOfStudy = /(^|\/)(table|across)\.\w+$/.test(name); // a sweep may lie in the same folder
+  const beside = here.length === 1 ? here[0] : here.find((each) => isOfStudy && each.name.endsWith("study.jsonl"));
   const told = kind === "html" || (kind === "md" && headline) ? "" : headline || beside?.headline;
   return told ? [el("p", { class: "headline" }, told)] : [];
 }

@@ -26,7 +26,7 @@ export function table(columns, rows, caption = null) {
     && rows.every((row) => missing(row[i]) || isNumber(row[i])));
   const body = el("tbody");
   const heads = columns.map((name, i) => el("th", { scope: "col", class: numeric[i] ? "number" : null },
-    el("button", { type: "button", onclick: () => sort(i) }, name)));
+    el("button", { type: "button", onclick: () => sort(i) }, ...breakable(name))));
   let order = { column: -1, down: false };
 
   function draw(list) {
@@ -59,6 +59,9 @@ export function table(columns, rows, caption = null) {
         caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)),
     cut ? el("p", { class: "hint" }, cut) : null);
 }
+
+/** A name that may go on in the next line after each underscore. */
+const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
 
 /** An estimate on two lines, so that its column is as narrow as its number. */
 function cell(value) {
