@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ggufloop.cli.help import Command
-from ggufloop.cli.types import output_option
+from ggufloop.cli.types import output_option, show
 from ggufloop.models import registry
 from ggufloop.table import Table, columns
 
@@ -25,7 +25,17 @@ def command(form: str) -> None:
         (a, b), origin = model.suggested_window()
         mib = None if size is None else size / 2**20
         rows.append((model.name, model.architecture, model.layers, mib, path is not None, f"{a}:{b}", origin))
-    click.echo(Table(head, rows).render("md" if form == "text" else form), nl=False)
-    if form == "text":
-        click.echo("\nA window rests on published work, not on a gain measured on these files: it may harm.\n"
-                   "`ggufloop sweep MODEL` measures.")  # fmt: skip
+    table = Table(head, rows)
+    show(form, lambda: _text(table), table.records, lambda: table)
+
+
+def _text(table: Table) -> str:
+    """The table, with what most rows say said once below it."""
+    name, what = registry.RULE_OF_THUMB.split(": ")
+    head = columns("model", "architecture", "layers", "MiB:.0f", "here", "window", "origin of the window")
+    rows = [[*row[:-1], name if row[-1] == registry.RULE_OF_THUMB else row[-1]] for row in table.rows]
+    return (
+        f"{Table(head, rows).render('md')}\n{name}: {what}.\n"
+        "A window rests on published work, not on a gain measured on these files: it may harm.\n"
+        "`ggufloop sweep MODEL` measures.\n"
+    )
