@@ -46,6 +46,10 @@ def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
     measure = FakeMeasure(240, {best: 0.03})
     outcome = run(measure, tmp_path / "j", seed=3)
     plain = [measure.value(PLAIN, i) for i in range(240)]
+    (said,) = (r for r in Journal.lines(tmp_path / "j") if "said" in r)
+    assert (said["said"], said["words"]) == (measure.name, outcome.words)  # for those who have no model
+    assert [(c["loop"], c["gain"]) for c in said["loops"]] == [
+        (c.name, c.gain.mean) for c in outcome.decision.loops]  # fmt: skip
     looped = {str(w): [measure.value(str(w), i) for i in range(240)] for w in WINDOWS}
     known = judge_all(plain, looped, seed=3, racing=False)
     assert outcome.decision.winner == known.winner == best
