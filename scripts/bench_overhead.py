@@ -1,4 +1,4 @@
-"""What a loop costs: time and memory of the plans in README beside the plain model and the stock library, in one run.
+"""What a loop costs: time and memory of docs/speed.md's plans beside plain and the stock library, in one run.
 
     python3 scripts/bootstrap.py python scripts/bench_overhead.py [MODEL ...] [-r 7] [-o md|csv|json|jsonl]
     python3 scripts/bootstrap.py python scripts/bench_overhead.py -r 0    # instructions alone: a busy machine will do

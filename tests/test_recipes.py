@@ -141,5 +141,5 @@ def test_published_scores_are_of_the_model_and_the_task() -> None:
     assert not published("SmolLM2-135M-Instruct.Q4_1.gguf", 30, "mmlu")
 
 
-def test_the_readme_names_every_recipe() -> None:
-    assert set(RECIPES) <= set(re.findall(r"`([\w-]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+def test_a_page_names_every_recipe() -> None:
+    assert set(RECIPES) <= set(re.findall(r"`([\w-]+)`", (ROOT / "docs" / "loops.md").read_text(encoding="utf-8")))

@@ -146,9 +146,9 @@ def known_settings() -> str:
     return e.value.hint.removeprefix("known: ")
 
 
-def test_options_say_where_help_has_them_and_the_readme_has_them_all() -> None:
+def test_options_say_where_help_has_them_and_a_page_has_them_all() -> None:
     command = loop_options(click.Command("x"))
     assert [param.name for param in command.params] == ["recipe", *reversed(settings(LoopSpec))]
     assert {param.section for param in command.params if isinstance(param, LoopOption)} == {"Loop"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {setting.flag for setting in settings(LoopSpec).values()} <= set(re.findall(r"--[\w-]+", readme))
+    page = (ROOT / "docs" / "loops.md").read_text(encoding="utf-8")
+    assert {setting.flag for setting in settings(LoopSpec).values()} <= set(re.findall(r"--[\w-]+", page))

@@ -116,17 +116,17 @@ def interval(a: Finding, v: Verdict, sign: int = 1) -> str:
 
 def comparisons(a: Finding) -> Table:
     """What was judged, a row for each difference on the judging items."""
-    loop = str(a.loop)
-    pairs = [(loop, PLAIN, a.looped, a.verdict, a.verdict.phrase(a.measure.item, a.measure.available))]
+    mine, loop = a.path.stem, str(a.loop)
+    pairs = [(mine, loop, mine, a.looped, a.verdict, a.verdict.phrase(a.measure.item, a.measure.available))]
     for o in a.others:
-        pairs.append((loop, o.path.stem, a.looped, o.looped, _across(a, o.looped)))
-        pairs.append((o.path.stem, PLAIN, o.score, o.plain, _across(a, o.plain)))
+        pairs.append((mine, loop, o.path.stem, a.looped, o.looped, _across(a, o.looped)))
+        pairs.append((o.path.stem, PLAIN, mine, o.score, o.plain, _across(a, o.plain)))
     rows: list[list[Cell]] = [
-        [a.measure.name, what, minus, len(a.judging), score, v.gain.mean, v.gain.low, v.gain.high, v.gain.p, word]
-        for what, minus, score, v, word in pairs
+        [a.measure.name, file, each, minus, len(a.judging), score, v.gain.mean, v.gain.low, v.gain.high, v.gain.p, word]
+        for file, each, minus, score, v, word in pairs
     ]
-    return Table(columns("measure", "of", "minus", "n:d", "score:.4f", "gain:+.4f", "low:+.4f", "high:+.4f", "p:.3g",
-                         "verdict"), rows)  # fmt: skip
+    return Table(columns("measure", "file", "loop", "minus plain", "n:d", "score:.4f", "gain:+.4f", "low:+.4f",
+                         "high:+.4f", "p:.3g", "verdict"), rows)  # fmt: skip
 
 
 def _across(a: Finding, v: Verdict) -> str:

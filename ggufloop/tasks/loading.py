@@ -164,7 +164,8 @@ def _look_up(names: Sequence[str], include_path: str | None) -> _Known:
         raise UsageError(f"there is no folder {include_path}.", "--include-path is a folder of lm-eval's task files.")
     root = _tasks_of_lm_eval()
     folders = [_FOLDER, *(root / name for name in _FOLDERS)]
-    text = _texts([*include, *folders])
+    named = [path.read_bytes() for folder in include for path in folder.rglob("*.yaml") if path.is_file()]
+    text = b"\n".join([*named, _texts(folders)])
     plain = {name: own.read(Path(name)) for name in names if is_plain(name)}
     for name in names:
         if is_file(name) and name not in plain:
@@ -180,7 +181,7 @@ def _look_up(names: Sequence[str], include_path: str | None) -> _Known:
 def _loaded(
     names: Sequence[str], known: _Known, offline: bool, num_fewshot: int | None, progress: Progress
 ) -> Tasks:  # fmt: skip
-    manager = _manager(names, known)
+    manager, groups = _manager(names, known)
     members, objects = {}, []
     leaves: dict[str, Any] = {}
     served: dict[str, str] = {}
@@ -188,7 +189,8 @@ def _loaded(
     with _questions(offline, progress, served):
         for name in names:
             plain = known.plain.get(name)
-            loaded = _load(manager, name, None if plain is None else plain.config(task_name(name), num_fewshot or 0))
+            spec = groups.get(name, name) if plain is None else plain.config(task_name(name), num_fewshot or 0)
+            loaded = _load(manager, name, spec)
             members[task_name(name)] = list(loaded["tasks"])
             leaves |= loaded["tasks"]
             nested = {child for children in loaded["group_map"].values() for child in children}
@@ -247,36 +249,66 @@ def _lacking(names: Sequence[str], text: bytes) -> list[str]:
     return [name for name in names if not there(name)]
 
 
-def _manager(names: Sequence[str], known: _Known) -> Any:
-    """lm-eval's manager of tasks, of few of them if these suffice. Raises UsageError for a name it does not know."""
+def _manager(names: Sequence[str], known: _Known) -> tuple[Any, dict[str, str]]:
+    """lm-eval's manager of tasks, of few of them if these suffice, and the names by which it has files that are groups.
+
+    Raises UsageError for a name it does not know.
+    """
     require()
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry, Kind
 
-    wanted = [name for name in names if not is_file(name)]
+    configs = {name: config for name in names if is_file(name) and not is_plain(name) and (config := _group(name))}
+    groups = {name: str(config["group"]) for name, config in configs.items()}
+
+    def made(folders: Sequence[Path], defaults: bool) -> Any:
+        manager = TaskManager(include_path=list(map(str, folders)), include_defaults=defaults)
+        for name, config in configs.items():  # which it takes the path of tasks for, but not of groups
+            entry = Entry(groups[name], Kind.GROUP, Path(name).resolve(), config)
+            manager.task_index[groups[name]] = entry
+        return manager
+
+    wanted = [groups.get(name, name) for name in names if name in groups or not is_file(name)]
     if known.near:
-        near = [str(path) for path in (*known.folders, *known.include)]
-        manager = TaskManager(include_path=near, include_defaults=False)
-        if all(_is_whole(manager.task_index, name) for name in wanted) and not any(map(_is_group, names)):
-            return manager
-    manager = TaskManager(include_path=[str(path) for path in (_FOLDER, *known.include)])
+        manager = made([*known.folders, *known.include], False)
+        if not any(_absent(manager.task_index, name) for name in wanted):
+            return manager, groups
+    manager = made([_FOLDER, *known.include], True)
     for name in wanted:
         if name not in manager.task_index:
             raise _unknown(name, known.text, _texts([_tasks_of_lm_eval()]))
-    return manager
+    for file, name in groups.items():
+        for other in _absent(manager.task_index, name):
+            raise GgufloopError(f"{file} holds {other!r}, and there is no such task.",
+                                "--include-path DIR is where tasks are that are not lm-eval's.")  # fmt: skip
+    return manager, groups
 
 
-def _is_whole(index: Mapping[str, Any], name: str) -> bool:
-    """Whether all that a name holds is in an index."""
+def _absent(index: Mapping[str, Any], name: str) -> list[str]:
+    """What of all that a name holds is not in an index."""
     if name not in index:
-        return False
+        return [name]
     config = index[name].cfg or {}
-    inside = config.get("task") if "group" in config else ()
-    return all(_is_whole(index, each) for each in inside or () if isinstance(each, str) and each != name)
+    inside = config.get("task") if "group" in config else None
+    return [other for each in inside or () if isinstance(each, str) and each != name for other in _absent(index, each)]
 
 
-def _is_group(name: str) -> bool:
-    """Whether a file of lm-eval's names tasks that others hold."""
-    return is_file(name) and not is_plain(name) and bool(re.search(rb"(?m)^group *:", own.content(Path(name))))
+def _group(name: str) -> dict[str, Any] | None:
+    """What a file of lm-eval's says, if it is of tasks that others hold. Raises GgufloopError."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        config: dict[str, Any] = load_yaml(name, resolve_func=False)
+    except Exception as e:  # as when it is loaded
+        raise _unreadable(name, e) from e
+    return config if "group" in config else None
+
+
+def _unreadable(name: str, e: Exception) -> GgufloopError:
+    said = " ".join(str(e).split()) or type(e).__name__
+    return GgufloopError(f"{name} is no task that can be read: {said}",
+                         "mend it as lm-eval's guide to new tasks says; --include-path DIR has what it names.",
+                         )  # fmt: skip
 
 
 def _unknown(name: str, *texts: bytes) -> UsageError:
@@ -296,17 +328,15 @@ def _names(text: bytes) -> set[str]:
     return {name.decode() for name in _NAME.findall(text)}
 
 
-def _load(manager: Any, name: str, config: dict[str, Any] | None = None) -> Any:
-    """lm-eval's objects of a name or a file of its own, or of a task in its words."""
+def _load(manager: Any, name: str, spec: str | dict[str, Any]) -> Any:
+    """lm-eval's objects of what was named: spec is what it takes for that."""
     try:
-        return manager.load([name if config is None else config])
+        return manager.load([spec])
     except GgufloopError:
         raise
     except Exception as e:  # whatever a task's own code and the hub's client raise
         if is_file(name):
-            raise GgufloopError(f"{name} is no task that can be read: {' '.join(str(e).split()) or type(e).__name__}",
-                                "mend it as lm-eval's guide to new tasks says; --include-path DIR has what it names.",
-                                ) from e  # fmt: skip
+            raise _unreadable(name, e) from e
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise GgufloopError(
             f"the questions of {name} cannot be read: {reason}",

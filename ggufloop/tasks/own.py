@@ -32,6 +32,7 @@ _WRITTEN_TOKENS = 64
 _DELIMITERS = ",;\t"
 _KINDS = ("text", "letter", "number")
 _COLUMNS = "question, choices and answer, or prompt and target"
+_LISTED = 'Write them in one cell like ["red", "green"] or red|green, or in columns A, B, C.'
 
 
 @dataclass(frozen=True)
@@ -257,12 +258,12 @@ def _asked(path: Path, shape: _Shape, n: int, cells: dict[str, Any]) -> tuple[st
         words = [_text(path, n, "choices", word).strip() for word in _listed(path, n, cells["choices"])]
     else:
         given = [cells.get(name) for name in shape.choices]
-        while given and given[-1] in (None, ""):
+        while given and (given[-1] is None or not str(given[-1]).strip()):
             given.pop()
         words = [_text(path, n, name, word).strip() for name, word in zip(shape.choices, given, strict=False)]
     if len(words) < 2:
         raise GgufloopError(f"{path}: row {n} has {len(words)} choice{'s' * (len(words) != 1)}.",
-                            "a question has two or more.")  # fmt: skip
+                            f"a question has two or more. {_LISTED}")  # fmt: skip
     twice = next((word for word in words if words.count(word) > 1), None)
     if twice is not None:
         raise GgufloopError(f"{path}: row {n} has the choice {reading.shown(twice)} twice.", "each is another.")
@@ -297,7 +298,7 @@ def _listed(path: Path, n: int, value: Any) -> list[Any]:
             if isinstance(found, list):
                 return found
         raise GgufloopError(f"{path}: row {n}: choices {reading.shown(text)} are no JSON list.",
-                            'write them like ["red", "green"] or red|green.')  # fmt: skip
+                            _LISTED)  # fmt: skip
     return text.split("|")
 
 

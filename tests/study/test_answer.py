@@ -137,9 +137,9 @@ def test_against_other_files_on_the_same_items(ask: Ask) -> None:
     assert "This file with the loop is better than c without: +0.2" in said
     assert "1 MiB against 3" in said
     rows = list(csv.DictReader(answer_report.comparisons(found).render("csv").splitlines()))
-    assert [(r["of"], r["minus"], r["verdict"]) for r in rows] == [
-        (best, PLAIN, HELPS), (best, "b", "worse"), ("b", PLAIN, "better"), (best, "c", "better"),
-        ("c", PLAIN, "worse"),
+    assert [(r["loop"], r["minus plain"], r["verdict"]) for r in rows] == [
+        (best, "a", HELPS), (best, "b", "worse"), (PLAIN, "a", "better"), (best, "c", "better"),
+        (PLAIN, "a", "worse"),
     ]  # fmt: skip
     columns = answer_report.items(found).render("csv").splitlines()
     assert columns[0] == f"item,plain,{best},b.gguf,c.gguf"
@@ -239,8 +239,8 @@ def test_questions_of_a_file(tiny_model: TinyModel, tmp_path: Path, cli: Cli) ->
                          "--out", tmp_path / "o", "-o", "csv")  # fmt: skip
     assert code == 0, err
     (row,) = csv.DictReader(out.splitlines())
-    assert (row["measure"], row["minus"], row["n"]) == ("mine", "plain", "15")
-    assert row["of"] in ("2:4 k=2", "1:3 k=2")
+    assert (row["measure"], row["minus_plain"], row["n"]) == ("mine", model.stem, "15")
+    assert (row["loop"], row["window"], row["k"]) in (("2:4 k=2", "2:4", "2"), ("1:3 k=2", "1:3", "2"))
     code, out, err = cli("eval", model, "--tasks", mine, "-t", 1, "--log-samples", tmp_path / "log")
     assert code == 0, err
     right = {s["doc_id"]: s["acc"] for s in map(json.loads, (tmp_path / "log").read_text().splitlines())}

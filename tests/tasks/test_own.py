@@ -16,6 +16,8 @@ from ggufloop.tasks import own
 
 pytest.importorskip("lm_eval")
 
+import lm_eval.tasks
+
 from ggufloop.measure import sweep_run
 from ggufloop.measure.items import TaskMeasure
 from ggufloop.tasks.loading import check_tasks, load_tasks
@@ -223,7 +225,9 @@ def test_a_file_of_lm_evals_that_is_none(tmp_path: Path) -> None:
         assert "\n" not in e.value.message
 
 
-def test_a_folder_of_tasks(tmp_path: Path) -> None:
+def test_a_folder_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lm_eval.tasks.TaskManager  # all of lm-eval's take a quarter of a minute
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda include_path, **_: real(None, include_path, False))
     folder = tmp_path / "tasks"
     folder.mkdir()
     (tmp_path / "mine.csv").write_text(CHOICES)
@@ -233,6 +237,11 @@ def test_a_folder_of_tasks(tmp_path: Path) -> None:
     tasks = load_tasks(["my_own_two"], include_path=str(folder))
     assert tasks.members == {"my_own_two": ["by_hand", "brackets"]}
     assert set(tasks.digests) == {"by_hand", "brackets"}
+    by_file = load_tasks([str(folder / "b.yaml")], include_path=str(folder))
+    assert by_file.members == {"b": ["by_hand", "brackets"]}
+    assert by_file.digests == tasks.digests
+    with pytest.raises(GgufloopError, match="holds 'by_hand', and there is no such task"):
+        load_tasks([str(folder / "b.yaml")])
     with pytest.raises(UsageError, match="'my_own_two' is not known"):
         check_tasks(["my_own_two"])
     with pytest.raises(UsageError, match="there is no folder"):

@@ -71,9 +71,9 @@ def command(
 ) -> None:  # fmt: skip
     """Does looping help this model on my task, at which window, by how much; and is it worth more than bits?
 
-    Some of the items choose a loop of many, the others judge it, and no item does both. With --against the loop is
-    compared with other files on the same items. It ends in one paragraph; the folder has all that it rests on. After
-    Ctrl-C the same command goes on.
+    Some of the items choose a loop, without loop flags of six windows with K 2 and 3, the others judge it, and no item
+    does both. With --against the loop is compared with other files on the same items. It ends in one paragraph; the
+    folder has all that it rests on. After Ctrl-C the same command goes on.
 
     \b
     ggufloop answer model.gguf --task questions.csv

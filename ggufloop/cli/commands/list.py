@@ -15,7 +15,7 @@ from ggufloop.table import Table, columns
 def command(form: str) -> None:
     """List the models known by name, the window to try first on each, and which are downloaded.
 
-    Names of your own go into a models.toml of the same form as the shipped one, see the README.
+    Names of your own go into a models.toml of the same form as the shipped one: docs/models.md.
     """
     head = columns("model", "architecture", "layers", "MiB:.1f", "downloaded", "window", "origin of the window")
     rows = []
