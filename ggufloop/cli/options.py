@@ -30,10 +30,11 @@ MODEL_FLAGS = ("model", "model_path", "hf", "offline", "hf_file")
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shell completion of a model: the names of `ggufloop list`, and files."""
-    from ggufloop.models import registry
+    from ggufloop.models import elsewhere, registry
 
-    names = [CompletionItem(m.name) for m in registry.models() if m.name.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="file")]
+    names = [*(model.name for model in registry.models()), *(each.name for each in elsewhere.found())]
+    known = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*known, CompletionItem(incomplete, type="file")]
 
 
 _MODEL = [
