@@ -224,7 +224,7 @@ class ChatTemplate:
         Raises UsageError for what the template does not read.
         """
         known, own = self._reads
-        takes = f"it reads {', '.join(own)} (--chat-template-kwargs)." if own else "leave it out: it takes nothing."
+        takes = f"it reads {', '.join(own)} (--chat-template-kwargs)." if own else "leave it out: it reads none."
         for name in given or {}:
             if name not in known:
                 raise UsageError(f"the model's chat template reads no {name!r}.", nearest(name, own) if own else takes)

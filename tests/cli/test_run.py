@@ -350,6 +350,13 @@ def test_slash_commands_show_on_stdout_and_acknowledge_on_stderr(bench: Bench) -
     assert out("", "  ", "/exit", "/help") == out("/bye", "/help") == out("/quit", "/help") == ""
     assert out("/prefill Oh, ", "a", "b") == "Oh,a: plain answer, seed 7\nb: plain answer, seed 8\n"
     assert bench.llm.prompts[0] == "[user]a\n[assistant]Oh,"
+    assert out("/think") == "thinking is as the chat template has it\n"
+    bench.prepare = lambda llm: llm.metadata.update({"tokenizer.chat_template": "{{ enable_thinking }}[user]"})
+    assert out("/think off", "/think", "a") == (
+        "the chat template gets enable_thinking false\n: plain answer, seed 7\n"
+    )
+    assert bench.llm.prompts == ["False[user]"]
+    bench.prepare = lambda llm: None
     assert out("a \\", "b") == "a : plain answer, seed 7\n"
     assert bench.llm.prompts == ["[user]a \nb\n[assistant]"]
     assert out("a", "/regen") == "a: plain answer, seed 7\na: plain answer, seed 8\n"
@@ -459,6 +466,8 @@ def test_save_and_load(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("/set temp", "/set temp needs a value.", "write it like /set temp 0.5"),
         ("/set top-kk 3", "setting 'top-kk' is not known.",
          "did you mean top-k? Known: temp, top-k, top-p, min-p, repeat-penalty, seed, n."),
+        ("/think off", "the model's chat template has no switch for thinking.", "leave it out: it reads none."),
+        ("/think of", "/think 'of' is not known.", "did you mean off? Known: on, off."),
         ("/loop 2-5", "window 2-5 is not of the form first:end.",
          "windows are half-open: layers 2 to 5 are --window 2:6."),
         ("/loop 2:9", "window 2:9 is out of range: this model has 7 layers.", "use 1:6 at most."),

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from support.rewrite import rewritten
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import terminal
-from ggufloop.errors import UsageError
+from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.generate.chat import Conversation, Turn
 from ggufloop.generate.sampling import Sampling
+from ggufloop.loop import LoopSpec
+from ggufloop.measure.longctx_run import LongPlan, run_long_context
 from ggufloop.measure.sweep_run import SweepPlan, run_sweep
 from ggufloop.models.template import PLAIN, ChatTemplate, arguments_for
 from ggufloop.server.words import server_words
@@ -55,7 +58,7 @@ def test_thinking_is_switched_by_the_templates_own_name() -> None:
 @pytest.mark.parametrize(
     ("source", "think", "given", "message", "hint"),
     [
-        (SAID, False, None, "the model's chat template has no switch for thinking.", "leave it out: it takes nothing."),
+        (SAID, False, None, "the model's chat template has no switch for thinking.", "leave it out: it reads none."),
         (None, False, None, "this model has no chat template, so there is nothing to switch.",
          "leave out --think and --chat-template-kwargs."),
         (OPENS, True, None, "the model's chat template has no switch for thinking.",
@@ -217,9 +220,6 @@ def test_eval_asks_as_the_switch_says_and_its_journal_knows(thinker: Path, tmp_p
 
 def test_a_sweeps_journal_knows_it_too(thinker: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from ggufloop.errors import GgufloopError
-    from ggufloop.loop import LoopSpec
-
     loops, settings = [LoopSpec((2, 5), 2)], ContextSettings(n_ctx=512, n_threads=1, try_first=False)
     told = {"enable_thinking": False}
     for template in (told, told, {}):
@@ -230,6 +230,17 @@ def test_a_sweeps_journal_knows_it_too(thinker: Path, tmp_path: Path) -> None:
         else:
             with pytest.raises(GgufloopError, match="measures"):
                 run_sweep(thinker, loops, plan, tmp_path / "sweep.jsonl", settings)
+
+
+def test_long_contexts_are_asked_as_the_switch_says(thinker: Path, tmp_path: Path) -> None:
+    plan = LongPlan((1000,), ("niah_single_1",), n=2, chat=True)
+    settings, journal = ContextSettings(n_threads=1, try_first=False), tmp_path / "longctx.jsonl"
+    off = replace(plan, template={"enable_thinking": False})
+    for each in (off, off):
+        run_long_context(thinker, [], each, journal, settings)
+    assert json.loads(journal.read_text().splitlines()[0])["chat_template_kwargs"] == {"enable_thinking": False}
+    with pytest.raises(GgufloopError, match="chat_template_kwargs"):
+        run_long_context(thinker, [], plan, journal, settings)
 
 
 def test_the_server_is_told_in_its_own_words(thinker: Path) -> None:
