@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ggufloop import reading
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def show(
 
     numbers: the table for programs, if it is not the one that md has."""
     if form == "text":
-        click.echo(text(), nl=False)
+        tell(text())
     elif form == "json" or table is None:
         click.echo(json.dumps(record(), indent=2))
     else:

@@ -23,6 +23,7 @@ from ggufloop.cli.options import (
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option, show_table
+from ggufloop.cli.width import tell
 from ggufloop.measure import longctx_run as run
 from ggufloop.opening import check_loops
 from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
@@ -80,10 +81,10 @@ def command(
     except KeyboardInterrupt:
         click.echo(f"stopped; {run.journal_path(path, journal)} keeps what is done.", err=True)
         raise
-    show_table("md" if form == "text" else form, lambda: run.table(found) if form in ("text", "md") else
-               run.numbers(path, found))  # fmt: skip
     if form == "text":
-        click.echo(f"\n{run.notes(found)}")
+        tell(f"{run.table(found).render('md')}\n{run.notes(found)}\n")
+    else:
+        show_table(form, lambda: run.table(found) if form == "md" else run.numbers(path, found))
     if plot is not None:
         from ggufloop.figures import style
         from ggufloop.figures.longctx import length_figure
