@@ -86,9 +86,12 @@ def find(text: str) -> Elsewhere | None:
 
 
 def holding(sha256: str, size: int) -> Elsewhere | None:
-    """A model in one file of exactly these bytes. A sha256 is computed only for a file of this size, and remembered."""
+    """Another program's model in one file of exactly these bytes; huggingface-hub answers for its own cache.
+
+    A sha256 is computed only for a file of this size, and remembered.
+    """
     for each in found():
-        if each.bytes == size and each.path.stat().st_size == size:
+        if each.program != HUB and each.bytes == size and each.path.stat().st_size == size:
             with suppress(OSError):
                 if (each.sha256 or files.file_sha256(each.path)) == sha256:
                     return each
