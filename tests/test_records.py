@@ -151,7 +151,7 @@ def test_a_header_asks_for_no_memory(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sweeping(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], list[str]]:
-    """The words of a sweep, and the lines of its journal, but for the one that counts the look."""
+    """The words of a sweep, and the lines of its journal, but for what it decided: the look and the verdict."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "t.txt").write_text("A text that says something or other. " * 20)
     words = ("sweep", str(tiny_model("llama")), "--window", "2:4", "--K", "2", "--text", str(folder / "t.txt"), "-c",
@@ -160,13 +160,13 @@ def sweeping(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) ->
         main([*words, str(folder / "j")])
     assert not e.value.code
     lines = (folder / "j").read_text().splitlines(keepends=True)
-    return words, [line for line in lines if "look" not in json.loads(line)]
+    return words, [line for line in lines if not {"look", "said"} & json.loads(line).keys()]
 
 
 def scores(lines: list[str]) -> dict[tuple[str, int], float]:
     """By loop and item."""
-    records = [json.loads(line) for line in lines[1:] if "look" not in json.loads(line)]
-    return {(r["loop"], i): x for r in records for i, x in zip(r["items"], r["scores"], strict=True)}
+    records = [json.loads(line) for line in lines[1:]]
+    return {(r["loop"], i): x for r in records if "items" in r for i, x in zip(r["items"], r["scores"], strict=True)}
 
 
 RECORD_DAMAGE: list[tuple[dict[str, Any], str]] = [

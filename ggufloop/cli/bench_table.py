@@ -1,6 +1,7 @@
 """The look of llama-bench's table, and its other forms: rows are printed as they are measured.
 
-Columns that say nothing (library, loop settings left at their defaults) are left out of md.
+Columns that say nothing (library, loop settings left at their defaults) are left out of md. On a terminal that is too
+narrow, what is the same in every row is said once; if that is not enough, each row is a block of lines.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import click
 
+from ggufloop.cli import width
 from ggufloop.flat import loop_cells
 from ggufloop.measure.bench import Variant
 from ggufloop.measure.bench_run import BenchRecord
+from ggufloop.table import block
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ _COMPARED = [
     _Column("layers", 6, _text("predicted_layers", ".2f")),
     _Column("weights", 7, _text("predicted_weights", ".2f")),
 ]
+_VARIED = [_LIBRARY, *_LOOP, _SETTINGS, *_SPEED, *_COMPARED]
 
 
 def columns(constant: BenchRecord, variants: Sequence[Variant], compared: bool) -> list[_Column]:
@@ -104,14 +109,38 @@ class Printer:
     def __init__(self, form: str, shown: list[_Column], build: str) -> None:
         self.form, self._shown, self._build = form, shown, build
         self._n = 0
+        self._columns = width.columns(sys.stdout) if form == "text" else 0
+        self._once = 0 < self._columns < self._width  # what is the same in every row stands above them
+        if self._once:
+            self._shown = [column for column in shown if column in _VARIED]
+        self._blocks = self._once and self._columns < self._width
+        self._same = [column for column in shown if column not in self._shown]
+
+    @property
+    def _width(self) -> int:
+        return sum(abs(column.width) + 3 for column in self._shown) + 1
+
+    def _say(self, shown: Sequence[_Column], record: BenchRecord) -> None:
+        cells = (column.cell(record) for column in shown)
+        click.echo("\n".join(block((column.name for column in shown), cells, self._columns)) + "\n" * self._blocks)
 
     def begin(self) -> None:
-        if self.form in ("text", "md"):
-            self._line(column.name for column in self._shown)
-            self._line("-" * (abs(c.width) - 1) + (":" if c.width > 0 else "-") for c in self._shown)
+        if self.form in ("text", "md") and not self._once:
+            self._head()
+
+    def _head(self) -> None:
+        self._line(column.name for column in self._shown)
+        self._line("-" * (abs(c.width) - 1) + (":" if c.width > 0 else "-") for c in self._shown)
 
     def row(self, record: BenchRecord) -> None:
-        if self.form in ("text", "md"):
+        if self._once and self._n == 0:
+            self._say(self._same, record)
+            if not self._blocks:
+                click.echo()
+                self._head()
+        if self._blocks:
+            self._say(self._shown, record)
+        elif self.form in ("text", "md"):
             self._line(column.cell(record).replace("|", "\\|") for column in self._shown)
         elif self.form == "jsonl":
             click.echo(json.dumps(record))
@@ -129,7 +158,7 @@ class Printer:
 
     def end(self) -> None:
         if self.form in ("text", "md"):
-            click.echo(f"\nbuild: {self._build}")
+            click.echo("\n" * (not self._blocks) + f"build: {self._build}")
         elif self.form == "json":
             click.echo("[]" if self._n == 0 else "\n]")
 

@@ -5,7 +5,7 @@
         asked = Asked.from_flags(ctx, flags, sampling)
         opened = open_from_flags(flags, settings, verbose, fit=asked.fit)
         if is_diffusion(opened.path):
-            asked.answer(opened.llm, text, system, raw)
+            asked.answer(opened, text, system, raw)
 
 Flags are named as llama-diffusion-cli's. It has four more ways to choose which tokens stay; ours is its default, the
 tokens that the model is surest of, and --temp is 0 unless it is given, as the models' authors have it.
@@ -24,6 +24,7 @@ from click.core import ParameterSource
 
 from ggufloop.backend.settings import ContextSettings, trained
 from ggufloop.cli import terminal
+from ggufloop.cli.context import Opened
 from ggufloop.cli.options import adder
 from ggufloop.cli.progress import shown
 from ggufloop.errors import UsageError
@@ -31,7 +32,7 @@ from ggufloop.generate.complete import prompt_tokens
 from ggufloop.generate.diffusion import ARCHITECTURES, Decided, Head, Schedule, denoise
 from ggufloop.generate.sampling import Sampling, spelled
 from ggufloop.models.gguf import read_header
-from ggufloop.models.template import ChatTemplate, Message
+from ggufloop.models.template import Message
 from ggufloop.progress import Step
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ CONTEXT = 512
 
 _POSITIVE = click.IntRange(min=1)
 _OWN = ("diffusion_steps", "diffusion_block_length", "diffusion_visual")
-_OTHERS = ("top_k", "top_p", "min_p", "repeat_penalty")
+_OTHERS = ("top_k", "top_p", "min_p", "repeat_penalty", "prefill")
 
 diffusion_options: Callable[[Any], Any] = adder([
     click.option("--diffusion-steps", type=_POSITIVE, metavar="N",
@@ -120,15 +121,16 @@ class Asked:
         temp = self.sampling.temp if "temp" in self.given else 0.0
         return Schedule(n, steps, self.block, temp, self.sampling.seed)
 
-    def answer(self, llm: LoopedLlama, text: str, system: str | None, raw: bool) -> None:
+    def answer(self, opened: Opened, text: str, system: str | None, raw: bool) -> None:
         """Write the answer to stdout, and how it came about to stderr. Raises UsageError."""
+        llm = opened.llm
         head, schedule = Head.of(llm), self.schedule()
-        template = None if raw else ChatTemplate.of(llm)
+        template = None if raw else opened.template
         if template is not None:
             told: list[Message] = [] if system is None else [{"role": "system", "content": system}]
             text = template.render([*told, {"role": "user", "content": text}])
         elif not raw:
-            terminal.note_no_template(system)
+            terminal.note_no_template({"-sys": system})
         prompt = prompt_tokens(llm, text)
         began = time.monotonic()
         with shown() as progress:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ggufloop.cli.types import show_table
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError
 from ggufloop.measure import sweep_report, tasks_report
 from ggufloop.measure.eval_run import EvalResult
 from ggufloop.measure.planning import Planned
 from ggufloop.measure.slices import ShardDone
 from ggufloop.measure.sweep_run import SweepResult
-from ggufloop.study import report
+from ggufloop.study import across, pareto, report
 from ggufloop.study.file import Study
 
 
@@ -30,7 +32,7 @@ def print_eval(found: EvalResult, form: str) -> None:
     if form != "text":
         raise UsageError(f"an evaluation has no form {form!r}.", "take -o text, json or csv.")
     for name, run in found.runs.items():
-        click.echo(f"{found.header['model']}, {name}\n\n{run.table()}")
+        tell(f"{found.header['model']}, {name}\n\n{run.table()}\n")
     for name, comparison in found.compared.items():
         click.echo(tasks_report.text(name, comparison, found.available[name], found.noise.get(name)))
     click.echo(tasks_report.others(found.header, found.available), nl=False)
@@ -39,7 +41,7 @@ def print_eval(found: EvalResult, form: str) -> None:
 def print_sweep(found: SweepResult, form: str) -> None:
     """Words, a table, or json."""
     if form == "text":
-        click.echo(sweep_report.text(found), nl=False)
+        tell(sweep_report.text(found))
     elif form == "json":
         click.echo(json.dumps(sweep_report.record(found), indent=2))
     else:
@@ -56,9 +58,17 @@ def print_study(study: Study, folder: Path, again: str, form: str, first: bool =
     page_path = page.publish(study, folder, again)
     if form == "text":
         title = study.header.model + (f", {study.header.text}" if text else "")
-        click.echo("\n" * (not first) + f"{title}\n\n{report.shown(study).render('md')}")
-        click.echo("\n".join(report.summary(study)))
+        tell("\n" * (not first) + f"{title}\n\n{report.shown(study).render('md')}\n")
+        tell("".join(f"{line}\n" for line in report.summary(study)))
         click.echo(f"\nreport: {page_path}")
+
+
+def print_files(studies: Sequence[Study]) -> None:
+    """For eyes: which files are worth their bytes, and loops against the next larger file."""
+    for what in (pareto, across):
+        if said := what.summary(studies):
+            tell(f"\n{what.table(studies).render('md')}\n")
+            tell("".join(f"{line}\n" for line in said))
 
 
 def print_plan(path: Path, planned: Planned, form: str) -> None:
@@ -66,8 +76,8 @@ def print_plan(path: Path, planned: Planned, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(planned.record(), indent=2))
     elif form == "text":
-        click.echo(f"{path.name}\n\n{planned.table().render('md')}")
-        click.echo("\n".join(planned.sentences()))
+        tell(f"{path.name}\n\n{planned.table().render('md')}\n")
+        tell("".join(f"{line}\n" for line in planned.sentences()))
     else:
         show_table(form, planned.table)
 

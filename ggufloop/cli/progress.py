@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from ggufloop.cli.width import columns
 from ggufloop.progress import Progress, Step, duration
 
 LOG_SECONDS = 3.0
@@ -26,6 +27,7 @@ LOG_SECONDS = 3.0
 _BYTES = "B"
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| "
 _COUNT = "{n_fmt}/{total_fmt} {unit}s, "
+_BESIDE = 46  # columns for the share, a short bar, the count and the time that is left
 
 
 class _Shown(ABC):
@@ -66,18 +68,24 @@ class _Bar(_Shown):
     def begin(self, step: Step) -> None:
         from tqdm import tqdm
 
+        self._columns = columns(sys.stderr) - 1  # a full line would wrap on some terminals
         in_bytes = step.unit == _BYTES
         left = "{n_fmt}/{total_fmt}B, " if in_bytes else _COUNT if step.unit else ""
         self._bar = tqdm(
-            desc=step.text, initial=step.done, total=step.total, unit=step.unit,
+            desc=self._cut(step), initial=step.done, total=step.total, unit=step.unit,
             bar_format="{desc}" if math.isinf(step.total) else f"{_BAR}{left}{{remaining}} left",
-            unit_scale=in_bytes, unit_divisor=1024, leave=in_bytes, dynamic_ncols=True, file=sys.stderr,
-            disable=False,
+            unit_scale=in_bytes, unit_divisor=1024, leave=in_bytes, ncols=self._columns, file=sys.stderr, disable=False,
         )  # fmt: skip
 
     def go_on(self, step: Step) -> None:
-        self._bar.set_description_str(step.text, refresh=False)
+        self._bar.ncols = self._columns = columns(sys.stderr) - 1
+        self._bar.set_description_str(self._cut(step), refresh=False)
         self._bar.update(step.done - self._bar.n)
+
+    def _cut(self, step: Step) -> str:
+        """The words that leave room for count and time."""
+        room = self._columns - (0 if math.isinf(step.total) else _BESIDE)
+        return step.text if len(step.text) <= room else f"{step.text[: max(room - 3, 0)]}..."
 
     def close(self) -> None:
         if self._bar is not None:

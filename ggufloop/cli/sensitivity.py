@@ -12,6 +12,7 @@ import click
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import show_table
+from ggufloop.cli.width import tell
 from ggufloop.figures import style
 from ggufloop.files import write_text
 from ggufloop.flat import flat
@@ -23,7 +24,7 @@ from ggufloop.study.sensitivity import parts, run_sensitivity
 
 def show_sensitivity(
     models: Iterable[tuple[Path, tuple[int, int]]], lower: str, by: str, plan: StudyPlan, texts: list[Text], out: Path,
-    settings: ContextSettings, form: str, verbose: bool,
+    settings: ContextSettings, form: str, verbose: bool, keep: bool,
 ) -> None:  # fmt: skip
     """Measure each model on each text and print it; table, csv and figure go beside the study. Raises GgufloopError."""
     from ggufloop.figures.sensitivity import sensitivity_figure
@@ -38,14 +39,14 @@ def show_sensitivity(
 
             with shown() as progress:
                 study = run_sensitivity(path, lower, by, window, replace(plan, text=text), folder, settings,
-                                        verbose=verbose, begun=begun, progress=progress)  # fmt: skip
+                                        verbose=verbose, begun=begun, progress=progress, keep=keep)  # fmt: skip
             said = "\n".join(report.summary(study))
             if parts(study):
                 write_text(folder / "table.md", f"{report.table(study).render('md')}\n{said}\n")
                 write_text(folder / "table.csv", flat(report.numbers(study)).render("csv"))
                 style.save(sensitivity_figure(study), folder / "sensitivity.png")
             if form == "text":
-                click.echo(f"{path.name}\n\n{report.table(study).render('md')}\n{said}")
+                tell(f"{path.name}\n\n{report.table(study).render('md')}\n{said}\n")
                 click.echo(f"figure: {folder / 'sensitivity.png'}\n" if parts(study) else "")
             else:
                 show_table(form, partial(report.numbers, study))

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ggufloop import reading
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -62,6 +64,21 @@ class Size(click.ParamType[int]):
         return size
 
 
+class JsonObject(click.ParamType[dict[str, Any]]):
+    """A JSON object, such as {"enable_thinking": false}."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            found = reading.json(value) if isinstance(value, str) else value
+        except ValueError as e:
+            self.fail(f"{value!r} cannot be read: {e}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"{value!r} is no JSON object; write it like '{{\"enable_thinking\": false}}'", param, ctx)
+        return found
+
+
 def show(
     form: str,
     text: Callable[[], str],
@@ -73,7 +90,7 @@ def show(
 
     numbers: the table for programs, if it is not the one that md has."""
     if form == "text":
-        click.echo(text(), nl=False)
+        tell(text())
     elif form == "json" or table is None:
         click.echo(json.dumps(record(), indent=2))
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ggufloop.figures.style import INK, new_figure, short, style
+from ggufloop.figures.style import BETTER, INK, WORSE, new_figure, short, style
 from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS
 from ggufloop.study.answer import Finding
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLORS = {HELPS: "#1a7f4b", HURTS: "#b3261e"}
+_COLORS = {HELPS: BETTER, HURTS: WORSE}
 
 _Line = tuple[str, float, float, float, str]  # label, gain, low, high, colour
 

@@ -8,40 +8,65 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ggufloop.figures.style import INK, short, style
-from ggufloop.measure.verdict import ACCURACY
+from ggufloop.figures.style import BETTER, INK, WORSE, fit, short, style
+from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS
 from ggufloop.study.protocol_report import ALL, JudgedLoop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORS = {"helps": "#1a7f4b", "hurts": "#b3261e"}
+LOOKS = {HELPS: (BETTER, ">"), HURTS: (WORSE, "<"), "": (INK, "o")}
+"""Colour and form by verdict. What cannot be told, or is nothing, is hollow."""
+_ROW = 0.27  # inches
 
 
 def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
-    """Primary loops on tasks, in points of accuracy; right of the line the loop is better. Pooled rows are diamonds."""
+    """Primary loops on tasks, in points of accuracy; right of the line the loop is better. Pooled rows are thick, their
+    names bold; the numbers stand at the right."""
     from matplotlib.figure import Figure
 
     shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.at_chance]
     shown.sort(key=lambda r: (r.model == ALL, r.model, r.measure == ALL, r.measure, r.loop))
+    models = {r.model for r in shown}
+    title = f"{title}, {models.pop()}" if len(models) == 1 else title
+    several = len(models) > 1
     with style():
-        figure = Figure(figsize=(8.0, 1.2 + 0.24 * max(len(shown), 4)), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+        figure = Figure(figsize=(9.0, 1.3 + _ROW * max(len(shown), 4)), layout="constrained")
+        figure.suptitle(fit(title, 9.0, 11), x=0.01, ha="left", fontsize=11, color=INK)
         axes = figure.add_subplot()
         for i, r in enumerate(shown):
-            color = COLORS.get(r.verdict.word, INK)
+            color, form = LOOKS.get(r.verdict.word, LOOKS[""])
             mean, low, high = (100 * x for x in (r.gain.mean, r.gain.low, r.gain.high))
-            axes.plot([low, high], [-i, -i], color=color, linewidth=2.2 if r.measure == ALL else 1.2)
-            axes.plot([mean], [-i], marker="D" if r.measure == ALL else "o", color=color)
+            axes.plot([low, high], [-i, -i], color=color, linewidth=2.6 if r.measure == ALL else 1.2)
+            fill = color if r.verdict.word in LOOKS else "white"
+            axes.plot([mean], [-i], form, color=color, markerfacecolor=fill, markersize=6)
+            axes.annotate(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n = {r.gain.n:,}", (1.01, -i),
+                          xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5,
+                          annotation_clip=False)  # fmt: skip
+            if i and r.model != shown[i - 1].model:
+                axes.axhline(0.5 - i, color=INK, linewidth=0.5)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks([-i for i in range(len(shown))], [_label(r) for r in shown])
+        axes.set_yticks([-i for i in range(len(shown))], [_label(r, several) for r in shown])
+        for text, r in zip(axes.get_yticklabels(), shown, strict=True):
+            text.set_fontweight("bold" if r.measure == ALL else "normal")
         axes.set_ylim(-len(shown) + 0.4, 0.6)
         axes.set_xlabel("points gained over plain, 95 % intervals")
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
+        _legend(figure)
     return figure
 
 
-def _label(r: JudgedLoop) -> str:
-    model = "all models" if r.model == ALL else short(r.model.removesuffix(".gguf"), 26)
-    return f"{model}  {'all tasks' if r.measure == ALL else r.measure}  {r.loop}  n={r.gain.n:,}"
+def _legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=color, marker=form, markerfacecolor=color if word else "white", label=word or "neither")
+        for word, (color, form) in LOOKS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=3)
+
+
+def _label(r: JudgedLoop, several: bool) -> str:
+    model = "all models, " if r.model == ALL else f"{short(r.model.removesuffix('.gguf'), 24)}, "
+    return f"{model * several}{'all tasks' if r.measure == ALL else r.measure}, {r.loop}"

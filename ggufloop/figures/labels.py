@@ -39,6 +39,7 @@ def place(axes: Axes, points: Sequence[tuple[float, float, str]], size: float = 
         x, y, name = points[i]
         text: Any = axes.annotate(name, (x, y), fontsize=size, color=INK, xytext=(0, 0), textcoords="offset points",
                                   ha="center", va="center", zorder=6,
+                                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
                                   arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": INK})  # fmt: skip
         text.set_in_layout(False)
         box = Bbox.from_bounds(*text.get_window_extent(renderer).bounds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ggufloop.figures.style import INK, new_figure, shades, style
+from ggufloop.figures.style import INK, MARKERS, new_figure, shades, style
 from ggufloop.loop import PLAIN
 from ggufloop.measure.longctx import LengthCell
 
@@ -29,7 +29,9 @@ def length_figure(found: Sequence[LengthCell], title: str) -> Figure:
             places = [lengths.index(c.length) + 0.06 * (i - len(loops) / 2) for c in line]
             scores = [c.score.mean for c in line]
             spread = [[c.score.mean - c.score.low for c in line], [c.score.high - c.score.mean for c in line]]
-            axes.errorbar(places, scores, yerr=spread, marker="o", capsize=2, color=color, label=loop)
+            axes.errorbar(
+                places, scores, yerr=spread, marker=MARKERS[i % len(MARKERS)], capsize=2, color=color, label=loop
+            )
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_xlim(-0.5, len(lengths) - 0.5)
         axes.set_ylim(-0.02, 1.02)

@@ -5,11 +5,12 @@ save(snr_figure(tensors, "SmolLM2 Q4_1", window=(12, 16)), path)
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ggufloop.figures.style import INK, SHADE, new_figure, shades, style
+from ggufloop.figures.style import INK, MARKERS, SHADE, new_figure, shades, style
 from ggufloop.quant.snr import TensorSnr, by_layer
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def snr_figure(tensors: Sequence[TensorSnr], title: str, window: tuple[int, int]
     def draw(axes: Axes, of: Callable[[TensorSnr], float], line: list[float], name: str) -> None:
         if window is not None:
             axes.axvspan(window[0] - 0.5, window[1] - 0.5, color=SHADE, zorder=0)
-        for kind, color in zip(kinds, shades(len(kinds)), strict=True):
+        for kind, color, marker in zip(kinds, shades(len(kinds)), itertools.cycle(MARKERS), strict=False):
             known = [(t.layer or 0, of(t)) for t in points if t.type == kind and math.isfinite(of(t))]
-            axes.plot([x for x, _ in known], [y for _, y in known], "o", color=color, label=kind)
+            axes.plot([x for x, _ in known], [y for _, y in known], marker, color=color, label=kind)
         axes.plot([share.layer or 0 for share in layers], line, color=INK, drawstyle="steps-mid", label="layer")
         axes.set_ylabel(name)
         axes.set_xlabel("layer")

@@ -1,30 +1,32 @@
 """The figures of a study: what a size buys with and without loops, the noise loops make of noise, KLD over SNR.
 
-    for name, figure in figures(study, dark=False).items(): plots.save(figure, folder / f"{name}.png")
+    for name, figure in figures(study).items(): style.save(figure, folder / f"{name}.png")
 
 Needs matplotlib (style.py). KLD over size is size.py's. Loops that differ in K alone make one panel.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggufloop.errors import UsageError
 from ggufloop.figures.size import size_figure
-from ggufloop.figures.style import GRID, INK, log_axis, new_figure, short, style
+from ggufloop.figures.style import GRID, INK, MARKERS, log_axis, new_figure, short, style
 from ggufloop.loop import PLAIN, LoopSpec
-from ggufloop.measure.stats import Estimate
+from ggufloop.measure.stats import Estimate, paired_bootstrap
 from ggufloop.scaling import noise
 from ggufloop.study import analysis
-from ggufloop.study.file import Study
+from ggufloop.study.file import Cell, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SIZE, KLD, AMPLIFICATION, NOISE = "ppl-size", "kld-size", "amplification-snr", "kld-snr"
-PAD = 34  # points between axes and title, where the files are named
+PAD = 44  # points between axes and title, where the files are named
 
 
 def families(study: Study) -> dict[str, list[tuple[int, str]]]:
@@ -58,11 +60,18 @@ def figures(study: Study) -> dict[str, Figure]:
     return found
 
 
-def _colours(n: int) -> list[Any]:
-    """n colours in order, readable on white and on black."""
+_PLAIN = {"color": INK, "marker": MARKERS[0]}
+
+
+def _series(loops: Sequence[tuple[int, str]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each loop as a label, its name and its look: colours in order, readable on white and on black."""
     from matplotlib import colormaps
 
-    return [colormaps["plasma"](0.83 - 0.48 * i / max(n - 1, 1)) for i in range(n)]
+    colours = [colormaps["plasma"](0.83 - 0.48 * i / max(len(loops) - 1, 1)) for i in range(len(loops))]
+    return [
+        (f"K={k}", loop, {"color": colour, "marker": marker})
+        for (k, loop), colour, marker in zip(loops, colours, itertools.cycle(MARKERS[1:]), strict=False)
+    ]
 
 
 def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look: Any) -> None:
@@ -73,19 +82,26 @@ def _bars(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **look:
         [max(0.0, d) for d in side]
         for side in zip(*((e.mean - e.low, e.high - e.mean) for _, e in points), strict=True)
     ]
-    axes.errorbar([p for p, _ in points], means, yerr=off, capsize=2.5, elinewidth=0.9, **look)
+    axes.errorbar([p for p, _ in points], means, yerr=off, capsize=2, elinewidth=0.9, **look)
+
+
+def _beside(i: int, n: int, step: float) -> float:
+    """How far the i-th of n series stands beside its place, so that none hides another."""
+    return step * (i - (n - 1) / 2)
 
 
 def _named(axes: Axes, places: Mapping[str, float]) -> None:
-    """Names of files above the axes, at their places or a little to the right where they would touch; call it last."""
+    """Names of files above the axes, with a line to their places where they would touch; call it last."""
     low, high = axes.get_xlim()
     at = -1.0
     for name, x in sorted(places.items(), key=lambda item: item[1]):
         axes.axvline(x, color=GRID, linewidth=0.6, zorder=0)
-        at = max((x - low) / (high - low), at + 0.03)
+        at = max((x - low) / (high - low), at + 0.032)
         axes.annotate(
-            short(name), (at, 1.015), xycoords="axes fraction", rotation=40, fontsize=7.5, rotation_mode="anchor"
-        )
+            short(name), (x, 1), (at, 1.04), axes.get_xaxis_transform(), "axes fraction",
+            {"arrowstyle": "-", "linewidth": 0.6, "color": GRID, "shrinkA": 0, "shrinkB": 0},
+            rotation=40, fontsize=7.5, rotation_mode="anchor",
+        )  # fmt: skip
     axes.set_xlim(low, high)
 
 
@@ -100,33 +116,61 @@ def _panels(study: Study) -> dict[str, list[tuple[int, str]]]:
 
 
 def _size(study: Study) -> Figure:
-    """Perplexity over size; the reference is a line, for its size is another order."""
-    panels = _panels(study)
-    figure, all_axes = new_figure(len(panels), _title(study))
+    """Perplexity over size, the reference as a line, for its size is another order; and what looping gains in each."""
+    panels, looped = _panels(study), bool(families(study))
+    figure, all_axes = new_figure(len(panels) * (1 + looped), _title(study))
     keys = [key for key, cell in study.cells.items() if len(cell.chunks) > 1]
-    ppl = {(c.type, c.loop): c.ppl[0] for c in (study.paired(*keys) if keys else ())}  # all on the same chunks
-    reference, *others = [t for t in study.types if (t, PLAIN) in ppl]
+    cells = {(c.type, c.loop): c for c in (study.paired(*keys) if keys else ())}  # all on the same chunks
+    reference, *others = [t for t in study.types if (t, PLAIN) in cells]
     size = {t: study.file(t).nbytes / 2**20 for t in others}
-    for axes, (kind, loops) in zip(all_axes, panels.items(), strict=True):
-        colours = _colours(len(loops))
-        series = [("plain", PLAIN, INK)] + [(f"K={k}", loop, c) for (k, loop), c in zip(loops, colours, strict=True)]
+    step = 0.007 * (max(size.values()) - min(size.values()) or max(size.values()))
+    for i, (kind, loops) in enumerate(panels.items()):
+        axes = all_axes[i * (1 + looped)]
         drawn = []
-        for label, loop, colour in series:
-            points = sorted((size[t], ppl[t, loop]) for t in others if (t, loop) in ppl)
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
-                drawn += [y for _, y in points]
-            if (reference, loop) in ppl:
-                axes.axhline(ppl[reference, loop], color=colour, linewidth=0.9, linestyle=":")
+        for at, (label, loop, look) in enumerate(series := [("plain", PLAIN, _PLAIN), *_series(loops)]):
+            mine = [t for t in others if (t, loop) in cells]
+            ppl = [_ppl(cells[t, loop], cells[reference, PLAIN]) for t in mine]
+            if mine:
+                x = [size[t] + _beside(at, len(series), step) for t in mine]
+                line = {"linewidth": 0.8} if loop == PLAIN else {"linestyle": "none"}
+                _bars(axes, x, ppl, **look, **line, label=label)
+                drawn += [e.mean for e in ppl]
+            if (reference, loop) in cells:
+                axes.axhline(cells[reference, loop].ppl[0], color=look["color"], linewidth=0.9, linestyle=":")
         if drawn and max(drawn) > 3 * min(drawn):
             log_axis(axes)
-        axes.set_title(f"Perplexity, {kind or 'no loops'} (dotted: {reference})", pad=PAD)
+        axes.set_title(f"Perplexity{kind and f', {kind}'}. Dotted: {reference}; bars: 95 % of the difference to it, "
+                       "paired by chunk", pad=PAD)  # fmt: skip
         axes.set_ylabel("perplexity")
         axes.set_xlabel("file size (MiB)")
-        axes.margins(x=0.06, y=0.18)
+        axes.margins(x=0.06, y=0.12)
         _named(axes, size)
         axes.legend(loc="best", ncols=2)
+        if looped:
+            _gains(all_axes[2 * i + 1], study, kind, loops)
     return figure
+
+
+def _ppl(cell: Cell, reference: Cell) -> Estimate:
+    """Perplexity, its interval that of the difference to the reference: what texts have in common is in neither."""
+    ppl, more = cell.ppl[0], paired_bootstrap(cell.values("nll"), reference.values("nll"), seed=analysis.SEED)
+    low, high = (ppl * math.exp(end - more.mean) for end in (more.low, more.high))
+    return Estimate(ppl, low, high, more.n, more.level)
+
+
+def _gains(axes: Axes, study: Study, kind: str, loops: Sequence[tuple[int, str]]) -> None:
+    """What each loop gains in each file, side by side."""
+    types = sorted((t for t in study.types if (t, PLAIN) in study.cells), key=lambda t: -study.file(t).nbytes)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    for at, (label, loop, look) in enumerate(series := _series(loops)):
+        found = {i: analysis.verdicts(study, t).get(loop) for i, t in enumerate(types)}
+        shown = {i + _beside(at, len(series), 0.6 / len(series)): v.gain for i, v in found.items() if v is not None}
+        if shown:
+            _bars(axes, list(shown), list(shown.values()), **look, linestyle="none", label=label)
+    axes.set_xticks(range(len(types)), [short(t) for t in types], fontsize=8)
+    axes.set_xlim(-0.6, len(types) - 0.4)
+    axes.set_ylabel("gain (nats per token)")
+    axes.set_title(f"What looping gains, {kind} (above 0: better; bars hold for all loops of a file together)")
 
 
 def _amplification(study: Study, noisy: Sequence[str]) -> Figure:
@@ -135,24 +179,25 @@ def _amplification(study: Study, noisy: Sequence[str]) -> Figure:
     figure, all_axes = new_figure(len(panels), _title(study))
     for axes, (kind, loops) in zip(all_axes, panels.items(), strict=True):
         axes.axhline(1, color=INK, linewidth=1, linestyle="--", label="as without a loop")
-        top = 1.0
-        for i, ((k, loop), colour) in enumerate(zip(loops, _colours(len(loops)), strict=True)):
-            x, found, shift = [], [], 0.12 * (i - (len(loops) - 1) / 2)  # so that bars do not hide each other
+        top, drawn = 1.0, set()
+        for i, (label, loop, look) in enumerate(_series(loops)):
+            x, found, shift = [], [], _beside(i, len(loops), 0.16)
             for t in noisy:
                 ratio = _ratio(study, t, loop)
                 if ratio is not None:
                     x.append(study.file(t).window_snr + shift)
                     found.append(ratio)
                     top = max(top, ratio.high)
+                    drawn.add(t)
             if found:
-                _bars(axes, x, found, color=colour, marker="o", label=f"K={k}")
+                _bars(axes, x, found, **look, linewidth=0.8, label=label)
         if top > 6:
             log_axis(axes)
         axes.set_title(f"Noise amplification A_K, {kind} (bars: 95 % interval over chunks)", pad=PAD)
         axes.set_ylabel("A_K")
         axes.set_xlabel("SNR of the window's weights (dB)")
         axes.margins(x=0.06, y=0.2)
-        _named(axes, {t: study.file(t).window_snr for t in noisy})
+        _named(axes, {t: study.file(t).window_snr for t in drawn})
         axes.legend(loc="best", ncols=2)
     return figure
 
@@ -170,7 +215,7 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
     usable = [t for t in noisy if (t, PLAIN) in study.cells and len(study.cell(t).chunks) > 1]
     snr = [study.file(t).snr for t in usable]
     found = [analysis.kld(study, t) for t in usable]
-    _bars(axes, snr, found, color=INK, marker="o", linestyle="none", label="plain", zorder=4)
+    _bars(axes, snr, found, **_PLAIN, linestyle="none", label="plain", zorder=4)
     said = "no line through so few files"
     try:
         line = noise.fit_kld(*analysis.noise(study))
@@ -191,13 +236,15 @@ def _noise(study: Study, noisy: Sequence[str]) -> Figure:
         if study.file(t).snr >= analysis.MOST_SNR and (t, PLAIN) in study.cells and len(study.cell(t).chunks) > 1:
             label = f"{short(t)}: the reference's weights"
             axes.axhline(study.cell(t).mean("kl"), color=INK, linewidth=0.9, linestyle=":", label=label)
-    markers = iter("sD^v<>" * 4)
-    for kind, loops in families(study).items():
-        marker = next(markers)
-        for (k, loop), colour in zip(loops, _colours(len(loops)), strict=True):
-            points = [(study.file(t).snr, study.cell(t, loop).mean("kl")) for t in usable if (t, loop) in study.cells]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=3.5, label=f"{kind}, K={k}")
+    fills = itertools.cycle(("full", "none", "left", "top"))
+    looped = [(kind, fill, *one) for (kind, loops), fill in zip(families(study).items(), fills, strict=False)
+              for one in _series(loops)]  # fmt: skip
+    for i, (kind, fill, label, loop, look) in enumerate(looped):
+        mine = [t for t in usable if (t, loop) in study.cells and len(study.cell(t, loop).chunks) > 1]
+        if mine:
+            x = [study.file(t).snr + 0.15 * (i + 1) for t in mine]  # right of plain
+            _bars(axes, x, [analysis.kld(study, t, loop) for t in mine], **look, linestyle="none", fillstyle=fill,
+                  label=f"{kind}, {label}")  # fmt: skip
     log_axis(axes)
     axes.set_title(f"KLD to the reference under the same loop ({said})", pad=PAD)
     axes.set_ylabel("KLD (nats per token)")

@@ -10,6 +10,7 @@ imported inside the functions: it takes a while, and is not there in a base inst
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ FORMATS = ("png", "svg", "pdf", "eps", "jpg", "jpeg", "tif", "tiff", "webp")
 """What matplotlib writes by itself; its other formats need LaTeX or are none to look at."""
 
 INK, SHADE, GRID = "#30343b", "#eef1f6", "#d9dce2"
+BETTER, WORSE = "#1a6fb0", "#c2410c"  # told apart by blind eyes too
+MARKERS = "os^DvPX*<>"
+"""Of series, so that no colour is needed to tell them apart."""
 _STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -58,8 +62,15 @@ def new_figure(panels: int, title: str, width: float = 8.0, height: float = 3.1)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height * panels + 0.3), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(fit(title, width, 11), x=0.01, ha="left", fontsize=11, color=INK)
     return figure, [figure.add_subplot(panels, 1, i + 1) for i in range(panels)]
+
+
+def fit(text: str, inches: float, size: float) -> str:
+    """A title cut into lines of so many inches, in letters of `size` points."""
+    tied = text.replace(" = ", "\u00a0=\u00a0")  # a number stays with its name
+    lines = textwrap.wrap(tied, max(8, int(72 * inches / (0.53 * size))), break_on_hyphens=False)
+    return "\n".join(lines).replace("\u00a0", " ")
 
 
 def log_axis(axes: Axes) -> None:
@@ -77,6 +88,7 @@ def log_axis(axes: Axes) -> None:
 
 def short(name: str, most: int = 12) -> str:
     """A name cut to `most` characters, its end kept: that is where files say their type."""
+    name = name.removesuffix(".gguf")
     return name if len(name) <= most else f"{name[: most // 3]}...{name[-(most - most // 3 - 3) :]}"
 
 

@@ -5,10 +5,12 @@ save(trace_figure(result, "SmolLM2, 12:16 k=3"), path)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ggufloop.figures.style import INK, SHADE, new_figure, shades, style
+from ggufloop.figures.labels import place
+from ggufloop.figures.style import INK, MARKERS, SHADE, new_figure, shades, style
 from ggufloop.measure.trace import LAYER, LEAVE, Point, Trace
 
 if TYPE_CHECKING:
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_NAMES = 8
+_LINES = ("-", (0, (6, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1.5, 1.2)))
+
+
+def _look(j: int, n: int) -> dict[str, Any]:
+    """Of pass j of n: told apart without its colour."""
+    return {"color": shades(n)[j - 1], "marker": MARKERS[(j - 1) % len(MARKERS)]}
 
 
 def trace_figure(trace: Trace, title: str, tau: float | None = None) -> Figure:
@@ -83,13 +91,16 @@ def _draw_lens(axes: Axes, trace: Trace) -> None:
     if loop is not None:
         axes.axvspan(a - 0.5, b - 0.5, color=SHADE, zorder=0)
         n = loop.tableau().evaluations
-        for j, color in enumerate(shades(n), 1):
+        ends = []
+        for j in range(1, n + 1):
             inside = [p for p in layers if p.evaluation == j and a <= p.layer < b]
             if loop.mode == "block":
                 before = next(p for p in points if (p.layer, p.evaluation) == (a - 1, j))  # what enters the pass
                 inside = [before, *inside]
             label = f"pass {j}" if j in _named(1, n) else None
-            _line(axes, inside, n <= 3 or j in (1, n), color=color, marker="o", label=label)
+            _line(axes, inside, n <= 3 or j in (1, n), linestyle=_LINES[(j - 1) % len(_LINES)], label=label,
+                  **_look(j, n))  # fmt: skip
+            ends += [(p, label) for p in inside if label and p.entropy is not None]
         leave = [p for p in points if p.kind == LEAVE][-1]
         _line(axes, [leave, *(p for p in layers if p.layer >= b)], **once)
         if leave.entropy is not None:
@@ -101,6 +112,19 @@ def _draw_lens(axes: Axes, trace: Trace) -> None:
     axes.margins(x=0.02)
     _whole_ticks(axes)
     axes.legend(loc="best", ncols=2)
+    if loop is not None:
+        _name(axes, [(p.layer, p.entropy.mean, label) for p, label in ends if p.entropy is not None])
+
+
+def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Each line's name beside it, at the layer where they are furthest apart."""
+    layers: dict[float, list[float]] = {}
+    for x, y, _ in points:
+        layers.setdefault(x, []).append(math.log(y) if y > 0 and axes.get_yscale() == "log" else y)
+    if layers:
+        most = max(map(len, layers.values()))
+        at = max((x for x in layers if len(layers[x]) == most), key=lambda x: max(layers[x]) - min(layers[x]))
+        place(axes, [p for p in points if p[0] == at])
 
 
 def _draw_change(axes: Axes, trace: Trace, tau: float | None) -> None:
@@ -111,27 +135,29 @@ def _draw_change(axes: Axes, trace: Trace, tau: float | None) -> None:
     loop = trace.loop
     assert loop is not None
     (a, b), n = loop.window, loop.tableau().evaluations
-    colors = [*shades(n), INK]
+    looks = [*(_look(j, n) for j in range(1, n + 1)), {"color": INK, "marker": "d"}]
+    named: list[tuple[float, float, str]] = []
     drawn = [] if tau is None else [tau]
 
-    def draw(points: Sequence[Point], where: Sequence[int], color: Any, label: str | None, form: str = "o-") -> None:
+    def draw(points: Sequence[Point], where: Sequence[int], look: dict[str, Any], label: str | None) -> None:
         means = [p.residual.mean for p in points if p.residual is not None]
         whole = [p.whole_residual for p in points if p.whole_residual is not None]
-        axes.plot(where, means, form, color=color, label=label)
-        axes.plot(where, whole, "D:", color=color, linewidth=1)
+        axes.plot(where, means, **look, label=label)
+        axes.plot(where, whole, **look, linestyle=":", linewidth=1, markerfacecolor="white")
+        named.extend((x, y, label) for x, y in zip(where, means, strict=True) if label)
         drawn.extend([*means, *whole])
 
     for j in range(2, n + 1):  # nothing comes before the first
         moved = [p for p in trace.points if p.kind == LAYER and p.evaluation == j and a <= p.layer < b]
-        draw(moved, [p.layer for p in moved], colors[j - 1], f"pass {j}" if j in _named(2, n) else None)
+        draw(moved, [p.layer for p in moved], looks[j - 1], f"pass {j}" if j in _named(2, n) else None)
     ticks, names = list(range(a, b)), [str(il) for il in range(a, b)]
     if loop.mode == "block":
         between = [p for p in trace.points if p.kind != LAYER]
         for j, p in enumerate(between, 1):  # in the colour of the pass it leads to
-            draw([p], [b if p.kind == LEAVE else a - 1], colors[j], None, "o")
+            draw([p], [b if p.kind == LEAVE else a - 1], looks[j], None)
         ticks, names = [a - 1, *ticks, b], ["input", *names, "result"]
     axes.plot([], [], "o-", color=INK, label="mean over tokens (--halt)")
-    axes.plot([], [], "D:", color=INK, linewidth=1, label="all tokens as one")
+    axes.plot([], [], "o:", color=INK, linewidth=1, markerfacecolor="white", label="all tokens as one")
     if tau is not None:
         axes.axhline(tau, color=INK, linewidth=1, linestyle="--", label=f"halt {tau:g}")
     positive = [value for value in drawn if value > 0]
@@ -143,3 +169,4 @@ def _draw_change(axes: Axes, trace: Trace, tau: float | None) -> None:
     axes.set_xlim(ticks[0] - 0.5, ticks[-1] + 0.5)
     axes.set_xlabel("layer of the window")
     axes.legend(loc="best", ncols=2)
+    _name(axes, named)

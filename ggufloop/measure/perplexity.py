@@ -317,6 +317,7 @@ def perplexity(
     record = Record.empty(n_chunk * scored if base else 0)
     packed = Packed.empty(scored if base else 0, llm.n_vocab())
     saved = None if save is None else _Save(save, tokens, n_ctx, llm.n_vocab(), n_chunk)
+    progress(Step("scoring", 0, n_chunk, "chunk"))  # from here on the time left is known
     for i in range(n_chunk):
         chunk = chunk_at(llm, tokens, n_ctx, i)
         n_bytes += len(llm.detokenize(chunk[first + 1 :]))

@@ -119,8 +119,8 @@ def _several(run: PerplexityRun, source: str) -> str:
     out += [f"base    {run.base}"] if compared else []
     out += ["", Table((*_CONTEXTS, *_AGAINST) if compared else _CONTEXTS, rows).render("md")]
     if compared:
-        out += ["gain: nats per token over the base, paired, with its 95 % interval over chunks, or, with one",
-                "chunk, over tokens taken as independent; +/-: standard error over tokens."]  # fmt: skip
+        out += ["gain: nats per token over the base, paired, with its 95 % interval over chunks, or, with one chunk, "
+                "over tokens taken as independent; +/-: standard error over tokens."]  # fmt: skip
     out.append("Rows score different tokens, those with more text before them in larger contexts.")
     return "\n".join(out) + "\n"
 

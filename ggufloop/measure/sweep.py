@@ -13,6 +13,7 @@ pays for (`verdict.adjusted_level`). The same command again is the same look.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -91,6 +92,16 @@ class Outcome:
             return said
         mark = "" if self.look <= self.planned else ": not planned, so this is no confirmation"
         return f"{said} Look {self.look} of {self.planned} at these data, at level {self.decision.level:.2g}{mark}."
+
+    def said(self) -> dict[str, Any]:
+        """A line of the journal: the verdict, for those who read it without a model. The last of a measure holds."""
+        m = self.measure
+        loops = [
+            {"loop": c.name, "verdict": c.verdict.phrase(m.item, m.available), "gain": c.gain.mean, "low": c.gain.low,
+             "high": c.gain.high, "p (Holm)": c.p, f"{m.item}s": c.gain.n}
+            for c in self.decision.loops
+        ]  # fmt: skip
+        return {"said": m.name, "words": self.words, "unit": m.unit, "loops": loops}
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,9 @@ def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
         return
     if "part" in record:
         part_of(record)
+        return
+    if "said" in record:
+        reading.typed(record.get("words"), str, "words")
         return
     part = reading.build(_Slice, record)
     measure = next((m for m in measures if m.name == part.measure), None)
@@ -425,7 +439,7 @@ def sweep(
     finally:
         llm.set_loop(before)
     this.keep(journal)
-    return Outcome(
+    outcome = Outcome(
         measure,
         decision,
         float(plain.mean()),
@@ -439,6 +453,10 @@ def sweep(
         looks,
         again,
     )
+    said = json.loads(reading.line(reading.finite(outcome.said())))
+    if said != next((r for r in reversed(journal.records) if r.get("said") == measure.name), None):
+        journal.add(said)
+    return outcome
 
 
 def _floor(scores: CachedScores, leading: Sequence[LoopSpec]) -> SweepFloor | None:

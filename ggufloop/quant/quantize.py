@@ -280,28 +280,44 @@ def quantize(
             "give --force to replace it, or another folder with --out.",
         )
     numbers = {name: number for number, (name, _, _) in type_sizes().items()}
-    job = {
-        "kind": "quantise",
-        "source": str(source),
-        "target": str(partial_path(target)),
-        "ftype": FILE_TYPES[type],
+    job = _dry_run(source, partial_path(target), type) | {
         "threads": threads or 0,
         "overrides": [[pattern, numbers[kind]] for pattern, kind in overrides],
         "imatrix": None if imatrix is None else str(imatrix),
         "metadata": {KEY + key: value for key, value in provenance.items()},
-        "dry_run": True,
     }
     with Worker(process.main_of("ggufloop.quant.child")) as worker:
         plan = _Reader(silent, log)
         _finish(worker.run(job, plan), plan, source, type)
         if not there:
-            header_bytes = sum(h.data_end - sum(t.nbytes for t in h.tensors) for h in headers)
-            _check_room(target, round(plan.mib * 2**20) + header_bytes)
+            _check_room(target, _bytes(plan, headers))
             with atomic_path(target) as partial:
                 run = _Reader(progress, log)
                 _finish(worker.run(job | {"dry_run": False}, run), run, source, type)
                 _check_whole(partial, target, provenance)
     return _describe(headers, target, type, plan.wanted, not there)
+
+
+def planned_bytes(source: Path, types: Sequence[str]) -> int:
+    """Of the files that `quantize` would make of `source`, as llama.cpp counts them. Raises as `quantize`."""
+    headers, total = read_model(source), 0
+    with Worker(process.main_of("ggufloop.quant.child")) as worker:
+        for type in types:
+            plan = _Reader(silent, None)
+            _finish(worker.run(_dry_run(source, source, type), plan), plan, source, type)
+            total += _bytes(plan, headers)
+    return total
+
+
+def _dry_run(source: Path, target: Path, type: str) -> dict[str, Any]:
+    """A job of child.py that writes nothing."""
+    return {"kind": "quantise", "source": str(source), "target": str(target), "ftype": FILE_TYPES[type], "threads": 0,
+            "overrides": [], "imatrix": None, "metadata": {}, "dry_run": True}  # fmt: skip
+
+
+def _bytes(plan: _Reader, headers: Sequence[Header]) -> int:
+    """Of a file: its tensors as a dry run counted them, and a header like the source's."""
+    return round(plan.mib * 2**20) + sum(h.data_end - sum(t.nbytes for t in h.tensors) for h in headers)
 
 
 def _finish(done: dict[str, Any], reader: _Reader, source: Path, type: str) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ggufloop.errors import GgufloopError
+from ggufloop.server.headlines import headline
 
 KINDS = ("jsonl", "json", "csv", "md", "png", "html")
 """Suffixes of what is shown."""
@@ -34,12 +35,14 @@ class ResultFile:
     kind      one of KINDS.
     size      in bytes.
     modified  when it was last written, in seconds since 1970.
+    headline  what it says in a sentence (`headlines.py`), of a file that has a verdict.
     """
 
     name: str
     kind: str
     size: int
     modified: float
+    headline: str = ""
 
 
 def check_folder(folder: Path) -> None:
@@ -61,10 +64,10 @@ def list_results(folder: Path) -> list[ResultFile]:
 
 def listing(folder: Path | None) -> dict[str, Any]:
     """What the page gets as results.json. folder: None where there is none; its name is told, not its path."""
-    return {
-        "folder": None if folder is None else folder.resolve().name,
-        "results": [] if folder is None else [asdict(result) for result in list_results(folder)],
-    }
+    if folder is None:
+        return {"folder": None, "results": []}
+    found = [replace(r, headline=headline(folder / r.name, r.size, r.modified)) for r in list_results(folder)]
+    return {"folder": folder.resolve().name, "results": [asdict(result) for result in found]}
 
 
 def _walk(folder: Path, prefix: str, levels: int) -> Iterator[ResultFile]:

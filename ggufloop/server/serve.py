@@ -38,6 +38,7 @@ from ggufloop.loop import schema
 from ggufloop.server.results import listing
 
 PAGE = Path(__file__).parent / "page"
+VENDORED = PAGE / "vendor"
 STOP_SECONDS = 4.0
 _LOOK_SECONDS = 0.25
 _LIST_SECONDS = 5.0
@@ -101,7 +102,7 @@ class Site:
         self.folder = Path(tempfile.mkdtemp(prefix="ggufloop-site-"))
 
     def __enter__(self) -> Site:
-        for file in PAGE.iterdir():
+        for file in (*PAGE.glob("*.*"), *VENDORED.glob("*.js")):  # side by side: what lies deeper wants the key
             shutil.copy(file, self.folder)
         (self.folder / "settings.js").write_text(f"export default {json.dumps(schema())};\n", encoding="utf-8")
         self.refresh()

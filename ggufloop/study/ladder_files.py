@@ -9,6 +9,7 @@ further loss, and nobody's full precision. What its first quantisation lost is i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable
@@ -17,9 +18,19 @@ from pathlib import Path
 
 from ggufloop.errors import UsageError
 from ggufloop.files import file_sha256
+from ggufloop.models.gguf import read_header
 from ggufloop.models.info import ModelInfo, describe
-from ggufloop.progress import Progress, silent
-from ggufloop.quant.quantize import UNQUANTISED, Overrides, Quantized, default_name, file_type, quantize
+from ggufloop.progress import Progress, note, silent
+from ggufloop.quant.quantize import (
+    UNQUANTISED,
+    Overrides,
+    Quantized,
+    default_name,
+    file_type,
+    planned_bytes,
+    quantize,
+    read_provenance,
+)
 from ggufloop.quant.snr import TensorSnr, decibel, tensor_snr, window_snr
 from ggufloop.study.file import File
 
@@ -56,16 +67,41 @@ def _is_path(word: str) -> bool:
     return word.lower().endswith(".gguf")
 
 
+def is_made(word: str) -> bool:
+    """Whether an entry of --types is a type, so that a file of it is made."""
+    return word != SOURCE and not _is_path(word)
+
+
+def tidy(folder: Path, named: Iterable[str] = ()) -> None:
+    """Delete the files that were made in `folder`, but those that --types names as they are."""
+    spared = [Path(word).expanduser().resolve() for word in named if _is_path(word)]
+    for path in folder.glob("*.gguf"):
+        if path.resolve() not in spared and read_provenance(read_header(path)):
+            path.unlink()
+    with contextlib.suppress(OSError):  # there is none, or it holds something else
+        folder.rmdir()
+
+
+def say_room(progress: Progress, source: Path, types: Iterable[str], folder: Path, keep: bool) -> None:
+    """Say what is going to be made, and how large it is, before it is."""
+    todo = list(types)
+    if todo:
+        size = f"{planned_bytes(source, todo) / 1e6:,.0f} MB of quantised files are made in {folder}"
+        note(progress, f"{size}, and {'stay there' if keep else 'deleted when all is measured (--keep leaves them)'}.")
+
+
 def is_unquantized(info: ModelInfo) -> bool:
     """Whether all matrices of a model are F32, F16 or BF16."""
     return all(share.type in UNQUANTISED for share in info.types)
 
 
 def reference(
-    source: Path, folder: Path, type_: str, threads: int | None = None, progress: Progress = silent
-) -> LadderFile:
+    source: Path, folder: Path, type_: str, threads: int | None = None, progress: Progress = silent,
+    done: Iterable[File] = (),
+) -> LadderFile:  # fmt: skip
     """What everything is compared with: the source, or the source dequantised to F32, F16 or BF16 in `folder`.
 
+    done: what a study has measured in full; such a file is not made again, and may be gone.
     Raises UsageError for another type, and as `quantize`.
     """
     if type_ not in UNQUANTISED:
@@ -74,6 +110,9 @@ def reference(
     if is_unquantized(info):
         return LadderFile(source, _file(source, info.types[0].type, math.inf, math.inf, "the model itself"))
     target = folder / default_name(source, type_)
+    for file in done:
+        if file.type == type_:
+            return LadderFile(target, file)
     quantize(source, target, type_, threads=threads, progress=progress)
     return LadderFile(target, _file(target, type_, math.inf, math.inf, f"{source.name} dequantised"))
 
@@ -88,27 +127,32 @@ def make(
     threads: int | None = None,
     progress: Progress = silent,
     name: str = "",
+    done: Iterable[File] = (),
 ) -> LadderFile:
     """The file that an entry of --types means: quantised from the reference into `folder`, or one measured as it is.
 
     name: what the study calls it, if not by `type_name`. known: what a study has recorded already; a file that is
-    still the same is not looked at again. Raises GgufloopError for a file of another model, and as `quantize`.
+    still the same is not looked at again. done: as for `reference`.
+    Raises GgufloopError for a file of another model, and as `quantize`.
     """
-    as_it_is, name = word == SOURCE or _is_path(word), name or type_name(word)
-    if as_it_is:
+    name = name or type_name(word)
+    if not is_made(word):
         path = source if word == SOURCE else Path(word).expanduser()
     else:
         path = folder / default_name(ref.path, file_type(word))
+        for file in done:
+            if file.type == name:
+                return LadderFile(path, file)
     for file in known:
         if file.type == name and path.is_file() and file_sha256(path) == file.sha256:
             return LadderFile(path, file)
-    note = f"{path.name} as it is"
-    if not as_it_is:
-        note = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
+    how = f"{path.name} as it is"
+    if is_made(word):
+        how = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
     tensors = tensor_snr(path, ref.path, progress=progress)
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
-    return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), note))
+    return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), how))
 
 
 def varied(
@@ -127,13 +171,13 @@ def varied(
     known: the SNR of tensors of the file without overrides, which is put there if it is empty.
     """
     path = folder / default_name(ref.path, base, *([re.sub(r"[^\w.]+", "-", name)] if overrides else []))
-    note = _fallbacks(quantize(ref.path, path, base, overrides=overrides, threads=threads, progress=progress))
+    how = _fallbacks(quantize(ref.path, path, base, overrides=overrides, threads=threads, progress=progress))
     tensors = tensor_snr(path, ref.path, known=known, progress=progress)
     if known is not None and not known:
         known |= {t.name: t for t in tensors}
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
-    return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), note))
+    return LadderFile(path, _file(path, name, whole, window_snr(tensors, window), how))
 
 
 def _file(path: Path, name: str, snr: float, of_window: float, note: str) -> File:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from ggufloop.errors import UsageError
 from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import Estimate
-from ggufloop.measure.verdict import HELPS, HURTS
+from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE
 from ggufloop.scaling import noise
 from ggufloop.study import across, analysis, pareto
 from ggufloop.study.analysis import Row, rows
@@ -121,6 +121,27 @@ def _three(e: Estimate | None) -> list[Cell]:
     return [None, None, None] if e is None else [e.mean, e.low, e.high]
 
 
+def headline(study: Study) -> str:
+    """What the study comes to, in a sentence: does looping help?"""
+    said = [(t, loop, v) for t in study.types for loop, v in analysis.verdicts(study, t).items()]
+    if not said:
+        return next(iter(pareto.summary([study])), "nothing can be said yet: no cell has two chunks.").capitalize()
+    n, words = len(said), [v.word for _, _, v in said]
+    helping = [each for each in said if each[2].word == HELPS]
+    if helping:
+        type_, loop, best = max(helping, key=lambda each: each[2].gain.mean)
+        most = ", most" if len(helping) > 1 else ":"
+        return (f"Looping helps in {len(helping)} of {n} cells{most} {type_} under {loop}, by "
+                f"{_interval(best.gain, '+.4f')} nats per token.")  # fmt: skip
+    unsure, chunks = words.count(UNSURE), max(v.gain.n for _, _, v in said)
+    if unsure == n:
+        return f"Not enough data to tell whether looping helps: {chunks} chunks cannot in any of {n} cells."
+    if unsure:
+        return f"No loop was found to help; in {unsure} of {n} cells {chunks} chunks cannot tell."
+    same = f"in {words.count(SAME)} it has no effect larger than {analysis.WORTH:g} nats per token"
+    return f"No loop helps: of {n} cells looping hurts in {words.count(HURTS)}, {same}."
+
+
 def summary(study: Study) -> list[str]:
     """What the study is of and comes to, a sentence each."""
     h, found = study.header, rows(study)
@@ -218,17 +239,28 @@ _STYLE = """
   :root { --ink: #d7dbe0; --paper: #15181c; --faint: #3a4048; --soft: #1e2329; --good: #57c26f; --bad: #ff8a80; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
        max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; white-space: nowrap; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--faint); text-align: right;
-         font-variant-numeric: tabular-nums; }
-th { position: sticky; top: 0; background: var(--soft); } th.word, td.word { text-align: left; }
+h1 { font-size: 1.1rem; margin: 0; opacity: .75; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.headline { font-size: 1.4rem; line-height: 1.35; font-weight: 600; margin: .3rem 0 1rem; max-width: 52rem;
+            text-wrap: balance; }
+ul { padding-left: 1.2rem; max-width: 60rem; }
+.wide { overflow-x: auto; --shade: light-dark(#0003, #000a);
+        background: linear-gradient(to right, var(--paper) 40%, transparent) left / 2.5rem 100% local no-repeat,
+        linear-gradient(to left, var(--paper) 40%, transparent) right / 2.5rem 100% local no-repeat,
+        linear-gradient(to right, var(--shade), transparent) left / .9rem 100% scroll no-repeat,
+        linear-gradient(to left, var(--shade), transparent) right / .9rem 100% scroll no-repeat; }
+table { border-collapse: collapse; font-size: 13px; line-height: 1.35; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--faint); text-align: right; vertical-align: top;
+         white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { vertical-align: bottom; white-space: normal; } th.word, td.word { text-align: left; }
+td.verdict { white-space: normal; min-width: 7rem; } small { display: block; font-size: 11px; opacity: .75; }
 tr.first td { border-top: 2px solid var(--faint); } tr:hover td { background: var(--soft); }
 .helps { color: var(--good); font-weight: 600; } .hurts { color: var(--bad); }
-svg { max-width: 100%; height: auto; color: var(--ink); } code, pre { background: var(--soft); padding: .1rem .3rem; }
-pre { padding: .8rem; overflow-x: auto; }
+figure { margin: 1.5rem 0; } svg { max-width: 100%; height: auto; color: var(--ink); }
+code, pre { background: var(--soft); padding: .1rem .3rem; } pre { padding: .8rem; overflow-x: auto; }
 dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { margin-top: 1rem; } .headline { font-size: 1.15rem; }
+                            dl { display: block; } dd { margin-bottom: .4rem; } }
 """
 
 _COLUMNS = {
@@ -252,15 +284,18 @@ def html(study: Study, figures: Mapping[str, str], command: str) -> str:
         "ggufloop": f"{h.ggufloop}, patch {h.patch_id}",
     }  # fmt: skip
     parts = [
-        f"<h1>Bits against loops: {_e(h.model)}</h1>",
+        f"<h1>Bits against loops: {_e(h.model)}, {_e(h.text)}</h1>",
+        f'<p class="headline">{_e(headline(study))}</p>',
         "<ul>" + "".join(f"<li>{_e(line)}</li>" for line in summary(study)) + "</ul>",
         *[_figure(svg) for svg in figures.values()],
         *_sizes(study),
         *_across(study),
-        "<h2>Every cell</h2>", _html_table(shown(study)),
+        "<h2>Every cell</h2>", _html_table(_arranged(shown(study))),
         "<dl>" + "".join(f"<dt>{_e(k)}</dt><dd>{_e(v)}</dd>" for k, v in _COLUMNS.items()) + "</dl>",
         "<h2>What was measured</h2>",
         "<dl>" + "".join(f"<dt>{_e(k)}</dt><dd>{_e(v)}</dd>" for k, v in facts.items()) + "</dl>",
+        "<p>In the same folder: <code>table.csv</code>, every number in a column of its own; <code>study.jsonl</code>, "
+        "every chunk; the figures as PNG.</p>",
         f"<p>Again, or more of it:</p><pre>{_e(command)}</pre>",
     ]  # fmt: skip
     head = (
@@ -276,7 +311,7 @@ def _sizes(study: Study) -> list[str]:
     if not said:
         return []
     lines = "".join(f"<li>{_e(line)}</li>" for line in said)
-    return ["<h2>KLD against bytes</h2>", _html_table(pareto.table([study])), f"<ul>{lines}</ul>"]
+    return ["<h2>KLD against bytes</h2>", _html_table(_arranged(pareto.table([study]))), f"<ul>{lines}</ul>"]
 
 
 def _across(study: Study) -> list[str]:
@@ -284,28 +319,62 @@ def _across(study: Study) -> list[str]:
     if not said:
         return []
     lines = "".join(f"<li>{_e(line)}</li>" for line in said)
-    return ["<h2>A loop, or the next larger file</h2>", _html_table(across.table([study])), f"<ul>{lines}</ul>"]
+    return [
+        "<h2>A loop, or the next larger file</h2>",
+        _html_table(_arranged(across.table([study]))),
+        f"<ul>{lines}</ul>",
+    ]
 
 
 def _e(text: str) -> str:
     return escaping.escape(str(text))
 
 
+def _arranged(table: Table) -> Table:
+    """The verdict beside its loop, what is the same of a whole file last; chunks and text only where they differ."""
+    names = [c.name for c in table.columns]
+    order = list(range(len(names)))
+    if "loop" in names:
+        first = ("type", "file", "loop", "verdict", "gain by looping", "KLD", "A_K")
+        last = ("MiB", "bits", "SNR dB")
+        order.sort(key=lambda i: first.index(names[i]) if names[i] in first else 9 + (names[i] in last))
+    kept = [i for i in order if names[i] not in ("chunks", "text") or len({row[i] for row in table.rows}) > 1]
+    return Table(tuple(table.columns[i] for i in kept), [[row[i] for i in kept] for row in table.rows])
+
+
+_SPREAD = re.compile(r"(\S+) (\[.*\]|\+/- .*)")
+"""An estimate as the table has it, and what is said of its error: the latter goes below, in a narrower column."""
+
+
+_WORDS = ("text", "type", "file", "loop", "minus, plain", "verdict", "word", "front")
+
+
 def _html_table(table: Table) -> str:
-    words = {i for i, c in enumerate(table.columns) if c.name in ("text", "type", "loop", "verdict", "front")}
+    words = {i for i, c in enumerate(table.columns) if c.name in _WORDS}
+    of_file = {i for i, c in enumerate(table.columns) if c.name in ("type", "MiB", "bits", "SNR dB")}
+    by = next(i for i, c in enumerate(table.columns) if c.name in ("type", "file"))
     head = "".join(f"<th{_class(i in words)}>{_e(c.name)}</th>" for i, c in enumerate(table.columns))
     lines, before = [], None
     for row in table.rows:
         cells = []
         for i, (column, value) in enumerate(zip(table.columns, row, strict=True)):
-            if i < 4 and row[0] == before:  # of the file, said once
+            if i in of_file and row[by] == before:  # said once
                 value = ""
             text = "" if value is None else format(value, column.form) if isinstance(value, float) else str(value)
-            kind = f' class="word {value}"' if column.name == "verdict" and value in (HELPS, HURTS) else ""
-            cells.append(f"<td{kind or _class(i in words)}>{_e(text)}</td>")
-        lines.append(f"<tr{' class=first' if row[0] != before else ''}>{''.join(cells)}</tr>")
-        before = row[0]
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+            word = next((w for w in (HELPS, HURTS) if text.startswith(w)), "")
+            kind = f' class="word verdict {word}"' if column.name == "verdict" else _class(i in words)
+            cells.append(f"<td{kind}>{_cell(text)}</td>")
+        lines.append(f"<tr{' class=first' if row[by] != before else ''}>{''.join(cells)}</tr>")
+        before = row[by]
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="Table"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    parts = _SPREAD.fullmatch(text)
+    return _e(text) if parts is None else f"{_e(parts[1])} <small>{_e(parts[2])}</small>"
 
 
 def _class(is_word: bool) -> str:

@@ -4,8 +4,9 @@
     study = run_study(path, [LoopSpec((12, 16), k=2), LoopSpec((12, 16), k=3)], plan, Path("studies/smollm2"))
     study.cell("Q4_0", "12:16 k=2")
 
-The folder keeps the study (study.jsonl) and the files that were made (models/); the same call goes on from there, and
-one with more types, loops, chunks or tasks extends it. `figures.page.publish` draws it.
+The folder keeps the study (study.jsonl); the same call goes on from there, and one with more types, loops, chunks or
+tasks extends it. The files that are made (models/) stay until all is measured, with keep after that as well.
+`figures.page.publish` draws it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from ggufloop.measure.slices import Shard, file_name
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops, open_model
 from ggufloop.progress import Progress, named, note, silent
-from ggufloop.quant.quantize import UNQUANTISED
+from ggufloop.quant.quantize import UNQUANTISED, default_name, file_type
 from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
-from ggufloop.study.file import Study, StudyHeader
+from ggufloop.study.file import File, Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
 from ggufloop.tasks.loading import load_tasks
 from ggufloop.tasks.own import kept_name, task_name
@@ -95,12 +96,14 @@ def run_study(
     shard: Shard | None = None,
     progress: Progress = silent,
     models: Path | None = None,
+    keep: bool = False,
 ) -> Study:
     """Quantise the model to each type and measure every file under every loop, the plain model among them.
 
     loops: all of one window; one of a single evaluation is the plain model. settings: n_ctx is the plan's. begun:
     called once nothing is left to be refused. shard: measure only this part of chunks and questions, of every file
-    under every loop. models: where files go that are made, models/ in the folder if None.
+    under every loop. models: where files go that are made, and stay; if None models/ in the folder, and they stay
+    only with keep, or where there are other shards.
     Raises UsageError, GgufloopError, BackendError; KeyboardInterrupt leaves in the folder what was measured.
     """
     settings = replace(settings or ContextSettings(), n_ctx=plan.chunk)
@@ -118,10 +121,13 @@ def run_study(
         job.check_text(study)
         begun()
         with lock(folder / ".lock") if shard is not None else nullcontext():  # shards make them once
+            job.say_room(study, keep or shard is not None)
             study, ladder = job.ladder(study, window)
         study = job.measure(study, ladder)
         for entry in ladder if plan.tasks else ():
             study = job.ask(study, entry)
+        if models is None and shard is None and not keep:
+            ladder_files.tidy(job.models, plan.types)
     return study
 
 
@@ -142,6 +148,7 @@ def run_texts(
     begun: Callable[[], None] = lambda: None,
     shard: Shard | None = None,
     progress: Progress = silent,
+    keep: bool = False,
 ) -> dict[Path, Study]:
     """A study of each text by its folder, which is `folder` itself if there is one; files are made once for all.
 
@@ -155,7 +162,10 @@ def run_texts(
     for text, place in zip(texts, places, strict=True):
         told = progress if len(texts) == 1 else named(progress, text.name)
         found[place] = run_study(path, loops, replace(plan, text=text), place, settings, verbose=verbose, begun=begun,
-                                 shard=shard, progress=told, models=folder / "models")  # fmt: skip
+                                 shard=shard, progress=told, keep=keep,
+                                 models=None if len(texts) == 1 else folder / "models")  # fmt: skip
+    if len(texts) > 1 and shard is None and not keep:
+        ladder_files.tidy(folder / "models", plan.types)
     return found
 
 
@@ -229,6 +239,36 @@ class StudyJob:
             tokens = measure.shared_tokens({self.path.name: llm}, self.plan.text.text)
             measure.check_text(tokens, self.plan.chunk, self.plan.chunks)
 
+    def lacks(self, study: Study, type_: str) -> bool:
+        """Whether anything of a file is left to be measured."""
+        names = [measure.loop_name(loop) for loop in self.loops]
+        return bool(measure.missing(study, [type_], self.loops, self.chunks)) or any(
+            study.lacks_task(type_, name, kept_name(task), self.plan.limit)
+            for name in names
+            for task in self.plan.tasks
+        )
+
+    def done(self, study: Study) -> list[File]:
+        """The files that need not be there any more; the reference only if no other is needed either."""
+        found = [file for file in study.files if not self.lacks(study, file.type)]
+        wanted = {study.header.reference, *(ladder_files.type_name(w, self.plan.types) for w in self.plan.types)}
+        if ladder_files.is_unquantized(describe(self.path)):
+            wanted.discard(ladder_files.SOURCE)  # that is the reference
+        if wanted <= {file.type for file in found}:
+            return found
+        return [file for file in found if file.type != study.header.reference]
+
+    def say_room(self, study: Study, keep: bool) -> None:
+        """Say what will be made, before it is: a ladder takes several times the model's own room."""
+        done = [file.type for file in self.done(study)]
+        reference, made = study.header.reference, not ladder_files.is_unquantized(describe(self.path))
+        first = self.models / default_name(self.path, reference) if made else self.path
+        files = {file_type(word): self.models / default_name(first, file_type(word))
+                 for word in self.plan.types if ladder_files.is_made(word)}  # fmt: skip
+        files[reference] = first
+        todo = [type_ for type_, file in files.items() if type_ not in done and not file.exists()]
+        ladder_files.say_room(self.progress, self.path, todo, self.models, keep)
+
     def ladder(self, study: Study, window: tuple[int, int]) -> tuple[Study, list[LadderFile]]:
         """The files to measure, made where they are not there yet, and recorded. Raises GgufloopError."""
         models, threads = self.models, self.settings.n_threads
@@ -236,8 +276,8 @@ class StudyJob:
         def told(type_: str) -> Progress:
             return named(self.progress, f"{self.path.name}, {type_}")
 
-        asked = self.plan.reference
-        ref = ladder_files.reference(self.path, models, asked, threads, told(asked))
+        asked, done = self.plan.reference, self.done(study)
+        ref = ladder_files.reference(self.path, models, asked, threads, told(asked), done)
         study = studies.add_file(self.file, study, ref.file)
         found = [ref]
         for word in dict.fromkeys(self.plan.types):
@@ -245,7 +285,7 @@ class StudyJob:
             if type_ == ref.file.type or (word == ladder_files.SOURCE and ref.path == self.path):
                 continue  # the reference is in the ladder anyway
             entry = ladder_files.make(ref, word, self.path, models, window, study.files, threads, told(type_),
-                                      type_)  # fmt: skip
+                                      type_, done)  # fmt: skip
             study = studies.add_file(self.file, study, entry.file)
             found.append(entry)
         return study, found
@@ -269,11 +309,11 @@ class StudyJob:
 
     def ask(self, study: Study, entry: LadderFile) -> Study:
         """The tasks a file lacks."""
-        names, type_ = [measure.loop_name(loop) for loop in self.loops], entry.file.type
-        kept = {task_name(name): kept_name(name) for name in self.plan.tasks}
-        if not any(study.lacks_task(type_, n, task, self.plan.limit) for n in names for task in kept.values()):
+        type_ = entry.file.type
+        if not self.lacks(study, type_):
             return study
         tasks = load_tasks(self.plan.tasks, self.plan.offline, None, self.progress, self.plan.include_path)
+        kept = {task_name(name): kept_name(name) for name in self.plan.tasks}
         tasks = replace(tasks, members={kept[name]: inside for name, inside in tasks.members.items()})
         room = max(self.plan.chunk, min(TASK_CONTEXT, describe(entry.path).n_ctx_train))
         settings = replace(self.settings, n_ctx=room, n_seq=SEQUENCES, try_first=False)

@@ -7,7 +7,7 @@
 
 It is a study, and goes on after a stop. A file differs from the one of Q8_0 throughout in the tensors of its part
 alone, bit for bit: Q8_0 is no mixture, so that llama.cpp's choice for one tensor does not depend on the others. Files
-are made a few at a time from the reference, and deleted when they are measured.
+are made a few at a time from the reference, and deleted when they are measured, the reference at the end.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ggufloop.loop import PLAIN
 from ggufloop.measure.dependence import paired_mean
 from ggufloop.measure.stats import PairedEstimate
 from ggufloop.models.gguf import read_model
+from ggufloop.models.info import describe
 from ggufloop.progress import Progress, Step, named, note, silent
 from ggufloop.quant.quantize import tensor_type
 from ggufloop.quant.snr import TensorSnr
@@ -87,11 +88,12 @@ def run_sensitivity(
     verbose: bool = False,
     begun: Callable[[], None] = lambda: None,
     progress: Progress = silent,
+    keep: bool = False,
 ) -> Study:
     """Measure every part of a model at the type `lower`, as a study in `folder`, of the plan's text and chunks.
 
-    begun: called once nothing is left to be refused. Raises as `run_study`, and UsageError for a type that is BASE or
-    needs an importance matrix.
+    keep: leave the reference and the file of BASE there. begun: called once nothing is left to be refused.
+    Raises as `run_study`, and UsageError for a type that is BASE or needs an importance matrix.
     """
     lower = tensor_type(lower)
     if lower == BASE:
@@ -104,14 +106,18 @@ def run_sensitivity(
         study = studies.create(job.file, job.header(window))
         job.check_text(study)
         begun()
+        chunks = range(plan.chunks)
+        names = {part: f"{part} {lower}" for part in patterns(path, by)}
+        if not measure.missing(study, [study.header.reference, BASE, *names.values()], [None], chunks):
+            return study
+        made_first = [] if ladder_files.is_unquantized(describe(path)) else [plan.reference]
+        ladder_files.say_room(progress, path, [*made_first, *[BASE] * (1 + _AT_ONCE)], job.models, keep)
         threads, shares = settings.n_threads, dict[str, TensorSnr]()
         ref = ladder_files.reference(path, job.models, plan.reference, threads, named(progress, plan.reference))
         study = studies.add_file(job.file, study, ref.file)
         base = ladder_files.varied(ref, BASE, BASE, (), job.models, window, threads, named(progress, BASE),
                                    shares)  # fmt: skip
         study = _measured(job, studies.add_file(job.file, study, base.file), [ref, base])
-        names = {part: f"{part} {lower}" for part in patterns(ref.path, by)}
-        chunks = range(plan.chunks)
         left = [p for p in patterns(ref.path, by).items() if measure.missing(study, [names[p[0]]], [None], chunks)]
         for at in range(0, len(left), _AT_ONCE):
             progress(Step(f"{len(names) - len(left) + at} of {len(names)} parts are measured"))
@@ -124,6 +130,8 @@ def run_sensitivity(
             study = _measured(job, study, [ref, *made])
             for file in made:
                 file.path.unlink(missing_ok=True)
+        if not keep:
+            ladder_files.tidy(job.models)
     return study
 
 

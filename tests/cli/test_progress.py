@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from ggufloop.cli import progress
+from ggufloop.cli.width import columns, tell
 from ggufloop.progress import Step, doing, named, note
 
 MIB = 2**20
@@ -81,6 +82,39 @@ def test_a_terminal_has_a_bar(unit: str, left: bool, monkeypatch: pytest.MonkeyP
     said = terminal.getvalue()
     assert "blk.0:   0%|" in said
     assert said.endswith("\na remark\n" if left else "\ra remark\n")
+
+
+def test_a_narrow_terminal_has_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no room is the name: how far it is, of how many, and the time left stay."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "70")
+    with progress.shown() as shown:
+        for i in range(3):
+            shown(Step(f"SmolLM2-135M-Instruct.Q4_1.gguf: Q4_K_M, 12:16 k=3, chunk {i}", i, 512, "evaluation"))
+    lines = terminal.getvalue().split("\r")
+    assert max(map(len, lines)) == 69
+    assert lines[1].startswith("SmolLM2-135M-Instruc...:   0%|")
+    assert lines[1].endswith("| 0/512 evaluations, ? left")
+
+
+def test_how_wide_a_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert columns(io.StringIO()) == 0  # a file or a pipe gets tables as they are
+    assert columns(Terminal()) == 80
+    for word, width in (("132", 132), ("0", 80), ("wide", 80)):
+        monkeypatch.setenv("COLUMNS", word)
+        assert columns(Terminal()) == width
+    assert columns(io.StringIO()) == 0
+
+
+def test_a_table_folds_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    md = "| name | what         |\n| ---- | ------------ |\n| a    | some words   |\n"
+    for stream, told in ((Terminal(), "name  what\n----  ----------\na     some words\n"), (io.StringIO(), md)):
+        monkeypatch.setattr(sys, "stdout", stream)
+        tell(md)
+        assert stream.getvalue() == told
 
 
 def test_words_stand_while_their_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:

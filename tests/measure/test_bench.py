@@ -22,6 +22,7 @@ from support.fake_bench import Clock, FakeSpeed
 
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
+from ggufloop.cli import width
 from ggufloop.errors import BackendError, GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import bench, bench_run
@@ -290,6 +291,24 @@ def test_a_comparison_prints_ratios_beside_what_was_predicted(run: Run, clock: C
     assert ran[0] == 1, "the child's model is loaded"
     assert ran[1:] == [i for _ in range(2) for round_ in range(6) for i in bench.order(round_, 4)]
     assert measured[-2:] == ["child closed", "close"]
+
+
+def test_a_narrow_terminal_says_once_what_is_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns hold the rest as a table, 60 a block of lines for each row; -o md is whole."""
+    flags = ["-p", "4", "-n", "0", "-r", "1", "--window", "2:4", "--K", "3"]
+    whole = run(*flags).out
+    head = "model: llama 7B Q4_1 | size: 1.28 MiB | params: 0.34 M | backend: CPU"
+    monkeypatch.setattr(width, "columns", lambda stream: 80)
+    lines = run(*flags).out.splitlines()
+    assert lines[:2] == [head, "  threads: 1"]
+    assert lines[3:5] == short(whole, 5).splitlines()[:2]
+    assert lines[5].startswith("| 2:4     |   3 | first  |             pp4 |")
+    assert max(map(len, lines)) <= 80
+    monkeypatch.setattr(width, "columns", lambda stream: 60)
+    blocks = run(*flags).out.split("\n\n")
+    assert blocks[1].startswith("window: 2:4 | K: 3 | kv: first | test: pp4\n  t/s: ")
+    assert blocks[2].startswith("build: ")
+    assert run(*flags, "-o", "md").out.splitlines()[0] == whole.splitlines()[0]
 
 
 def test_forms_for_programs_hold_the_same(run: Run) -> None:

@@ -256,7 +256,7 @@ def test_chunks(llm: LoopedLlama, text: str) -> None:
     told: list[tuple[float, float]] = []
     result = perplexity(llm, tokens, 64, progress=lambda step: told.append((step.done, step.total)))
     assert (result.chunks, result.n, result.loop, result.against) == (3, 3 * 31, None, None)
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     one = perplexity(llm, tokens, 64, chunks=1)
     assert one.chunks == 1
     assert one.model.ppl == perplexity(llm, tokens[:64], 64).model.ppl

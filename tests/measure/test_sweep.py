@@ -46,6 +46,10 @@ def test_the_decision_is_that_of_the_scores(tmp_path: Path) -> None:
     measure = FakeMeasure(240, {best: 0.03})
     outcome = run(measure, tmp_path / "j", seed=3)
     plain = [measure.value(PLAIN, i) for i in range(240)]
+    (said,) = (r for r in Journal.lines(tmp_path / "j") if "said" in r)
+    assert (said["said"], said["words"]) == (measure.name, outcome.words)  # for those who have no model
+    assert [(c["loop"], c["gain"]) for c in said["loops"]] == [
+        (c.name, c.gain.mean) for c in outcome.decision.loops]  # fmt: skip
     looped = {str(w): [measure.value(str(w), i) for i in range(240)] for w in WINDOWS}
     known = judge_all(plain, looped, seed=3, racing=False)
     assert outcome.decision.winner == known.winner == best
@@ -538,11 +542,23 @@ def test_heat_map(tmp_path: Path) -> None:
     outcome = run(measure, tmp_path / "j", loops)
     figure = heat_map(outcome, loops, "m")
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [t for t in titles if t] == ["K 2", "K 3", "windows of 1", "windows of 2"]
+    assert [t for t in titles if t] == ["K = 2", "K = 3"]
     first = figure.axes[0]
     assert len(first.texts) == 6
     assert sum("\u2605" in text.get_text() for text in first.texts) == 1
-    gain = next(c.gain.mean for c in outcome.decision.loops if c.name == str(loops[0]))
-    assert figure.axes[0].images[0].get_array()[0, 0] == pytest.approx(gain)
-    single = run(FakeMeasure(60), tmp_path / "k", loops[:1])
-    assert len(heat_map(single, loops[:1], "m").axes) == 2  # a cell and the colour bar
+    best = outcome.decision.loops[0]
+    assert first.images[0].get_array()[0, 0] == pytest.approx(1000 * best.gain.mean)
+    assert best.name == str(loops[0])
+    title = " ".join(figure.get_suptitle().split())
+    assert title.startswith(f"m, fake: {best.name} helps, {1000 * best.gain.mean:+.1f} [{1000 * best.gain.low:+.1f}, ")
+    assert title.endswith("] thousandths of a nat per token, n = 120 chunks")
+    assert {ax.images[0].get_clim() for ax in figure.axes if ax.images} == {(-30, 30)}  # of worth, not of the noise
+    fine = run(measure, tmp_path / "j", loops, worth=0.001)
+    error = 500 * (fine.decision.loops[0].gain.high - fine.decision.loops[0].gain.low)
+    assert error > 3
+    assert heat_map(fine, loops, "m").axes[0].images[0].get_clim() == pytest.approx((-error, error))
+    one = run(FakeMeasure(60), tmp_path / "k", loops[:1])
+    assert len(heat_map(one, loops[:1], "m").axes) == 2  # a cell and the colour bar
+    tall = [LoopSpec((a, a + 2), k=k) for a in (4, 8) for k in (2, 3)]
+    (panel, _) = heat_map(run(FakeMeasure(60), tmp_path / "l", tall), tall, "m").axes
+    assert (panel.get_title(loc="left"), panel.get_ylabel()) == ("windows of 2 layers", "K")

@@ -89,7 +89,8 @@ def test_an_answer_is_the_one_the_api_gives(visit: Visit, server: Served) -> Non
     visit.ask("Hello")
     page.select_option("#decode", "bypass")
     visit.ask("Again")
-    texts = [page.locator(f".answer.{v} .text").all_text_contents() for v in ("plain", "looped")]
+    turns = json.loads(exported(visit, "#export-json"))["turns"]  # as they came: the page shows what they mean
+    texts = [[turn["answers"][side]["text"] for turn in turns] for side in (0, 1)]
     specs = page.locator(".answer.looped .spec").all_text_contents()
     assert specs == ["12:16 k=3 kv=frozen", "12:16 k=3 kv=frozen decode=bypass"]  # what ran, from the usage
     kept = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": texts[1][0]}]
@@ -218,12 +219,6 @@ def test_a_reload_keeps_conversation_and_settings(visit: Visit) -> None:
     assert page.text_content("#loop-summary") == "12:16 k=4 kv=frozen"
     visit.ask("same")
     assert [m["content"] for m in visit.requests[-1]["messages"]] == ["sky", SCRIPTS["sky"][0], "same"]
-    page.click("#clear")
-    assert page.locator(".turn").count() == 2  # asked once more
-    page.click("#clear")
-    assert page.locator(".turn").count() == 0
-    page.reload()
-    assert page.is_visible("#empty")
 
 
 def test_another_tab_shows_the_same_conversation(visit: Visit) -> None:
@@ -258,6 +253,108 @@ def test_a_broken_store_is_an_empty_one(visit: Visit) -> None:
         visit.page.wait_for_selector("#model[data-state=ready]")
         assert visit.page.is_visible("#empty")
         assert visit.page.text_content("#loop-summary") == "12:16 k=3"
+
+
+def titles(visit: Visit) -> list[str]:
+    return visit.page.locator("#talks .talk").all_text_contents()
+
+
+def test_conversations_are_kept_apart(visit: Visit) -> None:
+    page = visit.page
+    page.click("#talks-panel summary")
+    assert page.is_disabled("#new")  # there is nothing to leave
+    visit.ask("sky")
+    page.click("#new")
+    assert page.is_visible("#empty")
+    visit.ask("same")
+    assert len(visit.requests[-1]["messages"]) == 1  # nothing of the other one
+    assert titles(visit) == ["same", "sky"]
+    page.reload()
+    page.wait_for_selector("#model[data-state=ready]")
+    assert page.locator(".user").all_text_contents() == ["same"]
+    page.click("#talks-panel summary")
+    page.click("#talks .talk:has-text('sky')")
+    assert (visit.text("plain"), visit.text("looped")) == SCRIPTS["sky"]
+    assert titles(visit) == ["same", "sky"]  # looking at it changes nothing
+    page.click("#talks li:has-text('sky') >> text=Rename")
+    page.keyboard.type("Why <b>blue</b>?")
+    page.keyboard.press("Enter")
+    assert titles(visit) == ["same", "Why <b>blue</b>?"] == [*titles(visit)[:1], page.text_content("#talk-title")]
+    visit.ask("same")
+    assert titles(visit)[0] == "Why <b>blue</b>?"  # the one written to last
+    for _ in range(2):  # asked once more
+        assert len(titles(visit)) == 2
+        page.click("#talks li:has-text('Why') >> [aria-label^=Delete]")
+    assert titles(visit) == ["same"]
+    assert page.locator(".user").all_text_contents() == ["same"]
+    page.click("[aria-label='Delete same']")
+    page.click("[aria-label='Delete same']")
+    assert page.is_visible("#empty")
+    assert page.evaluate("Object.keys(localStorage).filter((k) => k.includes('conversation'))") == []
+
+
+def test_what_was_kept_by_an_older_page_is_one_of_them(visit: Visit) -> None:
+    page = visit.page
+    visit.ask("sky")
+    page.evaluate(
+        "() => { const key = Object.keys(localStorage).find((k) => k.startsWith('ggufloop.conversation.'));"
+        "localStorage['ggufloop.conversation'] = localStorage[key]; localStorage.removeItem(key); }"
+    )
+    page.reload()
+    page.wait_for_selector("#model[data-state=ready]")
+    assert visit.text("plain") == SCRIPTS["sky"][0]
+
+
+def test_an_export_is_imported(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    page.click("#sampling-panel summary")
+    page.fill("#system", "Be brief.")
+    visit.ask("sky")
+    (tmp_path / "c.json").write_text(exported(visit, "#export-json"))
+    before = json.loads((tmp_path / "c.json").read_text())
+    page.fill("#system", "")
+    page.set_input_files("#import-file", tmp_path / "c.json")
+    visit.until("document.getElementById('announce').textContent.startsWith('c.json is imported')")
+    page.click("#talks-panel summary")
+    assert titles(visit) == ["sky", "sky"]
+    assert page.input_value("#system") == "Be brief."
+    after = json.loads(exported(visit, "#export-json"))
+    assert {**after, "exported": 0} == {**before, "exported": 0}
+    assert visit.marked("plain") == ["Air scatters", "sunlight"]
+    turn = before["turns"][0]
+    for wrong, told in (
+        ("{", "it is not JSON."),
+        ('{"turns": []}', "it is no conversation that this page exported as JSON."),
+        (json.dumps(before | {"turns": [turn, turn | {"seed": "7"}]}), "message 2 is not as this page exports it."),
+        (json.dumps(before | {"turns": [turn | {"answers": [{"variant": "x", "text": ""}]}]}), "message 1 is not"),
+    ):
+        (tmp_path / "w.json").write_text(wrong)
+        page.set_input_files("#import-file", tmp_path / "w.json")
+        visit.until(
+            f"document.getElementById('alert-text').textContent.startsWith('w.json cannot be imported: {told}')"
+        )
+    assert len(titles(visit)) == 2
+
+
+def test_a_message_is_edited_and_answered_anew(visit: Visit) -> None:
+    page = visit.page
+    for text in ("sky", "same", "same"):
+        visit.ask(text)
+    page.click(".turn:nth-child(2) >> text=Edit")
+    assert page.text_content(".edit .hint") == "The message after it will go."
+    page.keyboard.press("Escape")
+    assert page.locator(".user").all_text_contents() == ["sky", "same", "same"]
+    page.click(".turn:nth-child(2) >> text=Edit")
+    page.fill(".edit textarea", "code")
+    page.keyboard.press("Enter")
+    visit.settle()
+    assert page.locator(".user").all_text_contents() == ["sky", "code"]
+    asked = visit.requests[-1]["messages"]
+    assert [m["content"] for m in asked] == ["sky", SCRIPTS["sky"][1], "code"]
+    assert visit.requests[-1]["seed"] == visit.requests[2]["seed"]  # the message is what differs
+    page.reload()
+    page.wait_for_selector("#model[data-state=ready]")
+    assert page.locator(".user").all_text_contents() == ["sky", "code"]
 
 
 def exported(visit: Visit, button: str) -> str:
@@ -375,6 +472,35 @@ def test_an_answer_is_copied(browser: Browser, server: Served) -> None:
         visit.page.click(".answer.looped .copy")
         visit.until("document.getElementById('announce').textContent === 'Looped answer copied.'")
         assert visit.page.evaluate("navigator.clipboard.readText()") == SCRIPTS["sky"][1]
+
+
+def test_markdown_is_read_and_its_code_copied(browser: Browser, server: Served) -> None:
+    with Visit(browser, server.url, permissions=["clipboard-read", "clipboard-write"]) as visit:
+        page = visit.page
+        visit.ask("code")
+        plain = page.locator(".answer.plain .prose")
+        assert plain.locator("strong").text_content() == "print"
+        assert plain.locator("li").all_text_contents() == ["one", "two"]
+        assert plain.locator(".code-head span").text_content() == "python"
+        assert (visit.marked("plain"), visit.marked("looped")) == (["1", "two"], ["2", "three"])
+        assert page.locator(".answer.looped em mark").text_content() == "three"
+        for side in ("plain", "looped"):  # a picture is a link
+            link = page.locator(f".answer.{side} .prose a")
+            assert (link.text_content(), link.get_attribute("target")) == ("here", "_blank")
+            assert "noopener" in str(link.get_attribute("rel"))
+        plain.locator(".code button").click()
+        visit.until("document.getElementById('announce').textContent === 'The code is copied.'")
+        assert page.evaluate("navigator.clipboard.readText()") == "print(1)"
+        page.click(".answer.plain .answer-foot .copy")
+        visit.until("document.getElementById('announce').textContent === 'Plain answer copied.'")
+        assert page.evaluate("navigator.clipboard.readText()") == SCRIPTS["code"][0]
+        assert "two seeds differ as much" in str(page.text_content(".differ"))
+
+
+def test_each_control_of_the_loop_says_what_it_is(visit: Visit) -> None:
+    said = {name: visit.page.get_attribute(f"label:has(#{name})", "title") for name in ("k", "solver", "kv", "decode")}
+    assert all(tip and 40 < len(tip) < 100 for tip in said.values())
+    assert len(set(said.values())) == 4
 
 
 def test_what_the_loop_settings_do_is_said(visit: Visit) -> None:

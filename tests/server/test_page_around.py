@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route
-from support import tiny
+from support import ROOT, tiny
 from support.browser import SCRIPTS, SLOW, Served, Visit, launched
 
-from ggufloop.server.serve import PAGE
+from ggufloop.files import file_sha256
+from ggufloop.server.serve import PAGE, VENDORED
 
 KEY = "secret-1"
 PIXEL = bytes.fromhex(
@@ -41,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "qwen3" / "sweep.jsonl").write_text(text + '{"record": "cell", "loo')  # still being written
     (folder / "report.md").write_text(
-        "# Found\n\n<script>window.hit = 5</script>\n\n| loop | PPL |\n| --- | --: |\n| a \\| b | 1.50 |\n"
+        "# Found\n\n<script>window.hit = 5</script>\n\n| loop | PPL |\n| --- | --: |\n| a \\| b | 1.50 |\n\n"
+        "![a figure beside it](ppl.png)\n\n![one from elsewhere](https://other.example/x.png)\n"
     )
     (folder / "table.csv").write_text('loop,"gain, nats",n\n"12:16 k=3",0.0123456789,8\n"a ""b""\n c",-inf,10\n')
     (folder / "ppl.png").write_bytes(PIXEL)
@@ -109,7 +111,8 @@ def test_the_page_holds_nothing_inline_and_names_no_other_host(visit: Visit) -> 
     )
     assert "eval" not in policy[1]
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", markup)
-    for path in PAGE.iterdir():
+    assert rules.endswith("form-action 'none'; require-trusted-types-for 'script'; trusted-types dompurify report")
+    for path in PAGE.glob("*.*"):
         text = path.read_text(encoding="ascii")
         hosts = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", text)
         assert not {host for host in hosts if host != "http://www.w3.org"}, path.name
@@ -118,10 +121,20 @@ def test_the_page_holds_nothing_inline_and_names_no_other_host(visit: Visit) -> 
         assert max(map(len, text.splitlines())) <= 120 or path.name == "icon.svg", path.name
     assert visit.page.evaluate("fetch('https://example.org').then(() => 'left', (e) => 'kept')") == "kept"
     script = "const s = document.createElement('script'); s.textContent = 'window.hit = 7'; document.body.append(s)"
-    visit.page.evaluate(f"() => {{ {script} }}")
+    for attempt in (script, "document.body.innerHTML = '<p>markup</p>'"):
+        assert visit.page.evaluate(f"() => {{ try {{ {attempt} }} catch (e) {{ return e.name }} }}") == "TypeError"
     assert visit.page.evaluate("window.hit") is None
     visit.errors.clear()  # the browser logs what its policy forbids
     visit.left.clear()
+
+
+def test_what_is_vendored_is_what_the_docs_say() -> None:
+    """Nobody changed a file, or renewed it without saying so."""
+    table = (ROOT / "docs" / "page.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w.]+)` \| [\w.]+ [\d.]+, `[\w./]+` \| `(\w{64})` \|$", table, re.MULTILINE))
+    files = {path.name: path for path in VENDORED.iterdir() if path.suffix == ".js"}
+    assert told == {name: file_sha256(path) for name, path in files.items()}
+    assert {name.split(".")[0] for name in told} == {path.stem for path in VENDORED.glob("*.LICENSE")}
 
 
 # errors
@@ -141,7 +154,7 @@ def test_errors_are_one_line(browser: Browser, model: Path) -> None:
         server.kill()
         visit.settle()
         broken = "The answer broke off: the server closed the connection."
-        assert re.fullmatch(rf"[word ]+ {broken}", visit.text("plain"))
+        assert re.fullmatch(rf"[word ]+{broken}", visit.text("plain"))
         page.wait_for_selector("#model[data-state=error]")
         assert page.text_content("#model") == "Server unreachable, trying again"
         page.click(".turn:last-child .plain >> text=Try again")
@@ -220,7 +233,7 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("#files li")
     assert page.text_content("#folder") == "study"
-    assert page.locator("#files li").count() == 6
+    assert page.locator("#files a").count() == 6
     page.click("text=sweep.jsonl")
     page.wait_for_selector("#result table")
     cells = [
@@ -234,7 +247,8 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     visit.until("document.querySelector('#result img').naturalWidth === 1")
     page.click("text=report.md")
     page.wait_for_selector("#result table")
-    assert page.locator("#result h3").text_content() == "Found"
+    assert page.locator("#result h1").text_content() == "Found"
+    visit.until("[...document.querySelectorAll('#result img')].map((img) => img.naturalWidth).join() === '1'")
     assert "<script>window.hit = 5</script>" in str(page.text_content("#result"))
     assert page.locator("#result td").all_text_contents() == ["a | b", "1.50"]
     page.click("text=table.csv")
@@ -248,6 +262,32 @@ def test_the_second_tab_shows_the_results_folder(visit: Visit) -> None:
     page.reload()
     page.wait_for_selector("#result pre")  # the address says what is shown
     assert page.evaluate("window.hit") is None
+
+
+def test_verdicts_come_first_and_each_beside_its_own(visit: Visit) -> None:
+    """A sweep and a study in one folder: a table of the study does not say what the sweep found."""
+    page = visit.page
+    found = {"m/sweep.jsonl": "1:2 k=2 helps.", "m/study.jsonl": "No loop helps.", "m/table.csv": "", "n/x.csv": "",
+             "n/answer.md": "It hurts.", "m/report.html": "", "m/other.csv": "", "loose.md": ""}  # fmt: skip
+    listed = [{"name": name, "kind": name.split(".")[-1], "size": 9, "modified": 1e9, "headline": said}
+              for name, said in found.items()]  # fmt: skip
+    page.route("**/results.json", lambda route: route.fulfill(json={"folder": "f", "results": listed}))
+    page.route("**/results/**", lambda route: route.fulfill(body="a,b\n1,2\n"))
+    page.click("#tab-results")
+    page.wait_for_selector("#result .headline")
+    assert page.locator("#files h3").all_text_contents() == page.locator("#result h2").all_text_contents() == ["m", "n"]
+    assert page.locator("#result .headline").all_text_contents() == [
+        "1:2 k=2 helps.", "No loop helps.", "It hurts."]  # fmt: skip
+    links = page.locator("#result .hint a").all_text_contents()
+    assert links == ["sweep.jsonl", "Report", "study.jsonl", "answer.md"]
+    for name, told in (
+        ("m/table.csv", ["No loop helps."]), ("m/other.csv", []), ("n/x.csv", ["It hurts."]), ("loose.md", []),
+        ("m/sweep.jsonl", ["1:2 k=2 helps."]),
+    ):  # fmt: skip
+        page.evaluate("(name) => { location.hash = `results/${encodeURIComponent(name)}`; }", name)
+        page.wait_for_selector(f"#result h2:has-text('{name}')")
+        visit.until("document.querySelector('#result .content') !== null")
+        assert (name, page.locator("#result .headline").all_text_contents()) == (name, told)
 
 
 def test_a_report_is_shown_without_its_scripts(visit: Visit, server: Served) -> None:

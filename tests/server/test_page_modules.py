@@ -123,6 +123,103 @@ def test_texts_too_long_to_compare_are_said_to_be(modules: Visit) -> None:
     assert modules.run("diff.js", "m.compare(a + ' x', 'y ' + a, [false, false], 1000)", "w " * 40) is None
 
 
+# Markdown
+
+
+HOSTILE = [
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror='window.hit = 2'>",
+    "text <svg onload=window.hit=3> <b onmouseover=window.hit=4>x</b>",
+    "[x](javascript:window.hit=5) [y](JaVaScRiPt&colon;window.hit=6) [z](data:text/html,x) [w](/v1/models)",
+    "![x](https://other.example/x.png) ![y](javascript:window.hit=7)",
+    '[a](https://other.example/ "\\" onclick=window.hit=8 x=\\"")',
+    '<https://other.example/"onclick=window.hit=9>',
+    '```x" onclick=window.hit=10 y="\ncode\n```',
+    "| <img src=x onerror=window.hit=11> |\n| --- |\n| [x](vbscript:1) |",
+    "<iframe srcdoc='<script>parent.hit=12</script>'></iframe>\n\n<form action=/x><input name=attributes></form>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=window.hit=13></style></mglyph></table></mtext></math>",
+    "a &lt;img src=x onerror=window.hit=14&gt; &#60;script>window.hit=15&#60;/script>",
+    "[ref]\n\n[ref]: javascript:window.hit=16 '<img src=x onerror=window.hit=17>'",
+    "<a href=https://other.example target=_self>x</a> <style>* { display: none }</style>",
+    "1. " * 3000,
+    "> " * 3000 + "<b>",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:30])
+def test_hostile_answers_are_text(modules: Visit, text: str) -> None:
+    """In the page, where they would run: no element that loads or runs, no link but to the web and elsewhere."""
+    found = modules.run(
+        "prose.js",
+        """(() => {
+            const box = document.createElement("div");
+            document.body.append(box);
+            const prose = m.createProse(box);
+            prose.read(a);
+            prose.show([{ text: a.slice(0, 3), differs: true }]);
+            const all = [...box.querySelectorAll("*")];
+            return [box.textContent, all.map((e) => e.localName), all.flatMap((e) => e.getAttributeNames()),
+                [...box.querySelectorAll("a")].map((e) => [e.getAttribute("href"), e.target, e.rel])];
+        })()""",
+        text,
+    )
+    shown, tags, attributes, links = found
+    assert not set(tags) & {"script", "img", "svg", "iframe", "form", "input", "style", "math", "object", "b"}
+    made = {"type", "tabindex", "role", "aria-label", "hidden"}  # of the page's own buttons and frames
+    assert set(attributes) - made <= {"class", "href", "target", "rel", "title"}
+    for href, target, rel in links:
+        assert href is None or (href.startswith("https://") and target == "_blank" and "noopener" in rel)
+    if text.startswith(("<script", "1.", ">")):
+        assert shown == text  # and what it is can be read
+    modules.page.wait_for_timeout(5)
+    assert modules.page.evaluate("window.hit") is None
+
+
+def test_marks_lie_over_what_is_read(modules: Visit) -> None:
+    """Differences are of words, wherever in the Markdown these stand."""
+    texts = [
+        ("a **b c** d", "a **b x** d", [["c"], ["x"]]),
+        ("# Title\n\nText one", "# Title\n\n*Text* one", [[], []]),
+        ("1. one\n2. two", "1. one\n2. three", [["two"], ["three"]]),
+        ("x `f(1)` y\nz", "x `f(2)` y\nq", [["1", "z"], ["2", "q"]]),
+        ("| a | b |\n|--|--|\n| 1 | 2 |", "| a | b |\n|--|--|\n| 1 | 3 |", [["2"], ["3"]]),
+    ]
+    got = modules.run(
+        "prose.js",
+        """(async () => {
+            const { compare } = await import("/diff.js");
+            return a.map((pair) => {
+                const boxes = [0, 1].map(() => document.createElement("div"));
+                const prose = boxes.map(m.createProse);
+                const told = compare(...prose.map((p, i) => p.read(pair[i]).text));
+                [told.left, told.right].forEach((runs, i) => prose[i].show(runs));
+                return boxes.map((box) => [...box.querySelectorAll("mark")].map((mark) => mark.textContent));
+            });
+        })()""".replace("(async", "await (async"),
+        [text[:2] for text in texts],
+    )
+    assert got == [marks for _, _, marks in texts]
+
+
+def test_what_is_written_is_not_made_again(modules: Visit) -> None:
+    """While a long answer grows only its last block is drawn: a selection in it stays, and it costs the same."""
+    kept = modules.run(
+        "prose.js",
+        """(() => {
+            const box = document.createElement("div");
+            const prose = m.createProse(box);
+            const show = (text, marks = null) => { prose.read(text); prose.show(marks); };
+            show("First.\\n\\nSecond");
+            const before = [...box.children];
+            show("First.\\n\\nSecond one.\\n\\n```\\ncode");
+            const same = [...box.children].map((child, i) => child === before[i]);
+            show("First.\\n\\nSecond one.", [{ text: "First", differs: true }]);
+            return [same, box.childElementCount, box.querySelector("mark").textContent, box.textContent];
+        })()""",
+    )
+    assert kept == [[True, False, False], 2, "First", "First.Second one."]
+
+
 # the loop's words
 
 
@@ -210,6 +307,22 @@ def test_a_row_more_of_the_table_is_a_control_more(browser: Browser, monkeypatch
 # results
 
 
+def test_estimates_and_what_every_row_says_make_no_columns(modules: Visit) -> None:
+    head = ["model", "gain", "gain_low", "gain_high", "n"]
+    rows = [["m", 0.5, 0.25, 1, 3], ["m", None, None, None, 4]]
+    got = modules.run("tables.js", "m.folded(a[0], a[1], 4)", [head, rows])
+    assert got == {
+        "columns": ["gain", "n"], "rows": [["0.5 [0.25, 1]", 3], [None, 4]], "alike": [["model", "m", 0]],
+    }  # fmt: skip
+    names = "type,loop,window,k,solver,kv,beta,n,gain,low,high,verdict"
+    lines = [names, "A,plain,,,,,,8,,,,", "B,1:2 k=2,1:2,2,euler,first,0,8,0.5,0.25,1,helps"]
+    cells = "[...m.csvView(a)[0].querySelectorAll('tr')].map((r) => [...r.children].map((c) => c.textContent))"
+    assert modules.run("tables.js", cells, "\n".join(lines)) == [
+        ["type", "loop", "verdict", "n", "gain"], ["A", "plain", "", "8", ""],
+        ["B", "1:2 k=2", "helps", "8", "0.5 [0.25, 1]"],
+    ]  # fmt: skip
+
+
 def test_a_sweeps_journal_is_summed_up(modules: Visit) -> None:
     """Means and intervals are those of the paired differences, each item once, however it was cut into slices."""
     draw = np.random.default_rng(3)
@@ -225,7 +338,9 @@ def test_a_sweeps_journal_is_summed_up(modules: Visit) -> None:
     ]
     others = [{"schema_version": 1}, {"measure": "t", "loop": "x", "items": [1], "scores": []}, {"items": [1, 2]}, 3]
     got = modules.run("journals.js", "m.splitJournal(a)", others + slices)
-    assert got == {"slices": slices, "others": others}
+    assert got == {"slices": slices, "said": [], "others": others}
+    told = [{"said": "t", "words": word, "unit": "nats", "loops": []} for word in ("first", "then")]
+    assert modules.run("journals.js", "m.splitJournal(a).said", [*told, *slices]) == told[1:]  # the last one holds
     first, second, third, fourth = modules.run("journals.js", "m.sumUp(a)", slices)
     assert (first["loop"], first["n"], first["gain"], first["seconds"]) == ("plain", 40, None, 3.0)
     assert first["score"] == pytest.approx(plain.mean())

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.studies import written
 
 from ggufloop.errors import GgufloopError
 from ggufloop.server import results, serve
@@ -60,7 +61,9 @@ def test_the_list_holds_what_can_be_shown(folder: Path) -> None:
     assert sorted(r.name for r in found) == ["a/b/three.PNG", "a/two.jsonl", "one.md"]
     assert found[-1] == results.ResultFile("one.md", "md", 6, 1.0)  # the oldest comes last
     assert results.listing(folder)["folder"] == "results"
-    assert results.listing(folder)["results"][-1] == {"name": "one.md", "kind": "md", "size": 6, "modified": 1.0}
+    assert results.listing(folder)["results"][-1] == {
+        "name": "one.md", "kind": "md", "size": 6, "modified": 1.0, "headline": "",
+    }  # fmt: skip
     assert results.listing(None) == {"folder": None, "results": []}
 
 
@@ -91,6 +94,32 @@ def test_a_folder_is_checked_at_start(folder: Path) -> None:
             results.check_folder(wrong)
 
 
+def test_a_result_is_listed_with_what_it_says(tmp_path: Path) -> None:
+    """What a sweep printed last, a study's first sentence; nothing of a file that is broken or of something else."""
+    sweep = tmp_path / "m" / "sweep.jsonl"
+    written(tmp_path / "m" / "study.jsonl")
+    lines = [{"measures": []}, {"said": "a", "words": "first"}, {"said": "a", "words": "last"}]
+    sweep.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "broken.jsonl").write_text('{"source_sha256": 1}\n[')
+    (tmp_path / "other.jsonl").write_text("[1]\n")
+    (tmp_path / "a").mkdir()
+    answer = "It helps m.Q4 on t. `1:2 k=2` gains 0.1."
+    (tmp_path / "a" / "answer.md").write_text(f"# Does it?\n\n{answer} It costs.\n\n## More\n")
+
+    def told() -> dict[str, str]:
+        return {result["name"]: result["headline"] for result in results.listing(tmp_path)["results"]}
+
+    assert told() == {
+        "a/answer.md": answer.replace("`", ""),
+        "m/study.jsonl": "Looping helps in 2 of 4 cells, most F32 under 2:5 k=2, by +0.1000 [+0.1000, +0.1000] nats "
+        "per token.",
+        "m/sweep.jsonl": "Last", "broken.jsonl": "", "other.jsonl": "",
+    }  # fmt: skip
+    with sweep.open("a") as file:
+        file.write(json.dumps({"said": "b", "words": "more"}) + "\n")
+    assert told()["m/sweep.jsonl"] == "A: last b: more"  # it has changed, and is read again
+
+
 # the site
 
 
@@ -107,7 +136,8 @@ def test_the_site_has_the_page_and_the_results(folder: Path, linked: bool, monke
         refuse_links(monkeypatch)
     (folder / "Report.HTML").write_text("<script>")
     with Site(folder) as site:
-        assert {path.name for path in serve.PAGE.iterdir()} <= {path.name for path in site.folder.iterdir()}
+        files = [path for path in (*serve.PAGE.iterdir(), *serve.VENDORED.glob("*.js")) if path.is_file()]
+        assert {path.name for path in files} <= {path.name for path in site.folder.iterdir()}
         names = ["Report.HTML.txt", "a/b/three.PNG", "a/two.jsonl", "one.md"]  # a report is no page there
         assert sorted(offered(site)) == names
         assert not any(path.is_symlink() for path in site.folder.rglob("*"))  # llama-server follows none

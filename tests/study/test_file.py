@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from support.studies import FILES, HEADER, LOOPS, numbers, written
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import PLAIN
 from ggufloop.measure import stats
-from ggufloop.study import analysis, report
+from ggufloop.study import analysis, pareto, report
 from ggufloop.study import file as study
 from ggufloop.study.collection import collect
 from ggufloop.study.file import Chunk, TaskResult
@@ -110,6 +111,38 @@ def test_what_a_study_says(tmp_path: Path) -> None:
     assert analysis.interaction(s, "Q4_0", LOOPS[1]).mean == 0  # both files change alike
     assert analysis.kld(s, "Q4_0").mean == pytest.approx(numbers(1)["kl"].mean())
     assert analysis.tokens_per_second(s, s.cell("F32")) == 64 / np.median(numbers(1)["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([analysis.HELPS, analysis.UNSURE], "Looping helps in 1 of 2 cells: Q4_0 under x, by +0.1000 ["),
+        ([analysis.HELPS, analysis.HELPS], "Looping helps in 2 of 2 cells, most Q4_0 under x, by +0.1000 ["),
+        ([analysis.UNSURE, analysis.UNSURE], "Not enough data to tell whether looping helps: 8 chunks cannot in any"),
+        ([analysis.UNSURE, analysis.HURTS], "No loop was found to help; in 1 of 2 cells 8 chunks cannot tell."),
+        ([analysis.SAME, analysis.HURTS], "No loop helps: of 2 cells looping hurts in 1, in 1 it has no effect larger"),
+        ([], "Front of "),
+    ],
+)
+def test_the_headline_says_what_the_cells_say(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = written(tmp_path / "s.jsonl")
+    gain = analysis.gain(s, "Q4_0", LOOPS[0])
+    found = {loop: analysis.LoopGain(gain, 0.5, word) for loop, word in zip("xy", words, strict=False)}
+    monkeypatch.setattr(analysis, "verdicts", lambda study, type_: found if type_ == "Q4_0" else {})
+    monkeypatch.setattr(pareto, "summary", lambda studies: ["front of pydoc: Q4_0."])
+    assert report.headline(s).startswith(said)
+
+
+def test_a_report_s_table_says_a_verdict_beside_its_loop(tmp_path: Path) -> None:
+    """And an interval below its number, so that all columns are in sight at 1,280 px."""
+    page = report.html(written(tmp_path / "s.jsonl"), {}, "again")
+    table = page[page.index("<h2>Every cell</h2>") :]
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", table)[:4] == ["type", "loop", "verdict", "gain by looping"]
+    assert "<small>[+0.1000, +0.1000]</small>" in table
+    assert '<td class="word verdict helps">helps</td>' in table
+    assert page.index('class="headline">Looping helps in 2 of 4 cells') < page.index("<ul>")
 
 
 def test_no_interval_without_0_stands_beside_cannot_tell(tmp_path: Path) -> None:

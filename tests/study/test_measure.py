@@ -272,11 +272,12 @@ def test_the_command(run: Run) -> None:
     )
     assert "0 helps, 0 hurts, 0 no effect larger than 0.01, 4 cannot tell" in out
     folder = Path("studies/llama")
-    assert out.endswith(f"\nreport: {folder / 'report.html'}\n")
+    assert f"\nreport: {folder / 'report.html'}\n" in out
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", ".study.jsonl.lock", "models", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html",
-        "ppl-size.png", "amplification-snr.png", "kld-snr.png",
+        ".lock", ".study.jsonl.lock", "study.jsonl", "study.toml", "table.md", "table.csv", "report.html",
+        "ppl-size.png", "amplification-snr.png", "kld-snr.png", "across.csv",
     }  # fmt: skip
+    assert re.search(r"note: \d+ MB of quantised files are made in studies/llama/models, and deleted when all is", err)
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 3
@@ -284,8 +285,9 @@ def test_the_command(run: Run) -> None:
     assert "prefers-color-scheme: dark" in page
 
     before = (folder / "study.jsonl").read_text()
-    code, again, _ = run("--study", folder / "study.toml", name=None)
+    code, again, err = run("--study", folder / "study.toml", name=None)
     assert (code, again) == (0, out)
+    assert "are made in" not in err  # nothing is left to be measured
     assert (folder / "study.jsonl").read_text() == before
     code, out, _ = run("--study", folder / "study.toml", "--types", "Q4_0,Q8_0", "--chunks", 3, "-o", "json", name=None)
     rows = json.loads(out)
@@ -293,8 +295,43 @@ def test_the_command(run: Run) -> None:
     assert (folder / "study.jsonl").read_text().startswith(before)
     assert {row["chunks"] for row in rows} == {3}
     assert [row["type"] for row in rows[::3]] == ["F32", "Q4_0", "Q8_0"]
-    assert [rows[4][name] is None for name in ("verdict", "A_K", "KLD", "gain")] == [False] * 4
-    assert rows[3]["A_K"] is None
+    assert [rows[4][name] is None for name in ("verdict", "a_k", "kld", "gain")] == [False] * 4
+    assert rows[3]["a_k"] is None
+
+
+def test_files_stay_until_all_is_measured(
+    run: Run, ladder: list[LadderFile], without_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a quantised model: what was made stays when it is stopped, goes at the end, and stays with --keep; a file that
+    --types names stays where it is."""
+    source, other = (next(e.path for e in ladder if e.file.type == t) for t in ("Q8_0", "Q4_0"))
+    models = Path("studies") / source.stem / "models"
+    models.mkdir(parents=True)
+    mine = models / "mine.gguf"
+    mine.write_bytes(other.read_bytes())
+
+    def there() -> set[str]:
+        return {path.name for path in models.glob("*.gguf")} - {mine.name}
+
+    asked = ("--text", "text.txt", "-c", 64, "--chunks", 2, "--window", "2:5", "--K", 2, "-t", 1, "--types",
+             f"Q4_0,{mine}")  # fmt: skip
+    original = measure.measure
+    monkeypatch.setattr(measure, "measure", interrupted)
+    assert run(*asked, name=str(source))[0] == 130
+    made = there()
+    assert len(made) == 2
+    monkeypatch.setattr(measure, "measure", original)
+    code, _, err = run(*asked, name=str(source))
+    assert code == 0, err
+    assert "are made in" not in err
+    assert there() == set()
+    assert mine.exists()
+    assert run(*asked, "--keep", "--chunks", 3, name=str(source))[0] == 0
+    assert there() == made
+
+
+def interrupted(*args: object, **more: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_from_python_as_from_the_command_line(run: Run, tiny_model: Callable[[str], Path]) -> None:
@@ -378,8 +415,8 @@ def test_tasks_are_paired(run: Run, without_figures: None) -> None:
     code, out, err = run(*ASKED, "--K", 2, "--tasks", "brackets", "--limit", 3, "-o", "json")
     assert code == 0, err
     rows = json.loads(out)
-    assert [row["brackets n"] for row in rows] == [3] * 4
-    assert [row["brackets gain"] is None for row in rows] == [True, False, True, False]
+    assert [row["brackets_n"] for row in rows] == [3] * 4
+    assert [row["brackets_gain"] is None for row in rows] == [True, False, True, False]
     lines = Path("studies/llama/study.jsonl").read_text()
     assert run(*ASKED, "--K", 2, "--tasks", "brackets", "--limit", 3, "-o", "json")[1] == out
     assert Path("studies/llama/study.jsonl").read_text() == lines

@@ -115,6 +115,22 @@ def test_names_in_the_figure_do_not_collide(n: int, tmp_path: Path) -> None:
         assert not any(a.overlaps(b) for b in found[i + 1 :]), names[i]  # type: ignore[attr-defined]
 
 
+def test_looped_points_stand_beside_plain_ones_with_their_bars(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from support import studies as made
+
+    from ggufloop.figures import study as drawn
+
+    figures = drawn.figures(made.written(tmp_path / "s.jsonl"))
+    for name, series in ((drawn.SIZE, 2), (drawn.NOISE, 3)):
+        axes = figures[name].axes[0]
+        places = [float(bar.lines[0].get_xdata()[0]) for bar in axes.containers]
+        assert len(set(places)) == series == len(places)
+        assert all(bar.has_yerr for bar in axes.containers)
+    gains = figures[drawn.SIZE].axes[1].containers[0]
+    assert gains.lines[0].get_ydata()[1] == pytest.approx(0.1)  # of Q4_0 under the first loop
+
+
 def test_several_texts(
     tiny_model: Callable[[str], Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +140,7 @@ def test_several_texts(
     for name in ("one", "two"):
         Path(f"{name}.txt").write_text(f"Words of text {name} that are cut into tokens, over and over. " * 30)
     asked = ("compare", tiny_model("llama"), "--text", "one.txt", "--text", "two.txt", "-c", 32, "--chunks", 3, "--K",
-             1, "--window", "2:5", "--types", "Q8_0,Q4_0", "-t", 1)  # fmt: skip
+             1, "--window", "2:5", "--types", "Q8_0,Q4_0", "-t", 1, "--keep")  # fmt: skip
     code, out, err = cli(*asked)
     assert code == 0, err
     folder = Path("studies/llama")

@@ -98,6 +98,10 @@ def test_a_protocol_from_the_first_step_to_the_verdict(
     assert plan.code == 0
     assert "questions" in plan.out
     assert not out.exists()
+    assert cli(*words, "--steps", "questions", "--loops", "recipe").code == 0
+    assert {s.loop for s in read(out / "llama.csv.xz")} == {"plain", "recipe"}
+    wrong = cli(*words, "--loops", "recipy")
+    assert (wrong.code, wrong.err.splitlines()[0]) == (2, "error: no loop 'recipy' is in this protocol.")
     ran = cli(*words, "--steps", "questions,text")
     assert ran.code == 0, ran.err
     scores = read(out / "llama.csv.xz")

@@ -70,7 +70,7 @@ def test_numbers_are_those_of_perplexity(tiny_model: Callable[[str], Path], tmp_
     path = tiny_model("llama")
     study = sensitivity.run_sensitivity(path, "Q4_0", LAYER, (2, 5), PLAN, tmp_path / "s", ONE)
     assert study.types == ("F32", BASE, *(f"layer {i} Q4_0" for i in range(7)))
-    assert [p.name for p in (tmp_path / "s" / "models").glob("*.gguf")] == ["llama-Q8_0.gguf"]
+    assert not (tmp_path / "s" / "models").exists()
     ref = ladder_files.reference(path, tmp_path, "F16")
     found = {p.name: p for p in sensitivity.parts(study)}
     kld = {}

@@ -42,6 +42,10 @@ SCRIPTS = {
         "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'>",
         "<b>bold</b> <a href='javascript:window.hit=3'>link</a> <svg onload='window.hit=4'></svg>",
     ),
+    "code": (
+        "Use **print**:\n\n```python\nprint(1)\n```\n\n- one\n- two\n\nSee [here](https://example.org).",
+        "Use **print**:\n\n```python\nprint(2)\n```\n\n- one\n- *three*\n\nSee ![here](https://example.org/x.png).",
+    ),
     "think": ("Let me see.\n</think>\nFour.", "So many.\n\nTwo of two.</think>\n\nFive."),
 }
 SLOW = "slow"

@@ -19,7 +19,7 @@ from ggufloop.cli.loop_options import (
     loops_from_flags,
     window_suggestion,
 )
-from ggufloop.cli.options import model_from_flags, split_list, tasks_from_flags, tasks_options
+from ggufloop.cli.options import complete_model, model_from_flags, split_list, tasks_from_flags, tasks_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.shards import parts_from_flags, study_shard_options
@@ -31,7 +31,7 @@ from ggufloop.loop import LoopSpec, parse_window
 from ggufloop.measure.slices import ShardDone, file_name
 from ggufloop.opening import check_loops
 from ggufloop.quant.quantize import UNQUANTISED
-from ggufloop.study import across, pareto, report
+from ggufloop.study import report
 from ggufloop.study.planning import plan_study
 from ggufloop.study.run import CHUNKS, CONTEXT, TYPES, StudyPlan, run_texts
 from ggufloop.study.sensitivity import LAYER, PARTS
@@ -58,7 +58,7 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 
 
 @click.command(name="compare", cls=Command)
-@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...", shell_complete=complete_model)
 @click.option("--study", "study", metavar="FILE.toml", is_eager=True, callback=study_file.load, expose_value=False,
               help="Take the options from a file; those given here count instead.")  # fmt: skip
 @click.option("--types", default=",".join(TYPES), show_default=True, metavar="TYPE,...",
@@ -74,7 +74,10 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 @tasks_options("Tasks as well, as ggufloop eval has them.")
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Only the first N questions of each task.")
 @click.option("--out", default="studies", show_default=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Each model gets a folder in it: study.jsonl, files, figures, report.html.")  # fmt: skip
+              help="Each model gets a folder in it: study.jsonl, figures, report.html.")  # fmt: skip
+@click.option(
+    "--keep", is_flag=True, help="Leave the quantised files there when all is measured; else they are deleted."
+)
 @click.option("--sensitivity", "lower", metavar="TYPE", help="Instead of a ladder: one layer at a time at this type, "
               "all else at Q8_0, and its KLD, the layers of --window against the others. No loop is run.")  # fmt: skip
 @click.option("--sensitivity-by", "by", type=OneOf(PARTS, what="--sensitivity-by"), default=LAYER, show_default=True,
@@ -88,7 +91,7 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 def command(
     ctx: click.Context, /, models: tuple[str, ...], types: str, reference: str, text: tuple[str, ...],
     dataset: str | None, chunk: int, chunks: int, tasks: str | None, include_path: str | None, limit: int | None,
-    out: Path, offline: bool, window: str | None, form: str, lower: str | None, by: str, **flags: Any,
+    out: Path, offline: bool, window: str | None, form: str, lower: str | None, by: str, keep: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Bits against loops: quantise a model to each type and measure each under each loop, paired, on the same text.
 
@@ -121,7 +124,7 @@ def command(
     paths = {model_from_flags(model, None, None, offline): model for model in models}
     if lower is not None:
         named_windows = [(path, _window(path, window)) for path in paths]
-        show_sensitivity(named_windows, lower, by, plan, texts, out, settings, form, ctx.obj["verbose"])
+        show_sensitivity(named_windows, lower, by, plan, texts, out, settings, form, ctx.obj["verbose"], keep)
         return
     found, ks = [], asked["k"] or (KS if asked["recipe"] is None else None)
     for path, name in paths.items():
@@ -145,7 +148,7 @@ def command(
         try:
             with shown() as progress:
                 studies = run_texts(path, loops, plan, texts, folder, settings, verbose=ctx.obj["verbose"],
-                                    begun=begun, shard=parts.shard, progress=progress)  # fmt: skip
+                                    begun=begun, shard=parts.shard, progress=progress, keep=keep)  # fmt: skip
         except KeyboardInterrupt:
             terminal.note(f"what was measured is kept; go on with: {again}")
             raise
@@ -159,11 +162,7 @@ def command(
             found.append(study)
             outcomes.print_study(study, place, again, form, first=len(found) == 1, text=len(studies) > 1)
         page.publish_sizes(list(studies.values()), folder)
-        if form == "text" and (said := pareto.summary(list(studies.values()))):
-            click.echo(f"\n{pareto.table(list(studies.values())).render('md')}")
-            click.echo("\n".join(said))
-        if form == "text" and (said := across.summary(list(studies.values()))):
-            click.echo(f"\n{across.table(list(studies.values())).render('md')}")
-            click.echo("\n".join(said))
+        if form == "text":
+            outcomes.print_files(list(studies.values()))
     if form != "text" and found:
         show_table(form, lambda: report.numbers(*found))

@@ -12,6 +12,7 @@ from ggufloop.backend.doctor import Report, diagnose
 from ggufloop.cli.commands.version import version_rows
 from ggufloop.cli.help import Command
 from ggufloop.cli.types import output_option
+from ggufloop.cli.width import tell
 from ggufloop.errors import BackendError
 
 
@@ -57,7 +58,7 @@ def command(ctx: click.Context, form: str) -> None:
         rows = _rows(report)
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            click.echo(f"{name:<{width}}  {value}")
+            tell(f"{name:<{width}}  {value}\n")
         for problem in report.problems:
             click.echo(f"problem: {problem.message}\n  {problem.remedy}")
         if not report.problems:

@@ -53,6 +53,8 @@ def command(journals: tuple[Path, ...], out: Path | None, form: str) -> None:
         study = merge_studies(journals, folder)
         again = f"ggufloop compare --study {shlex.quote(str(folder / 'study.toml'))}"
         outcomes.print_study(study, folder, again, form)
+        if form == "text":
+            outcomes.print_files([study])
         if form != "text":
             show_table(form, lambda: report.numbers(study))
         return

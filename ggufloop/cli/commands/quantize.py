@@ -14,6 +14,7 @@ from ggufloop.cli.loop_options import window_suggestion
 from ggufloop.cli.options import model_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option
+from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError
 from ggufloop.loop import parse_window
 from ggufloop.measure import corpus
@@ -124,4 +125,7 @@ def command(
     with shown() as progress:
         files = quantize_ladder(path, plan, folder, threads=n_threads, force=force, progress=progress, each=_made,
                                 log=_log if ctx.obj["verbose"] else None)  # fmt: skip
-    click.echo(render(files, form), nl=False)
+    if form == "text":
+        tell(render(files, form))
+    else:
+        click.echo(render(files, form), nl=False)

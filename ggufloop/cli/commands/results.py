@@ -9,6 +9,7 @@ import click
 from ggufloop.cli import terminal
 from ggufloop.cli.help import Command
 from ggufloop.cli.types import output_option, show_table
+from ggufloop.cli.width import tell
 
 
 @click.command(name="results", cls=Command)
@@ -32,6 +33,6 @@ def command(folder: Path, form: str) -> None:
         click.echo(f"{folder} holds no sweep and no study.", err=True)
         return
     if form == "text":
-        click.echo(found.listing().render("md"), nl=False)
+        tell(found.listing().render("md"))
     else:
         show_table(form, found.table if form == "md" else found.numbers)

@@ -38,6 +38,8 @@ def command() -> None:
 @_PROTOCOL
 @model_options
 @click.option("--steps", metavar="NAME,...", help="Only these steps of the protocol.")
+@click.option("--loops", "only", metavar="NAME,...", help="Only these loops of them and no placebo, to be first "
+              "where all takes too long; the rest is a later call.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", default="results",
               show_default=True, help="Journals by step, and the scores in MODEL.csv.xz.")  # fmt: skip
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it takes, and do nothing.")
@@ -52,7 +54,14 @@ def command() -> None:
 )
 @batch_options
 def run(
-    protocol: Path, steps: str | None, out: Path, only_plan: bool, speed: float | None, shards: int, **flags: Any
+    protocol: Path,
+    steps: str | None,
+    only: str | None,
+    out: Path,
+    only_plan: bool,
+    speed: float | None,
+    shards: int,
+    **flags: Any,
 ) -> None:
     """Run a protocol on a model, or the steps of it that are left. After Ctrl-C the same command goes on."""
     plan = read_protocol(protocol)
@@ -68,6 +77,9 @@ def run(
                 f"no step {unknown!r} is for this model.", f"its steps: {', '.join(s.name for s in todo)}."
             )
         todo = [step for step in todo if step.name in words]
+    chosen = split_list(only, "--loops") if only is not None else []
+    if unknown_loop := next((name for name in chosen if name not in plan.loops), None):
+        raise UsageError(f"no loop {unknown_loop!r} is in this protocol.", f"its loops: {', '.join(plan.loops)}.")
     if only_plan:
         _tell_plan(path, plan, todo, settings, speed, shards)
         return
@@ -77,7 +89,7 @@ def run(
     try:
         for step in todo:
             with shown() as progress:
-                found |= {s.key: s for s in run_step(path, plan, step, out, settings, progress=progress)}
+                found |= {s.key: s for s in run_step(path, plan, step, out, settings, only=chosen, progress=progress)}
             scores.write(target, found.values())
             terminal.note(f"{step.name}: done, its scores are in {target}.")
     except KeyboardInterrupt:

@@ -1,12 +1,11 @@
 // The conversation: asks the server for a message's answers, both at once, and shows them with what differs marked.
 
-import { $, alertLine, announce, download, el } from "./dom.js";
+import { $, alertLine, announce, copier, el } from "./dom.js";
 import { ApiError, oneLine, streamChat } from "./api.js";
+import { createConversations } from "./conversations.js";
 import { compare } from "./diff.js";
-import {
-  CONVERSATION, VARIANTS, figures, loadConversation, messagesFor, newAnswer, saveConversation, saveSettings, speed,
-  toJson, toMarkdown,
-} from "./store.js";
+import { createProse } from "./prose.js";
+import { VARIANTS, figures, messagesFor, newAnswer, saveSettings, speed } from "./store.js";
 import { spell } from "./loop.js";
 
 const NAMES = { plain: "Plain", looped: "Looped" };
@@ -15,7 +14,8 @@ const STATES = { waiting: "waiting", streaming: "writing", stopped: "stopped", e
 const FINAL = ["done", "stopped"];
 const GONE = [0, 404, 503]; // no answer, another model, loading: it may be another server by now
 const LIVE_PAIRS = 1_000_000; // a comparison while text still arrives may not take longer than a frame or two
-const DRAW_EVERY = 90; // ms
+const DRAW_EVERY = 90; // ms, and DRAW_SHARE times what drawing takes: a long text may not hold the page up
+const DRAW_SHARE = 8;
 const KEEP_EVERY = 1000; // ms
 
 /**
@@ -23,7 +23,15 @@ const KEEP_EVERY = 1000; // ms
  * onLost(): it may be gone.
  */
 export function createChat({ settings, controls, model, onLocked, onLost }) {
-  const turns = loadConversation();
+  const talks = createConversations({
+    onOpen: replaceTurns,
+    isBusy: () => running !== null,
+    about: () => ({
+      model: model() ?? "", system: settings.system, exported: `${new Date().toISOString().slice(0, 19)}Z`,
+    }),
+    onSystem: controls.setSystem,
+  });
+  let turns = talks.turns();
   const views = new Map(); // turn -> its elements
   let running = null; // { abort, turn } while answers are written
   let keepTimer = 0;
@@ -34,8 +42,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
   function keep() {
     clearTimeout(keepTimer);
     keepTimer = 0;
-    if (saveConversation(turns)) return;
-    alertLine("The browser does not keep this conversation: its storage is full or forbidden.");
+    talks.keep();
   }
 
   function keepSoon() {
@@ -51,7 +58,9 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
   function createTurn(turn, index) {
     const view = { answers: {}, compared: "", diff: null };
     for (const v of VARIANTS) {
-      const text = el("p", { class: "text" });
+      const prose = el("div", { class: "prose" });
+      const note = el("p", { class: "note", hidden: true });
+      const text = el("div", { class: "text" }, prose, note);
       const kept = el("input", {
         type: "radio", name: `kept-${index}`, checked: turn.kept === v,
         onchange: () => {
@@ -59,14 +68,12 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
           keep();
         },
       });
-      const copy = () => navigator.clipboard.writeText(turn.answers[v].text).then(
-        () => announce(`${NAMES[v]} answer copied.`), (e) => alertLine(`The browser does not copy: ${e.message}`),
-      );
       const part = {
-        spec: el("span", { class: "spec" }), state: el("span", { class: "state" }), text,
+        spec: el("span", { class: "spec" }), state: el("span", { class: "state" }), text, note,
+        prose: createProse(prose),
         thought: el("p", { class: "thought" }), thinking: el("summary"),
         figures: el("span", { class: "figures" }),
-        copy: el("button", { type: "button", class: "quiet copy", hidden: true, onclick: copy }, "Copy"),
+        copy: copier(() => turn.answers[v].text, `${NAMES[v]} answer copied.`),
         kept: el("label", { class: "kept", hidden: true }, kept, "go on from this"),
         add: el("button", { type: "button", class: "add", hidden: true, onclick: () => run(turn, [v]) }),
       };
@@ -84,12 +91,52 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
         run(turn, shown());
       } }, "Again, new seed"));
     view.article = el("article", { class: "turn", "aria-label": `Message ${index + 1}` },
-      el("h2", { class: "user" }, turn.user),
+      view.asked = el("header", { class: "asked" }),
       el("div", { class: "answers" }, view.answers.plain.section, view.answers.looped.section),
       el("footer", { class: "turn-foot" }, view.differ, view.actions));
     $("log").append(view.article);
     views.set(turn, view);
+    view.edit = el("button", { type: "button", class: "quiet", onclick: () => edit(turn) }, "Edit");
+    view.asked.append(el("h2", { class: "user" }, turn.user), view.edit);
     return view;
+  }
+
+  /** The message as a field; sent again, it takes the place of what it was and of all that came after it. */
+  function edit(turn) {
+    const view = views.get(turn);
+    const before = [...view.asked.childNodes];
+    const later = turns.length - 1 - turns.indexOf(turn);
+    const field = el("textarea", { "aria-label": "Message", rows: 1 + Math.min(turn.user.split("\n").length, 8) });
+    const done = () => {
+      view.asked.replaceChildren(...before);
+      view.edit.focus();
+    };
+    const form = el("form", { class: "edit", onsubmit: (event) => {
+      event.preventDefault();
+      const text = field.value;
+      if (running || !text.trim() || !asked(shown())) return;
+      for (const dropped of turns.splice(turns.indexOf(turn) + 1)) {
+        views.get(dropped).article.remove();
+        views.delete(dropped);
+      }
+      Object.assign(turn, { user: text, answers: {} });
+      before[0].textContent = text;
+      done();
+      run(turn, shown());
+    } }, field, el("div", {},
+      el("button", { type: "submit" }, "Send again"),
+      el("button", { type: "button", class: "quiet", onclick: done }, "Cancel"),
+      later ? el("span", { class: "hint" }, `The ${later === 1 ? "message" : `${later} messages`} after it will go.`)
+        : null));
+    field.value = turn.user;
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") done();
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      form.requestSubmit();
+    });
+    view.asked.replaceChildren(form);
+    field.focus();
   }
 
   function drawTurn(turn) {
@@ -97,10 +144,11 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     const { plain, looped } = turn.answers;
     const open = VARIANTS.map((v) => isOpen(turn.answers[v]));
     const both = settings.view === "both" && plain?.text && looped?.text;
-    const state = both ? JSON.stringify([plain.text, looped.text, open]) : "";
+    const read = VARIANTS.map((v) => view.answers[v].prose.read(turn.answers[v]?.text ?? "").text);
+    const state = both ? JSON.stringify([...read, open]) : "";
     if (state !== view.compared) {
       view.compared = state;
-      view.diff = both ? compare(plain.text, looped.text, open, open.includes(true) ? LIVE_PAIRS : undefined) : null;
+      view.diff = both ? compare(...read, open, open.includes(true) ? LIVE_PAIRS : undefined) : null;
     }
     const diff = view.diff;
     VARIANTS.forEach((v, i) => drawAnswer(turn, v, diff && (i ? diff.right : diff.left)));
@@ -108,6 +156,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     view.differ.textContent = finished ? `${differing(diff)} ${ratio(plain, looped)}` : "";
     const last = turn === turns[turns.length - 1];
     view.actions.hidden = !last || running !== null;
+    view.edit.hidden = running !== null;
   }
 
   function drawAnswer(turn, v, marked) {
@@ -118,16 +167,15 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     part.section.setAttribute("aria-busy", String(isOpen(answer)));
     part.spec.textContent = answer?.loop ?? "";
     part.state.textContent = STATES[state] ?? "";
-    const runs = marked ?? [{ text: answer?.text ?? "", differs: false }];
-    part.text.replaceChildren(...runs.map(({ text, differs }) => (differs ? el("mark", {}, text) : text)));
+    part.prose.show(marked);
     const thought = answer?.thought ?? "";
     part.thoughts.hidden = !thought;
     if (part.thought.textContent !== thought) part.thought.textContent = thought;
     part.thinking.textContent = isOpen(answer) && !answer.text ? "Thinking" : `Thought, ${words(thought)}`;
-    if (thought && !answer.text && FINAL.includes(state)) {
-      part.text.append(el("span", { class: "hint" }, "It wrote no answer after its thinking."));
-    }
-    if (state === "error") part.text.append(answer.text ? " " : "", el("span", { class: "error" }, answer.error));
+    const silent = thought && !answer.text && FINAL.includes(state);
+    part.note.hidden = !silent && state !== "error";
+    part.note.className = state === "error" ? "note error" : "note hint";
+    part.note.textContent = state === "error" ? answer.error : silent ? "It wrote no answer after its thinking." : "";
     part.text.hidden = state === "missing";
     part.figures.textContent = FINAL.includes(state) ? figures(answer) : progress(answer);
     const choice = settings.view === "both" && VARIANTS.every((each) => turn.answers[each]?.text);
@@ -142,7 +190,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
   function drawAll() {
     $("log").dataset.view = settings.view;
     $("empty").hidden = turns.length > 0;
-    for (const id of ["export-json", "export-md", "clear"]) $(id).disabled = turns.length === 0;
+    talks.refresh();
     turns.forEach((turn, i) => {
       if (!views.has(turn)) createTurn(turn, i);
       drawTurn(turn);
@@ -151,15 +199,19 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     $("stop").hidden = running === null;
   }
 
-  /** Draw a turn at most every DRAW_EVERY ms, and follow the text if the reader is at the end. */
+  /** Draw a turn soon, once for all that comes until then, and follow the text if the reader is at the end. */
   const drawSoon = (() => {
-    const due = new Map();
+    const due = new Set();
+    let took = 0; // ms
     return (turn) => {
       if (due.has(turn)) return;
-      due.set(turn, setTimeout(() => {
+      due.add(turn);
+      setTimeout(() => {
         due.delete(turn);
+        const began = performance.now();
         following(() => views.has(turn) && drawTurn(turn));
-      }, DRAW_EVERY));
+        took = performance.now() - began;
+      }, Math.max(DRAW_EVERY, DRAW_SHARE * took));
     };
   })();
 
@@ -172,17 +224,21 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
 
   // asking
 
-  async function run(turn, variants) {
-    if (running) return;
-    let loop;
-    let sampling;
+  /** What is asked of the server, as the controls say; null, and a line of why, if they are wrong. */
+  function asked(variants) {
     try {
-      sampling = controls.sampling();
-      loop = variants.includes("looped") ? controls.loop() : null;
+      const sampling = controls.sampling();
+      return { sampling, loop: variants.includes("looped") ? controls.loop() : null };
     } catch (e) {
       alertLine(e.message);
-      return;
+      return null;
     }
+  }
+
+  async function run(turn, variants) {
+    const wanted = running ? null : asked(variants);
+    if (!wanted) return;
+    const { sampling, loop } = wanted;
     alertLine("");
     const abort = new AbortController();
     running = { abort, turn };
@@ -204,7 +260,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
       return write(turn, v, asked, abort.signal, together);
     }));
     running = null;
-    keep();
+    if (turns.includes(turn)) keep(); // and not another that was opened meanwhile
     following(drawAll);
     announce(spoken(turn, variants));
   }
@@ -247,7 +303,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     }
     answer.seconds = (performance.now() - began) / 1000;
     drawSoon(turn);
-    keepSoon();
+    if (turns.includes(turn)) keepSoon();
   }
 
   function stop() {
@@ -316,49 +372,16 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     });
   }
 
-  // files
-
-  function about() {
-    return { model: model() ?? "", system: settings.system, exported: new Date().toISOString().slice(0, 19) + "Z" };
-  }
-  const fileName = (suffix) => `conversation-${new Date().toISOString().slice(0, 10)}.${suffix}`;
-  for (const [suffix, type, render] of [["json", "application/json", toJson], ["md", "text/markdown", toMarkdown]]) {
-    $(`export-${suffix}`).addEventListener("click", () => download(fileName(suffix), type, render(turns, about())));
-  }
-
-  // Clearing asks once more, in place.
-  let asked = 0;
-  $("clear").addEventListener("click", () => {
-    if (!asked) {
-      $("clear").textContent = "Clear all?";
-      announce("Press again to clear the conversation.");
-      asked = setTimeout(unask, 4000);
-      return;
-    }
-    unask();
+  function replaceTurns() {
     running?.abort.abort();
-    replaceTurns([]);
-    keep();
-    announce("The conversation is cleared.");
-    $("prompt").focus();
-  });
-  function unask() {
-    clearTimeout(asked);
-    asked = 0;
-    $("clear").textContent = "Clear";
-  }
-
-  function replaceTurns(list) {
-    turns.splice(0, turns.length, ...list);
+    clearTimeout(keepTimer);
+    keepTimer = 0;
+    turns = talks.turns();
     views.clear();
     $("log").replaceChildren();
     drawAll();
+    $("scroll").scrollTop = $("scroll").scrollHeight;
   }
-
-  // Another tab of this browser keeps the same conversation: what it adds is taken over.
-  addEventListener("storage", (event) => {
-    if (event.key === CONVERSATION && !running) replaceTurns(loadConversation());
-  });
 
   // A page that goes takes its requests along, and the browser reports them as failed; they were stopped by that.
   addEventListener("beforeunload", () => {
@@ -366,7 +389,7 @@ export function createChat({ settings, controls, model, onLocked, onLost }) {
     setTimeout(() => (leaving = false), 2000); // it can stay after all
   });
   addEventListener("pagehide", () => {
-    if (turns.length || keepTimer) saveConversation(turns);
+    if (keepTimer) keep();
   });
 
   function measure() {
@@ -406,7 +429,9 @@ function differing(diff) {
   if (diff.same) return "The same words.";
   const [plain, looped] = diff.differ;
   if (plain + looped === 0) return "The same words, other signs.";
-  return `Words the other answer lacks: ${plain} of ${diff.words[0]} plain, ${looped} of ${diff.words[1]} looped.`;
+  const [of, ofLooped] = diff.words;
+  return `Words the other answer lacks: ${plain} of ${of} plain, ${looped} of ${ofLooped} looped. Answers of two seeds `
+    + "differ as much.";
 }
 
 function spoken(turn, variants) {

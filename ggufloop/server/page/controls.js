@@ -15,9 +15,17 @@ const FIELDS = {
 /** Setting -> its name in a request, for those that are sent only where they are set. */
 const SENT = { topK: "top_k", topP: "top_p", minP: "min_p" };
 
+/** What a newcomer wants to know of a control before anything of its words. */
+const TIPS = {
+  k: "How many steps the window is run in, each smaller the more there are. 1 is the plain model.",
+  solver: "How each step goes on from the one before it. euler, the usual one, is a damped repetition.",
+  kv: "Which pass's keys and values later tokens look back at. first and frozen need no more memory.",
+  decode: "Which tokens of the answer loop. Those of your message always do.",
+};
+
 /**
- * Wire the controls to `settings`, which they change. -> { setModel({ ... }), loop(), sampling() };
- * the last two give what a request carries, or throw an Error of one line and show the control that is wrong.
+ * Wire the controls to `settings`, which they change. -> { setModel({ ... }), loop(), sampling(), setSystem(text) };
+ * loop and sampling give what a request carries, or throw an Error of one line and show the control that is wrong.
  */
 export function createControls(settings) {
   let model = null;
@@ -174,6 +182,10 @@ export function createControls(settings) {
       }
       refresh();
     },
+    setSystem(text) {
+      $("system").value = settings.system = text;
+      refresh();
+    },
     /** The loop the looped answer is asked for. */
     loop() {
       if (!model) throw new Error("The model is not loaded yet.");
@@ -214,8 +226,8 @@ function field(name) {
       id: name, type: "number", min: minimum, max: maximum, ...(SETTINGS[name].type === "integer"
         ? { step: 1, inputmode: "numeric" } : { step: "any", inputmode: "decimal" }),
     });
-  input.title = description;
-  const out = [el("label", { class: "field" }, title(name), input)];
+  const tip = TIPS[name] ?? description;
+  const out = [el("label", { class: "field", title: tip }, el("span", { class: "term" }, title(name)), input)];
   if (hasValue(name)) {
     const value = el("input", { id: `${name}-value`, type: "number", min: 0, step: "any", inputmode: "decimal" });
     const label = el("span", { id: `${name}-value-name` });

@@ -37,3 +37,11 @@ export function download(name, type, content) {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
+
+/** A button that copies what read() gives, hidden where the browser does not copy (plain http). */
+export function copier(read, said, name = "copy") {
+  const copy = () => navigator.clipboard.writeText(read()).then(
+    () => announce(said), (e) => alertLine(`The browser does not copy: ${e.message}`),
+  );
+  return el("button", { type: "button", class: `quiet ${name}`, hidden: !navigator.clipboard, onclick: copy }, "Copy");
+}

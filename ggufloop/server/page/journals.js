@@ -3,9 +3,15 @@
 const isSlice = (record) => typeof record?.measure === "string" && typeof record.loop === "string"
   && Array.isArray(record.items) && Array.isArray(record.scores) && record.items.length === record.scores.length;
 
-/** Split the records of a JSONL file: { slices, others }; slices are scores of a sweep. */
+const isSaid = (record) => typeof record?.said === "string" && Array.isArray(record.loops);
+
+/** Split the records of a JSONL file: { slices, said, others }: scores of a sweep, its last verdict on each measure. */
 export function splitJournal(records) {
-  return { slices: records.filter(isSlice), others: records.filter((record) => !isSlice(record)) };
+  const said = new Map(records.filter(isSaid).map((record) => [record.said, record]));
+  return {
+    slices: records.filter(isSlice), said: [...said.values()],
+    others: records.filter((record) => !isSlice(record) && !isSaid(record)),
+  };
 }
 
 /**

@@ -7,6 +7,10 @@ import { csvView, jsonView, jsonlView, markdownView } from "./tables.js";
 const NO_FOLDER = "Start the server with --results DIR to see the sweeps and comparisons in a folder here.";
 const EMPTY = "Tables (.jsonl, .json, .csv, .md), figures (.png) and reports (.html) written to this folder appear "
   + "here.";
+/** A report is a document of its own: its markup is wanted, its scripts do not run where it is put. */
+const REPORTS = globalThis.trustedTypes?.createPolicy("report", { createHTML: (text) => text })
+  ?? { createHTML: (text) => text };
+const KINDS = ["html", "md", "csv", "jsonl", "json", "png"]; // in which order a folder is read
 const LABELS = { jsonl: "table", json: "table", csv: "table", md: "text", png: "figure", html: "report" };
 
 /** The address of a result; its folders stay folders, and a report is offered as text. */
@@ -19,7 +23,7 @@ function address(name) {
 export function createResults({ onLocked }) {
   let results = [];
   let current = "";
-  let picture = ""; // the object URL in use
+  let pictures = []; // the object URLs in use
   let asked = 0;
 
   async function refresh() {
@@ -33,7 +37,7 @@ export function createResults({ onLocked }) {
       else if (!results.length) note("Nothing here yet", EMPTY);
       else if (!results.some(({ name }) => name === current)) {
         if (current) note("Gone", `${current} is not in the folder any more.`);
-        else note("Choose a result", `${results.length} ${results.length === 1 ? "file" : "files"}, the newest first.`);
+        else overview();
       }
     } catch (e) {
       if (e.status === 401) onLocked();
@@ -43,14 +47,42 @@ export function createResults({ onLocked }) {
   }
 
   function drawList() {
-    $("files").replaceChildren(...results.map(({ name, kind, size, modified }) => {
-      const cut = name.lastIndexOf("/") + 1;
-      const chosen = name === current ? "true" : null;
-      return el("li", {}, el("a", { href: `#results/${encodeURIComponent(name)}`, "aria-current": chosen },
-        el("span", { class: "file-name" },
-          cut ? el("span", { class: "file-folder" }, name.slice(0, cut)) : null, name.slice(cut)),
-        el("span", { class: "file-facts" }, `${LABELS[kind]}, ${bytes(size)}, ${when(modified)}`)));
-    }));
+    $("files").replaceChildren(...grouped(results).flatMap(([group, files]) => [
+      group ? el("li", { class: "group" }, el("h3", {}, group)) : null, ...files.map(entry),
+    ]).filter(Boolean));
+  }
+
+  function entry({ name, kind, size, modified }) {
+    const inside = inGroup(name);
+    const cut = inside.lastIndexOf("/") + 1;
+    const chosen = name === current ? "true" : null;
+    return el("li", {}, el("a", { href: link(name), "aria-current": chosen },
+      el("span", { class: "file-name" },
+        cut ? el("span", { class: "file-folder" }, inside.slice(0, cut)) : null, inside.slice(cut)),
+      el("span", { class: "file-facts" }, `${LABELS[kind]}, ${bytes(size)}, ${when(modified)}`)));
+  }
+
+  /** What has a verdict, each in a sentence, model by model. */
+  function overview() {
+    release();
+    const told = grouped(results).map(([group, files]) => [group, files.filter((file) => file.headline)]);
+    const studies = told.filter(([, files]) => files.length);
+    if (!studies.length) {
+      note("Choose a result", `${results.length} ${results.length === 1 ? "file" : "files"}, the newest first.`);
+      return;
+    }
+    $("result").replaceChildren(el("div", { class: "content" }, ...studies.flatMap(([group, files]) => [
+      el("h2", {}, group || "Results"),
+      ...files.flatMap(({ name, headline, modified }) => {
+        const isReport = (each) => each.kind === "html" && folderOf(each.name) === folderOf(name);
+        const report = name.endsWith("study.jsonl") ? results.find(isReport) : null; // a sweep has none
+        return [
+          el("p", { class: "headline" }, headline),
+          el("p", { class: "hint" }, ...(report ? [el("a", { href: link(report.name) }, "Report"), ", "] : []),
+            el("a", { href: link(name) }, inGroup(name)), `, ${when(modified)}`),
+        ];
+      }),
+    ])));
   }
 
   function note(title, text, error = false) {
@@ -61,8 +93,8 @@ export function createResults({ onLocked }) {
   }
 
   function release() {
-    if (picture) URL.revokeObjectURL(picture);
-    picture = "";
+    pictures.forEach((url) => URL.revokeObjectURL(url));
+    pictures = [];
   }
 
   async function show(name) {
@@ -87,25 +119,40 @@ export function createResults({ onLocked }) {
     $("result").replaceChildren(
       el("header", {}, el("h2", {}, name),
         el("button", { type: "button", class: "quiet", onclick: () => fetchFile(result) }, "Download")),
-      el("div", { class: "content" }, ...content));
+      el("div", { class: "content" }, ...verdict(results, result), ...content));
     $("result").scrollTop = 0;
     announce(`${name} is shown.`);
   }
 
+  async function figure(name) {
+    const url = URL.createObjectURL(await (await request(address(name), { cache: "no-store" })).blob());
+    pictures.push(url);
+    return el("img", { src: url, alt: `Figure ${name}` });
+  }
+
+  /** The figures beside a text that it shows, by their names. */
+  async function figuresIn(text, folder) {
+    const base = ({ name }) => name.slice(folder.length);
+    const wanted = results.filter((each) => (
+      each.kind === "png" && folderOf(each.name) === folder && text.includes(`](${base(each)})`)));
+    return new Map(await Promise.all(wanted.map(async (each) => [base(each), await figure(each.name)])));
+  }
+
   async function view({ name, kind }) {
+    if (kind === "png") {
+      release();
+      return [await figure(name)];
+    }
     const response = await request(address(name), { cache: "no-store" });
     if (kind === "html") { // somebody's page: it is looked at, its scripts do not run and it has no origin
-      return [el("iframe", { class: "report", sandbox: "", title: name, srcdoc: await response.text() })];
-    }
-    if (kind === "png") {
-      const blob = await response.blob();
-      release();
-      picture = URL.createObjectURL(blob);
-      return [el("img", { src: picture, alt: `Figure ${name}` })];
+      const frame = el("iframe", { class: "report", sandbox: "", title: name });
+      frame.srcdoc = REPORTS.createHTML(await response.text());
+      return [frame];
     }
     const text = await response.text();
     try {
-      return { jsonl: jsonlView, json: jsonView, csv: csvView, md: markdownView }[kind](text);
+      if (kind === "md") return markdownView(text, await figuresIn(text, folderOf(name)));
+      return { jsonl: jsonlView, json: jsonView, csv: csvView }[kind](text);
     } catch (e) {
       const told = e instanceof SyntaxError ? "This file is not JSON." : e.message;
       const line = el("p", { class: "error" }, `${told} Here it is as it is written.`);
@@ -128,6 +175,39 @@ export function createResults({ onLocked }) {
 
   return { refresh, show };
 }
+
+/** What the folder of a result comes to, before what is in the file; a report says it itself, and so does an answer. */
+function verdict(files, { name, kind, headline }) {
+  const here = folderOf(name) && kind !== "jsonl"
+    ? files.filter((each) => each.headline && folderOf(each.name) === folderOf(name)) : [];
+  const isOfStudy = /(^|\/)(table|across)\.\w+$/.test(name); // a sweep may lie in the same folder
+  const beside = here.length === 1 ? here[0] : here.find((each) => isOfStudy && each.name.endsWith("study.jsonl"));
+  const told = kind === "html" || (kind === "md" && headline) ? "" : headline || beside?.headline;
+  return told ? [el("p", { class: "headline" }, told)] : [];
+}
+
+const folderOf = (name) => name.slice(0, name.lastIndexOf("/") + 1);
+
+/** Whose a file is: `compare` and `sweep --out` give each model a folder. "" for one that lies beside those. */
+const groupOf = (name) => (name.includes("/") ? name.slice(0, name.indexOf("/")) : "");
+
+/** [[group, files]]: the group with the newest file first, the files of a folder together, in the order of KINDS. */
+function grouped(files) {
+  const groups = new Map();
+  for (const file of files) groups.set(groupOf(file.name), [...(groups.get(groupOf(file.name)) ?? []), file]);
+  const rank = ({ name, kind }) => [folderOf(name), KINDS.indexOf(kind)];
+  for (const list of groups.values()) {
+    list.sort((x, y) => {
+      const [[a, i], [b, j]] = [rank(x), rank(y)];
+      return a < b ? -1 : a > b ? 1 : i - j || y.modified - x.modified;
+    });
+  }
+  return [...groups];
+}
+
+const inGroup = (name) => name.slice(groupOf(name).length).replace(/^\//, "");
+
+const link = (name) => `#results/${encodeURIComponent(name)}`;
 
 function bytes(n) {
   if (n < 1000) return `${n} B`;

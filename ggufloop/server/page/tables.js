@@ -1,14 +1,21 @@
-// Results as something to look at: JSON, JSONL and CSV as tables, Markdown as headings, paragraphs, lists and tables.
+// Results as something to look at: JSON, JSONL and CSV as tables, Markdown as it is read.
 
 import { el } from "./dom.js";
+import { SETTINGS } from "./loop.js";
 import { splitJournal, sumUp } from "./journals.js";
+import { blocksOf } from "./prose.js";
 
 const MOST_ROWS = 500;
+const WIDE = 8; // columns; of more those that say the same in every row are told below the table
 const KINDS = ["record", "kind", "type"]; // fields that say what a line of a JSONL file is
 
+/** A number and its error, as reports write them. */
+const ESTIMATE = /^([+-]?[\d.]+(?:e[+-]?\d+)?) (\[[^\]]*\]|\+\/- .*)$/i;
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 const missing = (value) => value === null || value === undefined || value === "";
-const isNumber = (value) => typeof value === "number" || (typeof value === "string" && NUMBER.test(value));
+const isNumber = (value) => (
+  typeof value === "number" || (typeof value === "string" && (NUMBER.test(value) || ESTIMATE.test(value))));
+const numberOf = (value) => (typeof value === "number" ? value : parseFloat(value));
 
 /**
  * A table element. columns: names; rows: arrays of values. Numbers are shown with five digits, those written as text
@@ -19,14 +26,14 @@ export function table(columns, rows, caption = null) {
     && rows.every((row) => missing(row[i]) || isNumber(row[i])));
   const body = el("tbody");
   const heads = columns.map((name, i) => el("th", { scope: "col", class: numeric[i] ? "number" : null },
-    el("button", { type: "button", onclick: () => sort(i) }, name)));
+    el("button", { type: "button", onclick: () => sort(i) }, ...breakable(name))));
   let order = { column: -1, down: false };
 
   function draw(list) {
     body.replaceChildren(...list.slice(0, MOST_ROWS).map((row) => el("tr", {}, ...row.map((value, i) => el("td", {
       class: numeric[i] ? "number" : String(value).length > 48 ? "long" : null,
       title: typeof value === "number" ? String(value) : null, // with every digit
-    }, shown(value))))));
+    }, ...cell(value))))));
   }
 
   function sort(column) {
@@ -35,7 +42,8 @@ export function table(columns, rows, caption = null) {
     draw([...rows].sort((x, y) => {
       const [a, b] = [x[column], y[column]];
       if (missing(a) || missing(b)) return Number(missing(a)) - Number(missing(b));
-      return sign * (numeric[column] ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true }));
+      if (numeric[column]) return sign * (numberOf(a) - numberOf(b));
+      return sign * (String(a).localeCompare(String(b), undefined, { numeric: true }));
     }));
     heads.forEach((head, i) => {
       if (i === column) head.setAttribute("aria-sort", order.down ? "descending" : "ascending");
@@ -47,8 +55,43 @@ export function table(columns, rows, caption = null) {
   const cut = rows.length > MOST_ROWS ? `${MOST_ROWS} of ${rows.length} rows shown.` : "";
   return el("div", {},
     el("div", { class: "sheet", tabindex: 0, role: "region", "aria-label": caption ?? "Table" },
-      el("table", {}, caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)),
+      el("table", { class: columns.length > WIDE ? "dense" : null },
+        caption ? el("caption", {}, caption) : null, el("thead", {}, el("tr", {}, ...heads)), body)),
     cut ? el("p", { class: "hint" }, cut) : null);
+}
+
+/** A name that may go on in the next line after each underscore. */
+const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+
+/** An estimate on two lines, so that its column is as narrow as its number. */
+function cell(value) {
+  const [, number, error] = (typeof value === "string" && ESTIMATE.exec(value)) || [];
+  return number ? [`${number} `, el("small", {}, error)] : [shown(value)];
+}
+
+/**
+ * A wide table made narrower: X, X low and X high become one column. -> { columns, rows }; `alike`, what is the same in
+ * every row of a table of many columns, as [name, value].
+ */
+export function folded(columns, rows, most = Infinity) {
+  const at = (name) => columns.indexOf(name);
+  const gone = new Set();
+  const merged = columns.map((name, i) => {
+    const [low, high] = ["low", "high"].map((end) => Math.max(at(`${name}_${end}`), at(`${name} ${end}`)));
+    if (low >= 0 && high >= 0) [low, high].forEach((j) => gone.add(j));
+    const plain = name === "gain" && low < 0 && at("low") >= 0 && at("high") >= 0;
+    if (plain) [at("low"), at("high")].forEach((j) => gone.add(j));
+    return plain ? [i, at("low"), at("high")] : low >= 0 && high >= 0 ? [i, low, high] : [i];
+  });
+  const same = (i) => rows.length > 1 && columns.length > most && rows.every((row) => row[i] === rows[0][i]);
+  const kept = merged.filter(([i]) => !gone.has(i) && !same(i));
+  const value = (row, [i, low, high]) => (
+    low === undefined || missing(row[low]) || missing(row[high]) ? row[i]
+      : `${shown(row[i])} [${shown(row[low])}, ${shown(row[high])}]`);
+  return {
+    columns: kept.map(([i]) => columns[i]), rows: rows.map((row) => kept.map((from) => value(row, from))),
+    alike: columns.map((name, i) => [name, rows[0]?.[i], i]).filter(([, , i]) => !gone.has(i) && same(i)),
+  };
 }
 
 function shown(value) {
@@ -134,8 +177,8 @@ export function jsonlView(text) {
     }
   });
   if (!records.length) return [el("p", { class: "hint" }, "Nothing in it yet.")];
-  const { slices, others } = splitJournal(records);
-  return [...(slices.length ? journalView(slices) : []), ...recordTables(others)];
+  const { slices, said, others } = splitJournal(records);
+  return [...said.flatMap(verdictView), ...(slices.length ? journalView(slices, said) : []), ...recordTables(others)];
 }
 
 /** A CSV file: its first line names the columns; a field in quotes can hold commas, line ends and "" for a quote. */
@@ -148,7 +191,24 @@ export function csvView(text) {
   }
   const [head, ...body] = rows.filter((row) => row.length > 1 || row[0]);
   if (!head) return [el("p", { class: "hint" }, "Nothing in it yet.")];
-  return [table(head, body.map((row) => head.map((_, i) => cellOf(row[i] ?? ""))))];
+  const values = body.map((row) => head.map((_, i) => cellOf(row[i] ?? "")));
+  return narrowed(head, values);
+}
+
+/** A table without what need not be columns. */
+function narrowed(head, values) {
+  const [loop, verdict] = [head.indexOf("loop"), head.indexOf("verdict")];
+  const order = head.map((_, i) => i);
+  if (loop >= 0 && verdict > loop) order.splice(loop + 1, 0, ...order.splice(verdict, 1)); // side by side
+  const isPart = (i) => loop >= 0 && head.length > WIDE && head[i] in SETTINGS; // the loop's text says it
+  const arranged = (row) => order.filter((i) => !isPart(i)).map((i) => row[i]);
+  const { columns, rows, alike } = folded(arranged(head), values.map(arranged), WIDE);
+  return [table(columns, rows), alike.length ? sameLine(alike) : null].filter(Boolean);
+}
+
+function sameLine(alike) {
+  const told = alike.filter(([, value]) => !missing(value)).map(([name, value]) => `${name} ${shown(value)}`);
+  return el("p", { class: "hint" }, `In every row: ${told.join(", ")}.`);
 }
 
 /** A field as the number it is, or as its text. */
@@ -157,78 +217,32 @@ function cellOf(text) {
   return NUMBER.test(text) ? Number(text) : text;
 }
 
-function journalView(slices) {
-  const rows = sumUp(slices);
-  const name = (measure) => measure.replace(/^.*[\\/]/, ""); // a text is told by its path
-  return [
-    el("p", {}, "A sweep's scores so far: the gain of each loop over plain, paired, on the items both were scored on; "
-      + "above 0 is better. The best of many is too good to be quoted: the verdict that ",
-      el("code", {}, "ggufloop sweep"), " prints is corrected for all loops asked about."),
-    table(["measure", "loop", "items", "score", "gain", "95 % low", "95 % high", "seconds"],
-      rows.map((r) => [name(r.measure), r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]), "Gain over plain"),
-  ];
+const nameOf = (measure) => measure.replace(/^.*[\\/]/, ""); // a text is told by its path
+
+function verdictView({ said, unit, loops }) {
+  const { columns, rows } = folded(Object.keys(loops[0] ?? {}), loops.map(Object.values));
+  return [table(columns, rows, `Verdicts on ${nameOf(said)}; gain in ${unit} over plain, above 0 is better`)];
 }
 
-const OTHER_BLOCK = /^(#{1,6}\s|```|\s*[-*]\s|\|)/;
-
-/** Markdown, the part of it that reports use. Every text becomes a text node: markup in it stays visible. */
-export function markdownView(text) {
-  const out = [];
-  const lines = text.replace(/\r\n?/g, "\n").split("\n");
-  for (let i = 0; i < lines.length; ) {
-    const line = lines[i];
-    const heading = /^(#{1,6})\s+(.*)$/.exec(line);
-    if (!line.trim()) i++;
-    else if (heading) {
-      out.push(el(heading[1].length === 1 ? "h3" : "h4", {}, ...inline(heading[2])));
-      i++;
-    } else if (/^```/.test(line)) {
-      const end = lines.findIndex((each, j) => j > i && /^```/.test(each));
-      const last = end < 0 ? lines.length : end;
-      out.push(el("pre", {}, lines.slice(i + 1, last).join("\n")));
-      i = last + 1;
-    } else if (/^ {4}/.test(line)) {
-      const [block, next] = take(lines, i, (each) => /^ {4}/.test(each));
-      out.push(el("pre", {}, block.map((each) => each.slice(4)).join("\n")));
-      i = next;
-    } else if (line.trim().startsWith("|") && /^[\s|:-]*-[\s|:-]*$/.test(lines[i + 1] ?? "")) {
-      const [block, next] = take(lines, i, (each) => each.trim().startsWith("|"));
-      const [head, , ...rows] = block.map(cells);
-      out.push(table(head, rows));
-      i = next;
-    } else if (/^\s*[-*]\s+/.test(line)) {
-      const [block, next] = take(lines, i, (each) => /^\s*[-*]\s+/.test(each) || /^\s{2,}\S/.test(each));
-      const items = [];
-      for (const each of block) {
-        if (/^\s*[-*]\s+/.test(each)) items.push(each.replace(/^\s*[-*]\s+/, ""));
-        else items[items.length - 1] += ` ${each.trim()}`;
-      }
-      out.push(el("ul", {}, ...items.map((item) => el("li", {}, ...inline(item)))));
-      i = next;
-    } else {
-      const [block, next] = take(lines, i, (each, j) => j === i || (each.trim() && !OTHER_BLOCK.test(each)));
-      out.push(el("p", {}, ...inline(block.map((each) => each.trim()).join(" "))));
-      i = next;
-    }
-  }
-  return out;
+/** Scores as they come. A measure that has its verdict needs no second interval beside it, which would be narrower. */
+function journalView(slices, verdicts) {
+  const isSaid = ({ measure }) => verdicts.some(({ said }) => said === measure);
+  const rows = sumUp(slices).map((row) => (isSaid(row) ? { ...row, low: null, high: null } : row));
+  const { columns, rows: cells } = folded(
+    ["measure", "loop", "items", "score", "gain", "gain low", "gain high", "seconds"],
+    rows.map((r) => [nameOf(r.measure), r.loop, r.n, r.score, r.gain, r.low, r.high, r.seconds]));
+  const open = rows.every(isSaid) ? null : el("p", { class: "hint" },
+    "The gain of each loop over plain, paired, on the items both were scored on, with the 95 % interval of that loop "
+    + "alone. The best of many is too good to be quoted: the verdict is corrected for all loops asked about.");
+  return [table(columns, cells, open ? "Scores so far" : "Scores"), open].filter(Boolean);
 }
 
-function take(lines, from, belongs) {
-  let end = from;
-  while (end < lines.length && belongs(lines[end], end)) end++;
-  return [lines.slice(from, end), end];
-}
-
-function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
-}
-
-/** Code in backticks and **bold**; links and pictures stay as they are written. */
-function inline(text) {
-  return text.split(/(`[^`]+`|\*\*[^*]+\*\*)/).filter(Boolean).map((part) => {
-    if (part.length > 2 && part.startsWith("`")) return el("code", {}, part.slice(1, -1));
-    if (part.length > 4 && part.startsWith("**")) return el("strong", {}, part.slice(2, -2));
-    return part;
-  });
+/** Markdown: its tables as tables to sort, everything else as it is read. figures: elements by the names it has. */
+export function markdownView(text, figures = new Map()) {
+  const cells = (row) => row.map((cell) => cell.text.replace(/^`(.*)`$|^\*\*(.*)\*\*$/, "$1$2"));
+  return [el("div", { class: "prose" }, ...blocksOf(text).flatMap(({ type, header, rows, tokens, element }) => {
+    if (type === "table") return narrowed(cells(header), rows.map(cells));
+    const figure = tokens?.length === 1 && tokens[0].type === "image" ? figures.get(tokens[0].href) : null;
+    return [figure ?? element()];
+  }))];
 }
