@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from ggufloop.cli.width import columns
+from ggufloop.cli.width import columns, remark
 from ggufloop.progress import Progress, Step, duration
 
 LOG_SECONDS = 3.0
@@ -41,7 +41,7 @@ class _Shown(ABC):
         if not step.total:
             self.close()
             if step.text and last != step:
-                click.echo(step.text, err=True)
+                remark(step.text)
         elif last is None or (last.total, last.unit) != (step.total, step.unit) or step.done < last.done:
             self.close()
             self.begin(step)

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from ggufloop.cli.width import remark
 from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import Answer, Emit, Interrupted, Stopped, Totals
 from ggufloop.loop import LoopSpec
@@ -38,12 +39,12 @@ def dim(text: str) -> None:
 
 def note(text: str) -> None:
     """One line of advice on stderr."""
-    click.echo(f"note: {text}", err=True)
+    remark(f"note: {text}")
 
 
 def error(e: GgufloopError) -> None:
-    """What went wrong and what to do next, on stderr."""
-    click.echo(f"error: {e.message}", err=True)
+    """What went wrong and what to do next, on stderr. The latter may be a command to copy, so it stays one line."""
+    remark(f"error: {e.message}")
     if e.hint:
         click.echo(f"  {e.hint}", err=True)
 

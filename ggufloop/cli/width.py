@@ -1,6 +1,7 @@
 """Results as wide as the terminal that shows them; into a file or a pipe they go whole.
 
     tell(f"{name}\\n\\n{table.render('md')}")          # the table folds where it is too wide
+    remark("note: ...")                              # on stderr, cut between words
     columns(sys.stderr)                              # 0 for what is no terminal
 
 Nothing heavy is imported here: `ggufloop version` prints by it.
@@ -36,3 +37,9 @@ def tell(text: str) -> None:
     """Print a result for eyes, line feeds and all, with its tables as wide as a terminal is."""
     width = columns(sys.stdout)
     click.echo(fold(text, width) if width else text, nl=False)
+
+
+def remark(text: str) -> None:
+    """Print a line of words on stderr, which a terminal that is narrower would cut within them."""
+    width = columns(sys.stderr)
+    click.echo(fold(text, width) if width else text, err=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ggufloop.cli import progress
+from ggufloop.cli import progress, terminal
 from ggufloop.cli.width import columns, tell
 from ggufloop.progress import Step, doing, named, note
 
@@ -115,6 +115,17 @@ def test_a_table_folds_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(sys, "stdout", stream)
         tell(md)
         assert stream.getvalue() == told
+
+
+def test_a_remark_is_cut_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    for stream, told in ((Terminal(), "note: it is large, which\n  takes a while.\n"),
+                         (io.StringIO(), "note: it is large, which takes a while.\n")):  # fmt: skip
+        monkeypatch.setattr(sys, "stderr", stream)
+        terminal.note("it is large, which takes a while.")
+        with progress.shown() as shown:
+            note(shown, "it is large, which takes a while.")
+        assert stream.getvalue() == told + told
 
 
 def test_words_stand_while_their_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
