@@ -71,10 +71,10 @@ def _tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return names if comma else [*names, CompletionItem(incomplete, type="file")]
 
 
-def tasks_options(help: str, *names: str) -> Callable[[C], C]:
-    """--tasks, with this help, and --include-path. names: others of it."""
+def tasks_options(help: str) -> Callable[[C], C]:
+    """--tasks, with this help, and --include-path."""
     return adder([
-        click.option("--tasks", *names, "tasks", metavar="NAME,...", shell_complete=_tasks,
+        click.option("--tasks", "--task", "tasks", metavar="NAME,...", shell_complete=_tasks,
                      help=f"{help} A file is a task too: .csv, .jsonl, .json, or .yaml of lm-eval."),
         click.option("--include-path", metavar="DIR", help="A folder of more of lm-eval's tasks, for --tasks."),
     ])  # fmt: skip

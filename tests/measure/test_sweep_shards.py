@@ -34,7 +34,7 @@ def asked(tiny_model: Callable[[str], Path], tmp_path: Path) -> list[str]:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 30)
     return ["sweep", str(tiny_model("llama")), "--window", "2:5,1:3", "--K", "2", "--text", str(text), "-c", "64",
-            "--tasks", "brackets", "--limit", "36", "-t", "1", "--no-try"]  # fmt: skip
+            "--task", "brackets", "--limit", "36", "-t", "1", "--no-try"]  # fmt: skip
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

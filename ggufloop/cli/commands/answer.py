@@ -41,7 +41,7 @@ WINDOWS, KS = 6, "2,3"
 
 @click.command(name="answer", cls=Command)
 @model_options
-@tasks_options("Questions, those of several tasks taken together.", "--task")
+@tasks_options("Questions, those of several tasks taken together.")
 @text_options
 @click.option("--against", multiple=True, metavar="MODEL", shell_complete=complete_model,
               help="Another file, without a loop, on the same items: is this one with its loop better? May be "
