@@ -7,7 +7,6 @@ Everything is computed from the file's header. The memory of the K/V cache is fo
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +98,7 @@ def _loop_lines(report: Inspection) -> list[tuple[str, str]]:
     info, (window, origin) = report.info, report.suggestion
     lines = [
         ("can loop", f"yes, windows within 1:{info.n_layer - 1}"),
-        ("suggested", f"--window {window[0]}:{window[1]} ({origin})"),
-        *(("", line) for line in textwrap.wrap(f"which rests on {report.rests_on}", 64)),
+        ("suggested", f"--window {window[0]}:{window[1]} ({origin}), which rests on {report.rests_on}"),
         *_memory_lines(report),
     ]
     if report.loop is None:

@@ -47,10 +47,7 @@ weights       {mib:.1f} MiB, 32.00 bits per weight in truth
 | F32  | {tensors:>7} | {weights:>7} | {mib:.1f} |              32 |
 
 can loop      yes, windows within 1:7
-suggested     --window 3:5 (rule of thumb: 4 layers centred at 0.48 of the depth)
-              which rests on a rule of depth from published work, not on a
-              gain measured on this file: it may harm. `ggufloop sweep`
-              measures.
+suggested     --window 3:5 (rule of thumb: 4 layers centred at 0.48 of the depth), which rests on {rests}
 K/V cache     0.5 MiB for 256 tokens in f16
 memory        {memory:.1f} MiB without a loop, compute buffers aside
 """
@@ -80,6 +77,8 @@ def test_text(tiny_model: TinyModel, cli: Cli) -> None:
         weights=weights,
         mib=mib,
         memory=mib + 0.5,
+        rests="a rule of depth from published work, not on a gain measured on this file: it may harm. "
+        "`ggufloop sweep` measures.",
     )
     assert cli("inspect", path, "-c", 256) == (0, plain, "")
     looped = plain + LOOPED.format(memory=mib + 0.75)
@@ -118,7 +117,8 @@ def test_every_flag_of_a_loop_arrives(tiny_model: TinyModel, cli: Cli) -> None:
 @pytest.mark.model
 def test_real_models(smollm2: Path, gemma: Path, cli: Cli) -> None:
     code, out, err = cli("inspect", smollm2, "--window", "auto", "--K", 6, "--passes", 3)
-    assert (code, err) == (0, f"note: --window 12:16 rests on {registry.rests_on(smollm2)}\n")
+    rests = f"rests on {registry.rests_on(smollm2)}"
+    assert (code, err) == (0, f"note: --window 12:16 {rests}\n")
     assert (
         out
         == f"""\
@@ -139,9 +139,7 @@ weights       92.1 MiB, Q4_1 by its label, 5.74 bits per weight in truth
 | F32  |      61 |     35136 |  0.1 |              32 |
 
 can loop      yes, windows within 1:29
-suggested     --window 12:16 (ours: the gentlest of 12:16, 14:18 and 20:24 by NLL on 512 tokens, K=3)
-              which rests on what is known of this model, not on a gain
-              measured on this file: it may harm. `ggufloop sweep` measures.
+suggested     --window 12:16 (ours: the gentlest of 12:16, 14:18 and 20:24 by NLL on 512 tokens, K=3), which {rests}
 K/V cache     90.0 MiB for 4096 tokens in f16
 memory        182.1 MiB without a loop, compute buffers aside
 

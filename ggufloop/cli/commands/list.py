@@ -46,8 +46,8 @@ def _text(table: Table) -> str:
     rows = [[*row[:-1], name if row[-1] == registry.RULE_OF_THUMB else row[-1]] for row in table.rows]
     return (
         f"{Table(head, rows).render('md')}\n{name}: {what}.\n"
-        "A window rests on published work, not on a gain measured on these files: it may harm.\n"
-        "`ggufloop sweep MODEL` measures.\n"
+        "A window rests on published work, not on a gain measured on these files: it may harm. "
+        "`ggufloop sweep` measures.\n"
     )
 
 
