@@ -15,6 +15,7 @@ import click
 
 from ggufloop.cli.help import Group
 from ggufloop.cli.streams import OutputLost, guarded
+from ggufloop.cli.width import remark
 from ggufloop.errors import GgufloopError
 
 GROUPS = {
@@ -38,7 +39,7 @@ GROUPS = {
         "merge": "Put the shards of a measurement together.",
         "bench": "Measure speed: llama-bench's table, with loops.",
         "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
-        "results": "The sweeps and studies in a folder, listed or as one table.",
+        "results": "The sweeps, studies and answers in a folder, listed or as one table.",
     },
     "Quantise": {
         "quantize": "Quantise a model with llama.cpp's own quantiser.",
@@ -138,7 +139,7 @@ def _run(args: list[str]) -> int:
         if told.get("verbose"):
             traceback.print_exc()
         error = e if isinstance(e, GgufloopError) else _outside(e)
-        click.echo(f"error: {error.message}", err=True)
+        remark(f"error: {error.message}")
         if error.hint:
             click.echo(f"  {error.hint}", err=True)
         return error.exit_code
