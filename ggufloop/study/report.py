@@ -187,8 +187,8 @@ def _few(found: list[Row]) -> list[str]:
         out.append(f"{least} chunks are too few: their intervals cover {100 * (1 - 2.0 ** (1 - least)):.0f} % at most.")
     if loops * 2.0 ** (1 - least) > analysis.LEVEL:
         out.append(
-            f"{least} chunks cannot tell {loops} loops from plain, whatever they do: their p is 2^{1 - least} at "
-            f"least, times {loops} by Holm. Add chunks."
+            f"{least} chunks cannot tell {loops} loop{'s' if loops > 1 else ''} from plain, whatever they do: their p "
+            f"is 2^{1 - least} at least, times {loops} by Holm. Add chunks."
         )
     return out
 
