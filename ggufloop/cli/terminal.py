@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from ggufloop.cli.width import remark
+from ggufloop.cli.width import fitted, remark
 from ggufloop.errors import GgufloopError
 from ggufloop.generate.complete import Answer, Emit, Interrupted, Stopped, Totals
 from ggufloop.loop import LoopSpec
@@ -33,7 +33,8 @@ def _plain() -> bool:
 
 
 def dim(text: str) -> None:
-    """One dim line on stderr."""
+    """One dim line on stderr, cut between words where a terminal is narrower."""
+    text = fitted(text, sys.stderr)
     click.echo(text if _plain() else click.style(text, dim=True), err=True)
 
 

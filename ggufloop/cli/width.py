@@ -33,13 +33,17 @@ def columns(stream: TextIO) -> int:
         return _COLUMNS
 
 
+def fitted(text: str, stream: TextIO) -> str:
+    """A text laid out for the terminal that a stream is, or as it is."""
+    width = columns(stream)
+    return fold(text, width) if width else text
+
+
 def tell(text: str) -> None:
     """Print a result for eyes, line feeds and all, with its tables as wide as a terminal is."""
-    width = columns(sys.stdout)
-    click.echo(fold(text, width) if width else text, nl=False)
+    click.echo(fitted(text, sys.stdout), nl=False)
 
 
 def remark(text: str) -> None:
     """Print a line of words on stderr, which a terminal that is narrower would cut within them."""
-    width = columns(sys.stderr)
-    click.echo(fold(text, width) if width else text, err=True)
+    click.echo(fitted(text, sys.stderr), err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 
+import click
 import pytest
 
 from ggufloop.cli import progress, terminal
@@ -125,7 +126,8 @@ def test_a_remark_is_cut_between_words_on_a_terminal_alone(monkeypatch: pytest.M
         terminal.note("it is large, which takes a while.")
         with progress.shown() as shown:
             note(shown, "it is large, which takes a while.")
-        assert stream.getvalue() == told + told
+        terminal.dim("note: it is large, which takes a while.")
+        assert click.unstyle(stream.getvalue()) == told * 3
 
 
 def test_words_stand_while_their_block_runs(monkeypatch: pytest.MonkeyPatch) -> None:
