@@ -39,7 +39,7 @@ GROUPS = {
         "merge": "Put the shards of a measurement together.",
         "bench": "Measure speed: llama-bench's table, with loops.",
         "shannon": "Fit scaling laws of size, tokens and bits, and say what they cannot tell.",
-        "results": "The sweeps, studies and answers in a folder, listed or as one table.",
+        "results": "The sweeps and studies in a folder, listed or as one table.",
     },
     "Quantise": {
         "quantize": "Quantise a model with llama.cpp's own quantiser.",

@@ -1,4 +1,4 @@
-"""Every sweep, study and answer kept in a folder, as one table: a row per measure, file type and loop.
+"""Every sweep and study kept in a folder, as one table: a row per measure, file type and loop.
 
     found = collect(Path("studies"))
     found.table().render("csv")                      # pandas.read_csv reads it
@@ -25,7 +25,7 @@ from ggufloop.measure.verdict import NATS, WORTHS, judge
 from ggufloop.study import file as studies
 from ggufloop.table import Cell, Table, columns
 
-SWEEP, STUDY, ANSWER = "sweep", "study", "answer"
+SWEEP, STUDY = "sweep", "study"
 _COLUMNS = columns("file", "kind", "model", "type", "measure", "loop", "n:d", "score:.5f", "gain:+.5f", "low:+.5f",
                    "high:+.5f")  # fmt: skip
 _MORE = columns("p", "plain", "verdict", "worth")
@@ -60,7 +60,7 @@ class Collection:
 
 
 def collect(folder: Path) -> Collection:
-    """Read what `ggufloop sweep`, `compare` and `answer` kept in a folder and below. Raises GgufloopError."""
+    """Read what `ggufloop sweep` and `ggufloop compare` kept in a folder and below. Raises GgufloopError."""
     if not folder.is_dir():
         raise GgufloopError(f"there is no folder {folder}.", "name one that holds results, such as studies.")
     found = Collection([], [], [])
@@ -92,8 +92,7 @@ def _read(path: Path) -> tuple[str, str, list[list[Cell]]]:
     if head.get("shard"):
         return "", "", []  # what `merge --out` makes of them is the result
     if "measures" in head:
-        kind = ANSWER if path.stem.startswith("answer") else SWEEP  # journals of one form, told apart by their names
-        return kind, str(head.get("model", "")), list(_sweep(lines[1:]))
+        return SWEEP, str(head.get("model", "")), list(_sweep(lines[1:]))
     if "source_sha256" in head:
         study = studies.read(path)
         return STUDY, study.header.model, list(_study(study))

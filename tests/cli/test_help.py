@@ -164,3 +164,13 @@ def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     code, out, err = run(capsys, "results", tmp_path / "no")
     assert (code, out) == (1, "")
     assert err == f"error: there is no folder {tmp_path / 'no'}.\n  name one that holds results, such as studies.\n"
+
+
+def test_a_folder_of_answers_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their journals are left out, as some of the items chose the loop, and the folder is not called empty."""
+    assert run(capsys, "results", tmp_path)[2] == f"{tmp_path} holds no sweep and no study.\n"
+    (tmp_path / "m-questions").mkdir()
+    (tmp_path / "m-questions" / "answer.md").touch()
+    assert run(capsys, "results", tmp_path)[2] == (
+        f"{tmp_path} holds no sweep and no study, but answers: read answer.md of each.\n"
+    )

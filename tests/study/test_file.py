@@ -179,20 +179,6 @@ def test_an_answer_that_nothing_flipped_has_an_interval(tmp_path: Path) -> None:
     assert own.low < -0.05 < 0.05 < own.high
 
 
-def test_kinds_of_results(tmp_path: Path) -> None:
-    """An answer's journals, of its file and of each other, have the form of a sweep's."""
-    kinds = {
-        "answer-b.jsonl": "answer",
-        "answer.jsonl": "answer",
-        "study.jsonl": "study",
-        "sweep-1-of-2.jsonl": "sweep",
-    }
-    written(tmp_path / "study.jsonl")
-    for name in kinds.keys() - {"study.jsonl"}:
-        (tmp_path / name).write_text('{"schema_version": 1, "model": "m.gguf", "measures": []}\n')
-    assert {name: kind for name, kind, *_ in collect(tmp_path).files} == kinds
-
-
 def test_gains_are_above_0_where_the_loop_is_better(tmp_path: Path) -> None:
     """Everywhere: the table, the csv, `ggufloop results`. Looped Q4_0 is better by 0.1."""
     path = tmp_path / "m" / "study.jsonl"

@@ -1,4 +1,4 @@
-"""`ggufloop results DIR`: every sweep, study and answer kept in a folder, listed, or as one table."""
+"""`ggufloop results DIR`: every sweep and study kept in a folder, listed, or as one table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ggufloop.cli.width import tell
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @output_option(help="text lists the files; the others have a row per measure, type and loop.")
 def command(folder: Path, form: str) -> None:
-    """List the sweeps, studies and answers in a folder, or print all their scores as one table.
+    """List the sweeps and studies in a folder, or print all their scores as one table.
 
     `ggufloop serve --results DIR` shows the same folder in the browser.
 
@@ -30,7 +30,8 @@ def command(folder: Path, form: str) -> None:
     for why in found.skipped:
         terminal.note(f"left out: {why}")
     if not found.listing().rows and form == "text":
-        click.echo(f"{folder} holds no sweep, study or answer.", err=True)
+        others = ", but answers: read answer.md of each" if any(folder.rglob("answer.md")) else ""
+        click.echo(f"{folder} holds no sweep and no study{others}.", err=True)
         return
     if form == "text":
         tell(found.listing().render("md"))
