@@ -512,15 +512,19 @@ def outlook(
     documents = None if measure.places is None else [measure.places[i][0] for i in items]
     n = n or measure.n
     found = forecast(pilot, n, worth, documents=documents, level=level)
-    head = f"{measure.name}, {n} {measure.item}s, judged by a pilot of {len(items)}:"
     if not found:
-        return f"{head} no loop differs from plain."
+        return f"{measure.name}: no loop differs from plain on a pilot of {len(items)} {measure.item}s."
     hurts, half_hurts, none, half_helps, helps = found
     return (
-        f"{head} of a loop that gains {worth:g} it would be said that it helps in {helps.helps:.0%}, at half of that "
-        f"in {half_helps.helps:.0%}; of one that loses it that it hurts in {hurts.hurts:.0%} and "
-        f"{half_hurts.hurts:.0%}; of one without effect that it has {SAME} {worth:g} in {none.same:.0%}."
+        f"{measure.name}: by a pilot of {len(items)}, {n} {measure.item}s would show that a loop helps in "
+        f"{_percent(helps.helps)} of runs if it gains {worth:g}, in {_percent(half_helps.helps)} if {worth / 2:g}; "
+        f"that it hurts in {_percent(hurts.hurts)} and {_percent(half_hurts.hurts)} if it loses as much; that it has "
+        f"{SAME} {worth:g} in {_percent(none.same)} if it has none."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def registered(measures: Sequence[Measure], worth: float, looks: int = 1) -> dict[str, Any]:

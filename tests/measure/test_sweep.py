@@ -194,8 +194,8 @@ def test_the_chances_are_told_before_the_rest_is_scored(tmp_path: Path) -> None:
         assert len(set(measure.asked)) == len(measure.asked)
         ((said, scored),) = told
         assert scored - n < n * len(loops) / 2
-        assert said.startswith(f"note: fake, {n} chunks, judged by a pilot of ")
-        found.append(int(re.search(r"that it helps in (\d+)%, at half", said)[1]))  # type: ignore[index]
+        assert re.match(rf"note: fake: by a pilot of \d+, {n} chunks would show that a loop helps in ", said)
+        found.append(int(re.search(r"helps in (\d+) % of runs if it gains 0.002,", said)[1]))  # type: ignore[index]
     assert found[0] < found[1] < found[2] == 100
     few: list[Step] = []
     run(FakeMeasure(20), tmp_path / "few", WINDOWS[:2], progress=few.append)
@@ -383,7 +383,7 @@ def test_the_command_goes_on_from_its_journal(tiny_model: TinyModel, tmp_path: P
     assert code == 0, err
     assert "4 loops against plain" in out
     assert "Verdict: " in out
-    assert "70 chunks, judged by a pilot of 28:" in err
+    assert "by a pilot of 28, 70 chunks would show that" in err
     head = Journal.header(journal)
     assert head is not None
     assert [head[name] for name in ("primary", "worth", "level", "looks", "secondary")] == [
