@@ -180,14 +180,20 @@ def _split(n: int, n_loops: int) -> int:
 
 
 def _parted(measure: Measure, n: int, n_loops: int, seed: int) -> _Parts:
-    order = np.random.default_rng(seed).permutation(measure.n)[:n].tolist()
-    places = measure.places
+    """n items at random, and of more items these as well: no item is ever in the other part.
 
-    def sort(items: list[int]) -> list[int]:
-        return sorted(items, key=lambda i: (0, i) if places is None else places[i])
+    Of a text the front chooses and the rest judges, for a chunk says something of its neighbours.
+    """
+    order, places = np.random.default_rng(seed).permutation(measure.n).tolist(), measure.places
 
-    cut = _split(n, n_loops)
-    return _Parts(sort(order[:cut]), sort(order[cut:]))
+    def place(i: int) -> tuple[int, int]:
+        return (0, i) if places is None else places[i]
+
+    row = order if places is None else sorted(order, key=place)
+    front, cut = set(row[: _split(measure.n, n_loops)]), _split(n, n_loops)
+    choosing = [i for i in order if i in front][:cut]
+    judging = [i for i in order if i not in front][: n - cut]
+    return _Parts(sorted(choosing, key=place), sorted(judging, key=place))
 
 
 def _items(
@@ -201,11 +207,14 @@ def _items(
     kept = next((r["items"][0] for r in journal.records if r.get("budget") == str(plan.budget)), None)
     if kept is not None:
         return int(kept)
-    few = _parted(measure, min(measure.least, measure.n), 1, plan.seed).judging
+    low = min(measure.n, math.ceil(measure.least / SHARE) if len(costs) > 1 else measure.least)
+    parts = _parted(measure, low, len(costs), plan.seed)
+    few = (parts.choosing or parts.judging)[: measure.least]
     scores.of(None, few[:1], "timing")  # the first is slower
-    warm = scores.seconds[PLAIN]
+    warm, known = scores.seconds[PLAIN], scores.items_scored()[PLAIN]
     scores.of(None, few, "timing")
-    each = (scores.seconds[PLAIN] - warm) / (len(few) - 1) or warm / scores.items_scored()[PLAIN]
+    fresh = scores.items_scored()[PLAIN] - known  # fewer where a run was stopped
+    each = (scores.seconds[PLAIN] - warm) / fresh if fresh else warm / known
 
     def needs(n: int) -> float:
         choosing = _split(n, len(costs))
@@ -213,7 +222,6 @@ def _items(
         return each * (n + float(np.mean(costs)) * race + (n - choosing) * (max(costs) + sum(sizes)))
 
     budget = math.inf if plan.budget is None else seconds(plan.budget)
-    low = min(measure.n, math.ceil(measure.least / SHARE) if len(costs) > 1 else measure.least)
     if needs(low) > budget:
         raise UsageError(f"{low} {measure.item}s of {measure.name} take {duration(needs(low))}, and the budget is "
                          f"{duration(budget)}.", "give that much, or fewer loops.")  # fmt: skip
@@ -234,7 +242,7 @@ def _choose(
     places, worth = measure.places, plan.worth_of(measure)
     steps = decide(list(by_name), len(parts.choosing), plan.seed, finalists=plan.finalists, least=measure.least,
                    worth=worth, places=None if places is None else [places[i] for i in parts.choosing])  # fmt: skip
-    answer, told = None, False
+    asked: list[int] = []
     try:
         request: Request = next(steps)
         while True:
@@ -242,16 +250,15 @@ def _choose(
             found = scores.of_each({name: by_name[name] for name in request.names}, items, "choosing,")
             plain = scores.of(None, items, "choosing,")
             gains = {name: values - plain for name, values in found.items()}
-            if not told:
+            if not asked:
                 note(progress, outlook(measure, items, list(gains.values()), worth, LEVEL, len(parts.judging)))
-                told = True
-            answer = RaceAnswer(gains, scores.choice_gains(request.names))
-            request = steps.send(answer)
+            asked += items
+            request = steps.send(RaceAnswer(gains, scores.choice_gains(request.names, asked)))
     except StopIteration as e:
         decision: Decision = e.value
-    whole = [c for c in decision.loops if c.whole] or list(decision.loops)
-    ranks = scores.choice_gains([c.name for c in whole]) or {c.name: c.gain.mean for c in whole}
-    return decision, by_name[max(whole, key=lambda c: ranks[c.name]).name]
+    last = [c for c in decision.loops if c.gain.n == len(asked)]
+    ranks = scores.choice_gains([c.name for c in last], asked) or {c.name: c.gain.mean for c in last}
+    return decision, by_name[max(last, key=lambda c: ranks[c.name]).name]
 
 
 def _check_text(

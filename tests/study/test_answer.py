@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,38 @@ def test_a_stopped_run_goes_on(ask: Ask) -> None:
             ask([FakeMeasure(120, {str(LOOPS[2]): 0.05}, stop_after=stop)], folder=f"s{stop}")
         found = ask([FakeMeasure(120, {str(LOOPS[2]): 0.05})], folder=f"s{stop}")
         assert (found.loop, found.verdict) == (whole.loop, whole.verdict)
+
+
+def test_no_item_changes_parts_and_a_text_is_cut_in_two() -> None:
+    """The chunks before and behind one that judges say something of it: where they choose, the gain is too good."""
+    text = FakeMeasure(240)
+    text.places = [(0, int(i)) for i in np.random.default_rng(3).permutation(240)]
+    for measure in (FakeMeasure(240), text):
+        parts = [answer._parted(measure, n, 12, 1) for n in (20, 100, 101, 240)]
+        for less, more in pairwise(parts):
+            assert set(less.choosing) <= set(more.choosing)
+            assert set(less.judging) <= set(more.judging)
+        assert [len(p.choosing) for p in parts] == [8, 40, 40, 96]
+        assert sorted(parts[-1].choosing + parts[-1].judging) == list(range(240))
+    places = [text.places[i] for i in parts[-1].choosing + parts[-1].judging]
+    assert places == sorted(places)
+
+
+def test_stopped_while_timing_is_timed_alike(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that were scored before the stop take no time after it, and are not what an item takes."""
+    clock = [0.0]
+
+    class Slow(FakeMeasure):
+        def value(self, name: str, item: int) -> float:
+            clock[0] += 1
+            return super().value(name, item)
+
+    monkeypatch.setattr("ggufloop.measure.sweep.time.perf_counter", lambda: clock[0])
+    plan = SweepPlan(tasks=("fake",), budget="500s")
+    whole = ask([Slow(1000)], LOOPS[:1], "whole", plan)
+    with pytest.raises(KeyboardInterrupt):
+        ask([Slow(1000, stop_after=2)], LOOPS[:1], "stopped", plan)
+    assert ask([Slow(1000)], LOOPS[:1], "stopped", plan).used == whole.used == 234
 
 
 def test_of_loops_without_effect_few_are_said_to_help(ask: Ask) -> None:
