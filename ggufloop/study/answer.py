@@ -24,6 +24,7 @@ import numpy as np
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import file_sha256
 from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.items import Measure, TextMeasure
 from ggufloop.measure.journal import Journal
@@ -46,10 +47,11 @@ JOURNAL = "answer.jsonl"
 
 @dataclass(frozen=True)
 class OtherFile:
-    """A file without a loop on the items that judge. score: its mean; plain: it minus the first file plain; looped: the
-    first file under its loop minus it."""
+    """A file without a loop on the items that judge. name: tells it from the others; score: its mean; plain: it minus
+    the first file plain; looped: the first file under its loop minus it."""
 
-    path: Path
+    name: str
+    nbytes: int
     score: float
     plain: Verdict
     looped: Verdict
@@ -68,6 +70,8 @@ class Finding:
     """
 
     path: Path
+    name: str
+    nbytes: int
     measure: Measure
     loops: tuple[LoopSpec, ...]
     chosen: Decision | None
@@ -109,8 +113,8 @@ def run_answer(
     Raises UsageError for a budget below what the least takes, GgufloopError for too few items or a file that cuts the
     text into other tokens, and as `run_sweep`; KeyboardInterrupt leaves what is done in the folder.
     """
-    for other in against:
-        describe(other)  # refuses what is no model before anything is computed
+    nbytes = [sum(part.stat().st_size for part in describe(file).files) for file in (path, *against)]  # or refuses it
+    name, *names = told_apart([path, *against])
 
     def opened(path: Path, loops: Sequence[LoopSpec], journal: str, told: Progress) -> Any:
         return opened_sweep(path, loops, plan, folder / journal, settings, None, verbose, told)
@@ -119,9 +123,9 @@ def run_answer(
         if isinstance(measure, TextMeasure):
             _check_text(path, measure, against, plan, settings)
         costs = [loop.relative_cost(llm.n_layer()) for loop in loops]
-        sizes = [other.stat().st_size / path.stat().st_size for other in against]
+        sizes = [size / nbytes[0] for size in nbytes[1:]]
         first = CachedScores(llm, measure, journal, progress, 1)
-        n = _items(first, measure, costs, sizes, plan, journal, progress)
+        n = _items(first, measure, loops, costs, sizes, plan, journal, progress)
         parts, worth = _parted(measure, n, len(loops), plan.seed), plan.worth_of(measure)
         look = Look(measure.name, n, plan.seed, worth, tuple(map(str, loops)))
         number = look.number(journal)
@@ -145,21 +149,32 @@ def run_answer(
         identity, cost = measure.identity(), loop.relative_cost(llm.n_layer())
     columns = {PLAIN: plain, str(loop): looped}
     others = []
-    for other in against:
-        told = named(progress, other.stem)
-        with opened(other, (), f"answer-{other.stem}.jsonl", told) as (llm, (its,), journal, _):
+    for other, called, size in zip(against, names, nbytes[1:], strict=True):
+        told = named(progress, called)
+        kept = f"answer-{other.stem}-{file_sha256(other)[:8]}.jsonl"  # two folders may each have a file of this name
+        with opened(other, (), kept, told) as (llm, (its,), journal, _):
             if its.identity() != identity:
                 raise GgufloopError(f"{other.name} is asked something else than {path.name}.",
                                     "compare quantisations of one model, or take a task.")  # fmt: skip
             found = CachedScores(llm, its, journal, told, len(parts.judging) / its.n)
-            mine = columns[other.name] = found.of(None, parts.judging, "judging,")
-        pair = [_judge(measure, parts.judging, x, worth, LEVEL) for x in (mine - plain, looped - mine)]
-        others.append(OtherFile(other, float(mine.mean()), *pair))
+            mine = columns[called + other.suffix] = found.of(None, parts.judging, "judging,")
+        pair = [_judge(measure, parts.judging, x, worth, level) for x in (mine - plain, looped - mine)]
+        others.append(OtherFile(called, size, float(mine.mean()), *pair))
     return Finding(
-        path, measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()), float(looped.mean()),
-        {name: values.tolist() for name, values in columns.items()}, parts.judging, seen(verdict, level), cost, n,
-        number, tuple(others),
+        path, name, nbytes[0], measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()),
+        float(looped.mean()), {column: values.tolist() for column, values in columns.items()}, parts.judging,
+        seen(verdict, level), cost, n, number, tuple(others),
     )  # fmt: skip
+
+
+def told_apart(files: Sequence[Path]) -> list[str]:
+    """The files by name, without the ending, and by so many folders as no two have the same."""
+    parts = [file.absolute().with_suffix("").parts[1:] for file in files]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def seen(verdict: Verdict, level: float = LEVEL) -> float:
@@ -197,14 +212,16 @@ def _parted(measure: Measure, n: int, n_loops: int, seed: int) -> _Parts:
 
 
 def _items(
-    scores: CachedScores, measure: Measure, costs: Sequence[float], sizes: Sequence[float], plan: SweepPlan,
-    journal: Journal, progress: Progress,
+    scores: CachedScores, measure: Measure, loops: Sequence[LoopSpec], costs: Sequence[float], sizes: Sequence[float],
+    plan: SweepPlan, journal: Journal, progress: Progress,
 ) -> int:  # fmt: skip
     """How many items the budget allows, by the speed of the plain model on the first; said before the rest."""
     if measure.n < LEAST:
-        raise GgufloopError(f"{measure.name} has {measure.n} {measure.item}s, too few to say anything of a loop.",
+        has = f"{measure.name} has {measure.n} {measure.item}{'s' * (measure.n != 1)}"
+        raise GgufloopError(f"{has}, too few to say anything of a loop.",
                             f"{LEAST} is the least, thousands give an answer.")  # fmt: skip
-    kept = next((r["items"][0] for r in journal.records if r.get("budget") == str(plan.budget)), None)
+    asked = f"{plan.budget} for {', '.join(map(str, loops))}"
+    kept = next((r["items"][0] for r in journal.records if r.get("budget") == asked), None)
     if kept is not None:
         return int(kept)
     low = min(measure.n, math.ceil(measure.least / SHARE) if len(costs) > 1 else measure.least)
@@ -226,7 +243,7 @@ def _items(
         raise UsageError(f"{low} {measure.item}s of {measure.name} take {duration(needs(low))}, and the budget is "
                          f"{duration(budget)}.", "give that much, or fewer loops.")  # fmt: skip
     n = bisect_right(range(low, measure.n + 1), budget, key=needs) + low - 1
-    journal.add({"budget": str(plan.budget), "items": [n]})
+    journal.add({"budget": asked, "items": [n]})
     choosing = _split(n, len(costs))
     first = f"{choosing} choose among {len(costs)} loops, {n - choosing} others judge" if choosing else f"{n} judge"
     note(progress, f"{n} of {measure.available} {measure.item}s: {first}; about {duration(needs(n))}.")
