@@ -33,7 +33,7 @@ from ggufloop.measure.stats import Values
 from ggufloop.measure.sweep import CachedScores, Look, outlook
 from ggufloop.measure.sweep_run import SweepPlan, opened_sweep, seconds
 from ggufloop.measure.tasks import Comparison, compare
-from ggufloop.measure.verdict import ACCURACY, LEVEL, POWER, Verdict, adjusted_level, judge
+from ggufloop.measure.verdict import ACCURACY, LEVEL, POWER, Verdict, adjusted_level, chances, judge
 from ggufloop.models.info import describe
 from ggufloop.opening import open_model
 from ggufloop.progress import Progress, duration, named, note, silent
@@ -42,6 +42,7 @@ SHARE = 0.4
 """Of the items, to choose with: that needs no level, only the better half in front."""
 
 LEAST = 10
+FEW_FLIPS = 50
 JOURNAL = "answer.jsonl"
 
 
@@ -146,6 +147,7 @@ def run_answer(
             before, after = (scores.questions(each, parts.judging) for each in (None, loop))
             paired = compare(before, after, worth, level)
         verdict = paired.verdict if paired is not None else _judge(measure, parts.judging, looped - plain, worth, level)
+        flips = None if paired is None else paired.gained + paired.lost
         identity, cost = measure.identity(), loop.relative_cost(llm.n_layer())
     columns = {PLAIN: plain, str(loop): looped}
     others = []
@@ -163,7 +165,7 @@ def run_answer(
     return Finding(
         path, name, nbytes[0], measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()),
         float(looped.mean()), {column: values.tolist() for column, values in columns.items()}, parts.judging,
-        seen(verdict, level), cost, n, number, tuple(others),
+        seen(verdict, level, flips), cost, n, number, tuple(others),
     )  # fmt: skip
 
 
@@ -177,11 +179,18 @@ def told_apart(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def seen(verdict: Verdict, level: float = LEVEL) -> float:
-    """The smallest gain a test like this one finds in 80 %, by the normal formula; nothing changed: as if one had."""
+def seen(verdict: Verdict, level: float = LEVEL, flips: int | None = None) -> float:
+    """The smallest gain a test like this one finds in 80 %: by the normal formula, McNemar's exact test of few flips,
+    which sees less, by simulation. flips: answers that changed; none: as if one had."""
     gain, normal = verdict.gain, NormalDist()
-    spread = gain.sd or math.sqrt(1 / gain.n)
-    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(gain.n)
+    if flips is None or flips >= FEW_FLIPS:
+        return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * gain.sd / math.sqrt(gain.n)
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        (found,) = chances(gain.n, max(1, flips) / gain.n, verdict.worth, [middle], level=level, runs=400)
+        low, high = (low, middle) if found.helps >= POWER else (middle, high)
+    return high
 
 
 def _judge(measure: Measure, items: Sequence[int], diff: Values, worth: float, level: float) -> Verdict:
