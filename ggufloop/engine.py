@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ggufloop.backend import capi, library, memory
 from ggufloop.backend.batches import IN_STEP, Batched
+from ggufloop.backend.chatting import Chatted
 from ggufloop.backend.devices import Placed, Placement
 from ggufloop.backend.llama_log import LlamaLog
 from ggufloop.backend.prompt_cache import LoopCache
@@ -82,7 +83,7 @@ class _Step:
     looped: bool
 
 
-class LoopedLlama(Placed, llama_cpp.Llama, Batched, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
+class LoopedLlama(Placed, Chatted, llama_cpp.Llama, Batched, Traced):  # type: ignore[misc]  # llama_cpp is untyped here
     """A llama.cpp model, looped.
 
     model_path: a GGUF file. loop: what to loop (`as_loop`), None for the plain model. rpc_servers, device: where it is

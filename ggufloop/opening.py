@@ -90,8 +90,8 @@ def open_model(
     """The model, loaded. Raises UsageError, GgufloopError, BackendError."""
     from ggufloop.engine import LoopedLlama
 
-    given = keywords(path, settings, progress)
     with doing(progress, f"loading {path.name} ..."):
+        given = keywords(path, settings, progress)  # a file, or the library, is tried at its first use
         llm = LoopedLlama(path, loop=loop, verbose=verbose, **given)
     if llm.devices:
         note(progress, f"layers go to {', '.join(f'{d.name} ({d.description})' for d in llm.devices)}.")

@@ -12,7 +12,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufloop.backend import library, toolchain
+from ggufloop.backend import bundled, library, toolchain
 from ggufloop.backend.library import Backend
 from ggufloop.backend.probe import FoundDevice, Probe, probe
 from ggufloop.backend.verify import Verification, check, remember
@@ -44,8 +44,9 @@ class Problem:
 class Report:
     """The state of an installation. Sizes in bytes; abi and devices are known only if the library loads.
 
-    computes: what the library computed just now. gave_up: what its build left out, "" for nothing. The stock library,
-    which only comparisons need, is verified when it is built and not here.
+    computes: what the library computed just now. gave_up: what its build left out, "" for nothing. variant: the CPU
+    generation that a wheel's library was compiled for, "" for one compiled here. The stock library, which only
+    comparisons need, is verified when it is built and not here.
     """
 
     versions: Versions
@@ -54,6 +55,7 @@ class Report:
     abi: int | None
     devices: tuple[FoundDevice, ...]
     gave_up: str
+    variant: str
     computes: Verification | None
     cache: Path
     cache_libraries: int
@@ -91,6 +93,8 @@ def diagnose() -> Report:
     try:
         backend = library.locate()
         if known.binding == library.BINDING_VERSION:
+            if not backend.directory.is_dir():
+                backend = bundled.unpack(backend)
             found = _loaded(backend)
             note = library.note(backend)
             computes = check(backend.directory)
@@ -121,6 +125,7 @@ def diagnose() -> Report:
         abi=found.abi if found else None,
         devices=found.devices if found else (),
         gave_up=backend.gave_up if backend else "",
+        variant=backend.variant if backend else "",
         computes=computes,
         cache=cache_dir(),
         cache_libraries=len(library.installed()),

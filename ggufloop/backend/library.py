@@ -8,6 +8,8 @@ only manifests: the newest that carries this version's patch and is known to com
 `ggufloop build` makes a library the newest even if it only found it. The key, which needs the compiler's word, is not
 computed here. A library nobody verified on this CPU (a home folder shared by machines, a folder given by hand) is
 verified once, by verify.py, before it is used; <cache>/verified remembers that it was right.
+A wheel made by scripts/make_wheel.py brings a library and the binding along, in BUNDLED. That library is used where the
+cache holds none that fits; bundled.py puts it there first.
 
 Environment: GGUFLOOP_BACKEND limits the choice to one backend (cpu, cuda, ...); GGUFLOOP_LIB_DIR and
 GGUFLOOP_STOCK_LIB_DIR name a folder outright, for those who build llama.cpp themselves.
@@ -26,14 +28,14 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import get_type_hints
 
 from ggufloop import reading
 from ggufloop.errors import BackendError, nearest
-from ggufloop.files import cache_dir, shipped
+from ggufloop.files import PACKAGE, cache_dir, shipped
 
 BINDING = "llama-cpp-python"
 BINDING_VERSION = "0.3.36"
@@ -44,6 +46,12 @@ LLAMA_CPP_COMMIT = "0c1e57098"
 NAMES = ("cpu", "cuda", "metal", "vulkan", "hip")
 MANIFEST = "manifest.json"
 LOOP_SYMBOL = b"llama_loop_abi"
+
+BUNDLED = PACKAGE / "bundled"
+"""What a wheel brings along: a library in parts, its manifest, and the binding. Not there in other installations."""
+
+if BUNDLED.is_dir():
+    sys.path.insert(0, str(BUNDLED / "binding"))  # before one of another version, which is left as it is
 
 SPIN_COUNT = 1000
 """Rounds a thread of libgomp spins at a barrier before it sleeps; its own default is 300,000.
@@ -75,6 +83,7 @@ class Backend:
     verified: str = ""  # cpu_id() of the machine it was found to compute right on
     gave_up: str = ""  # what the build had to leave out for that, and why
     programs_id: str = ""  # programs_id() of the patch they were built from, "" for stock
+    variant: str = ""  # of a wheel's library: the one of its CPU generations that was taken
 
     @classmethod
     def load(cls, directory: Path) -> Backend | None:
@@ -94,6 +103,14 @@ class Backend:
     def __str__(self) -> str:
         programs = self.programs[0] if len(self.programs) == 1 else f"{len(self.programs)} programs"
         return self.directory.name + (f" with {programs}" if self.programs else "")
+
+
+def of_wheel() -> Backend | None:
+    """The library this installation brought along, in the folder of the cache that is made at first use."""
+    found = Backend.load(BUNDLED)
+    if found is None:
+        return None
+    return replace(found, directory=backends_dir() / f"{found.name}-{found.key}-{cpu_id()}", cpu=cpu_id())
 
 
 def backends_dir() -> Path:
@@ -167,6 +184,9 @@ def program(name: str, stock: bool = False) -> Path:
         if given.is_file():
             return given
         raise BackendError(f"{given.parent}, which {_VARIABLES[stock]} names, has no {name}.", "build it, or unset it.")
+    brought = None if stock else of_wheel()
+    if brought is not None and name in brought.programs and locate() == brought:
+        usable()
     for found in installed():
         ids = ("", "") if stock else (patch_id(), programs_id())
         fits = found.stock == stock and (found.patch_id, found.programs_id) == ids and is_verified(found)
@@ -194,13 +214,22 @@ def locate(stock: bool = False) -> Backend:
     command = "run: ggufloop build" + (f" --backend {name}" if name else "") + (" --stock" if stock else "")
     kind = " ".join(["stock" if stock else "patched", *([name] if name else [])])
     candidates = [b for b in installed() if b.stock == stock and name in (None, b.name)]
+    wanted = "" if stock else patch_id()
+    brought = of_wheel()
+    keys = {b.key for b in candidates} if brought is None else {brought.key}
+    current = [
+        b for b in candidates
+        if b.patch_id == wanted and b.binding == BINDING_VERSION
+        and (not b.variant or (b.cpu == cpu_id() and b.key in keys))  # a wheel's, of this wheel and for this CPU
+    ]  # fmt: skip
+    if brought and not current and not stock and name in (None, brought.name):
+        return brought
     if not candidates:
         raise BackendError(f"no {kind} llama.cpp is built yet.", command)
-    wanted = "" if stock else patch_id()
-    current = [b for b in candidates if b.patch_id == wanted and b.binding == BINDING_VERSION]
     if not current:
         raise BackendError(f"the {kind} llama.cpp in the cache was built by another version of ggufloop.", command)
-    return min(current, key=lambda b: (not is_verified(b), b.cpu != cpu_id()))  # the newest of the best
+    # the newest of the best; what the user has built is meant to be used
+    return min(current, key=lambda b: (not is_verified(b), bool(b.variant), b.cpu != cpu_id()))
 
 
 def is_verified(library: Backend) -> bool:
@@ -228,6 +257,10 @@ def note(library: Backend) -> Path:
 def usable(stock: bool = False) -> Backend:
     """As `locate`, and verified on this CPU, which takes some seconds where nobody did so. Raises BackendError."""
     library = locate(stock)
+    if not library.directory.is_dir():  # a wheel's, at its first use
+        from ggufloop.backend import bundled  # as below
+
+        return bundled.unpack(library)
     if not is_verified(library):
         from ggufloop.backend import verify  # not at the top: it needs this module, and hardly any process needs it
 

@@ -18,6 +18,8 @@ from ggufloop.errors import BackendError
 
 _CHILD = """
 import ctypes, json, os, sys
+sys.path[0] = sys.argv[1]
+import ggufloop.backend.library  # it knows where a binding is that came along
 from llama_cpp import llama_cpp as low
 import llama_cpp
 lib, out = low._lib, {"binding": llama_cpp.__version__, "abi": None, "patch_id": None}

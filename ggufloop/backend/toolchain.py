@@ -77,7 +77,7 @@ class Narrowing:
 
 
 # llama.cpp's options of a portable build and what /proc/cpuinfo calls the same
-_INSTRUCTIONS = {
+INSTRUCTIONS = {
     "GGML_SSE42": "sse4_2",
     "GGML_AVX": "avx",
     "GGML_AVX2": "avx2",
@@ -97,7 +97,7 @@ def narrowings() -> list[Narrowing]:
     flags = cpu_flags()
     portable = {"GGML_NATIVE": "OFF"}
     if flags and platform.machine().lower() in ("x86_64", "amd64"):
-        portable |= {option: "ON" if flag in flags else "OFF" for option, flag in _INSTRUCTIONS.items()}
+        portable |= {option: "ON" if flag in flags else "OFF" for option, flag in INSTRUCTIONS.items()}
     found = [Narrowing()]
     if "amx_int8" in flags:
         found.append(Narrowing("AMX", compiler="-U__AMX_INT8__"))

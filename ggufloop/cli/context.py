@@ -13,7 +13,7 @@ Spelled, and defaulted, as llama.cpp does; backend/settings.py says what they me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,12 +25,13 @@ from ggufloop.backend.devices import SPLIT_MODES
 from ggufloop.backend.settings import DEFAULT_CONTEXT, FLASH, ContextSettings
 from ggufloop.cli import terminal
 from ggufloop.cli.loop_options import LOOP_FLAGS, Suggest, loop_from_flags, loop_suggestion
-from ggufloop.cli.options import MODEL_FLAGS, adder, model_from_flags
+from ggufloop.cli.options import MODEL_FLAGS, adder, model_from_flags, template_from_flags
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import OneOf
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
 from ggufloop.models.info import KV_TYPES
+from ggufloop.models.template import ChatTemplate
 from ggufloop.opening import check_loops, open_model
 
 if TYPE_CHECKING:
@@ -113,11 +114,18 @@ def resolve_model(flags: dict[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded model, its file, and what `auto` means as its window."""
+    """A loaded model, its file, what `auto` means as its window, and what its chat template is rendered with."""
 
     llm: LoopedLlama
     path: Path
     suggest: Suggest
+    arguments: Mapping[str, Any]
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """Its chat template, None if it has none. Raises GgufloopError for one that cannot be read."""
+        found = ChatTemplate.of(self.llm)
+        return found and found.having(self.arguments)
 
 
 def model_and_loop(flags: dict[str, Any]) -> tuple[Path, LoopSpec | None, Suggest]:
@@ -136,13 +144,20 @@ def model_and_loop(flags: dict[str, Any]) -> tuple[Path, LoopSpec | None, Sugges
     return path, loop, suggest
 
 
-def open_from_flags(flags: dict[str, Any], settings: ContextSettings, verbose: bool) -> Opened:
-    """Load the model that the flags of `model_options` and `loop_options` describe.
+def open_from_flags(
+    flags: dict[str, Any],
+    settings: ContextSettings,
+    verbose: bool,
+    fit: Callable[[Path, ContextSettings], ContextSettings] = lambda path, settings: settings,
+) -> Opened:
+    """Load the model that the flags of `model_options`, `loop_options` and `template_options` describe.
 
-    Raises UsageError, GgufloopError, BackendError.
+    fit: what becomes of the settings for this file; it may refuse it. Raises UsageError, GgufloopError, BackendError.
     """
     path, loop, suggest = model_and_loop(flags)
+    arguments = template_from_flags(flags, path)
+    settings = fit(path, settings)
     settings.check_memory([path], [loop])
     with shown() as progress:
         llm = open_model(path, settings, loop, verbose=verbose, progress=progress)
-    return Opened(llm, path, suggest)
+    return Opened(llm, path, suggest, arguments)

@@ -14,13 +14,14 @@ from ggufloop.errors import nearest
 
 OWN = "Options"
 """Of the command alone; they come first."""
-ORDER = (OWN, "Model", "Loop", "Sampling", "Context", "Devices", "Parts", "Output")
+ORDER = (OWN, "Model", "Loop", "Sampling", "Diffusion models", "Context", "Devices", "Parts", "Output")
 
 
 _NAMES = {
     "Model": ("model", "model_path", "hf", "offline", "hf_file"),
     "Loop": ("window", "start", "width"),
     "Sampling": ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty"),
+    "Diffusion models": ("diffusion_steps", "diffusion_block_length", "diffusion_visual"),
     "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "no_try"),
     "Devices": ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device"),
     "Parts": ("shard", "workers", "only_plan", "tokens_per_second"),

@@ -18,25 +18,28 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ggufloop.cli.types import JsonObject, OneOf
 from ggufloop.errors import UsageError
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+_NAME_ONE = "name one: a GGUF file, a name of `ggufloop list`, or user/repo[:quant]."
 MODEL_FLAGS = ("model", "model_path", "hf", "offline", "hf_file")
 """The parameters of `model_options`, in the order of `model_from_flags`."""
 
 
-def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Shell completion of a model: the names of `ggufloop list`, and files."""
-    from ggufloop.models import registry
+    from ggufloop.models import elsewhere, registry
 
-    names = [CompletionItem(m.name) for m in registry.models() if m.name.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="file")]
+    names = [*(model.name for model in registry.models()), *(each.name for each in elsewhere.found())]
+    known = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*known, CompletionItem(incomplete, type="file")]
 
 
 _MODEL = [
-    click.argument("model", required=False, metavar="MODEL", shell_complete=_models),
-    click.option("-m", "--model", "model_path", metavar="FILE", shell_complete=_models,
+    click.argument("model", required=False, metavar="MODEL", shell_complete=complete_model),
+    click.option("-m", "--model", "model_path", metavar="FILE", shell_complete=complete_model,
                  help="A GGUF file, or any other spelling of MODEL."),
     click.option("-hf", "--hf-repo", "hf", metavar="USER/REPO[:QUANT]", help="A Hugging Face repository."),
     click.option("-hff", "--hf-file", "hf_file", metavar="FILE", help="Which file of the repository."),
@@ -77,6 +80,36 @@ def tasks_options(help: str, *names: str) -> Callable[[C], C]:
     ])  # fmt: skip
 
 
+_TEMPLATE = [
+    click.option("--think", "-rea", "--reasoning", "think", type=OneOf(("on", "off")), metavar="on|off",
+                 help="Let a model think before it answers, or not, where its chat template has a switch."),
+    click.option("--chat-template-kwargs", "kwargs", type=JsonObject(), metavar="JSON",
+                 help="More of what the chat template reads, such as '{\"reasoning_effort\": \"low\"}'."),
+]  # fmt: skip
+template_options: Callable[[Any], Any] = adder(_TEMPLATE)
+"""What a model's chat template is rendered with."""
+
+
+def check_template(flags: dict[str, Any], hint: str = "give --apply-chat-template.") -> None:
+    """Raise UsageError if a flag of `template_options` is given, for a command that is not to use a template."""
+    if flags["think"] is not None or flags["kwargs"] is not None:
+        raise UsageError("--think and --chat-template-kwargs are of a chat template, and none is used here.", hint)
+
+
+def template_from_flags(flags: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What `template_options` make of the template of a model file; takes their flags out of `flags`.
+
+    Raises UsageError for what the template does not read.
+    """
+    think, kwargs = flags.pop("think", None), flags.pop("kwargs", None)
+    if think is None and not kwargs:
+        return {}
+    from ggufloop.models.info import describe
+    from ggufloop.models.template import arguments_for
+
+    return arguments_for(describe(path).chat_template, None if think is None else think == "on", kwargs)
+
+
 def tasks_from_flags(tasks: str | None, include_path: str | None) -> tuple[str, ...]:
     """The tasks that are named, none if --tasks is not given: known names, files that can be understood.
 
@@ -93,6 +126,13 @@ def tasks_from_flags(tasks: str | None, include_path: str | None) -> tuple[str, 
     return names
 
 
+def check_model(flags: dict[str, Any]) -> None:
+    """Raise UsageError if the flags of `model_options` name no model, before anything is read."""
+    if flags["model"] is None and flags["model_path"] is None and flags["hf"] is None:
+        typed = f"{click.get_current_context().command_path} smollm2-135m"
+        raise UsageError("no model is given.", f"type `{typed}`, or {_NAME_ONE.removeprefix('name one: ')}")
+
+
 def resolve_flags(
     model: str | None, model_path: str | None, hf: str | None, offline: bool, hf_file: str | None = None
 ) -> Path:
@@ -105,9 +145,7 @@ def resolve_flags(
 
     given = [text for text in (model, model_path, hf) if text is not None]
     if not given:
-        raise UsageError(
-            "no model is given.", "name one: a GGUF file, a name of `ggufloop list`, or user/repo[:quant]."
-        )
+        raise UsageError("no model is given.", _NAME_ONE)
     if len(given) > 1:
         raise UsageError(
             f"the model is given {len(given)} times: {', '.join(given)}.", "give MODEL, -m or -hf, not several."

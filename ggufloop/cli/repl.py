@@ -6,6 +6,7 @@ footers and errors go to stderr. From a pipe a failed line does not stop the one
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,19 +17,22 @@ from ggufloop.cli import input as lines
 from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened
 from ggufloop.cli.loop_options import Suggest
+from ggufloop.cli.types import OneOf
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, Emit, Stopped, first_difference
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import DEFAULT_K, LoopSpec
-from ggufloop.models.template import PLAIN, ChatTemplate
+from ggufloop.models.template import PLAIN
 
 COMMANDS = {
     "/help": ("", "list these commands"),
-    "/exit": ("", "leave (Ctrl-D does too)"),
+    "/exit": ("", "leave (/bye, /quit and Ctrl-D do too)"),
     "/clear": ("", "forget the conversation, keep the settings"),
     "/regen": ("", "answer the last message again, differently"),
     "/system": ("[TEXT | off]", "set, remove or show the system prompt"),
+    "/think": ("[on | off]", "let the model think before it answers, or not"),
+    "/prefill": ("[TEXT]", "begin the next answer with TEXT"),
     "/set": ("NAME VALUE", "change temp, top-k, top-p, min-p, repeat-penalty, seed or n"),
     "/show": ("", "show the model, the loop and all settings"),
     "/save": ("FILE", "save the conversation"),
@@ -37,6 +41,9 @@ COMMANDS = {
     "/loop": ("[A:B [K] [NAME=VALUE ...] | auto [K] | off]", "set, remove or show the loop"),
     "/ab": ("", "answer the last message plain and looped, and compare"),
 }
+
+
+ALIASES = {"/bye": "/exit", "/quit": "/exit"}
 
 
 class Repl:
@@ -80,7 +87,7 @@ class Repl:
 
     def _stream(self, ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
         """Print an answer; None if it was stopped."""
-        answer = terminal.stream(ask)
+        answer = terminal.stream(ask, self.chat.template.tags)
         self._interrupted = answer is None or answer.finish == "interrupted"
         return None if self._interrupted else answer
 
@@ -92,6 +99,7 @@ class Repl:
         if not name.startswith("/"):
             self._stream(lambda emit, stopped: self.chat.ask(text, emit, stopped))
             return
+        name = ALIASES.get(name, name)
         if name not in COMMANDS:
             raise UsageError(f"command {name!r} is not known.", nearest(name, COMMANDS))
         rest = rest.strip()
@@ -126,6 +134,17 @@ class Repl:
             return
         self.chat.set_system(None if rest == "off" else rest)
         click.echo(f"system prompt {'removed' if rest == 'off' else 'set'}; it holds from the next answer.", err=True)
+
+    def do_think(self, rest: str) -> None:
+        if rest:
+            self.chat.set_think(OneOf(("on", "off"), what="/think").convert(rest, None, None) == "on")
+        given = ", ".join(f"{name} {json.dumps(value)}" for name, value in self.chat.template.arguments.items())
+        told = f"the chat template gets {given}" if given else "thinking is as the chat template has it"
+        click.echo(f"{told}; it holds from the next answer." if rest else told, err=bool(rest))
+
+    def do_prefill(self, rest: str) -> None:
+        self.chat.set_prefill(rest)
+        click.echo("the next answer begins with it." if rest else "the next answer begins by itself.", err=True)
 
     def do_set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
@@ -235,7 +254,7 @@ def _turns(chat: Conversation) -> str:
 def converse(opened: Opened, sampling: Sampling, system: str | None) -> None:
     """Chat until the user leaves; from a pipe, leave with exit code 1 if a line failed."""
     llm = opened.llm
-    template = ChatTemplate.of(llm)
+    template = opened.template
     if template is None:
         terminal.note("this model has no chat template: it gets a plain 'User: ... Assistant: ...' text.")
     chat = Conversation(llm, template or PLAIN, sampling, system, opened.path.name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -24,10 +24,16 @@ from ggufloop.loop import LoopSpec
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), 127, *range(128, 160)))
 
 
+_DIM, _RESET = "\033[2m", "\033[0m"
+
+
+def _plain() -> bool:
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
 def dim(text: str) -> None:
     """One dim line on stderr."""
-    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    click.echo(text if plain else click.style(text, dim=True), err=True)
+    click.echo(text if _plain() else click.style(text, dim=True), err=True)
 
 
 def note(text: str) -> None:
@@ -49,6 +55,18 @@ def describe(loop: LoopSpec | None) -> str:
     window, _, *others = str(loop).split()
     words = [f"window {window}", f"K {loop.k}", *others]
     return ", ".join(words) + ("" if loop.is_loop else " (one evaluation: plain)")
+
+
+def note_no_template(flags: Mapping[str, str | None]) -> None:
+    """Say that a prompt is continued as it is, and which of these flags have no place then."""
+    given = [flag for flag, value in flags.items() if value is not None]
+    ignored = f", and {' and '.join(given)} {'is' if len(given) == 1 else 'are'} left out" if given else ""
+    note(f"this model has no chat template: it continues the text as it is{ignored}.")
+
+
+def say(text: str) -> None:
+    """A whole answer, on stdout."""
+    click.echo(text.translate(_CONTROL) if sys.stdout.isatty() else text)
 
 
 def note_horizon(loop: LoopSpec | None) -> None:
@@ -100,16 +118,42 @@ class _StopOnInterrupt:
         signal.signal(signal.SIGINT, self._before)
 
 
-def stream(ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
-    """Run `ask`, print its text as it comes, then the footer; None if it was stopped before the first token."""
+class _Dimmed:
+    """Text with what a model thinks made dim. A tag may come in pieces, so what may be one is held back."""
+
+    def __init__(self, tags: tuple[str, str]) -> None:
+        self._tags, self._inside, self._held = tags, False, ""
+
+    def __call__(self, text: str) -> str:
+        shown, self._held = "", self._held + text
+        while (at := self._held.find(tag := self._tags[self._inside])) >= 0:
+            end = at + len(tag)
+            shown += self._held[:end] + _RESET if self._inside else self._held[:at] + _DIM + tag
+            self._held, self._inside = self._held[end:], not self._inside
+        keep = max(n for n in range(len(tag)) if self._held.endswith(tag[:n]))
+        cut = len(self._held) - keep
+        shown, self._held = shown + self._held[:cut], self._held[cut:]
+        return shown
+
+    def close(self) -> str:
+        """What was held back, and the end of what is dim."""
+        return self._held + _RESET * self._inside
+
+
+def stream(ask: Callable[[Emit, Stopped], Answer], tags: tuple[str, str] | None = None) -> Answer | None:
+    """Run `ask`, print its text as it comes, then the footer; None if it was stopped before the first token.
+
+    tags: what the model thinks between, which is dim at a terminal."""
     on_terminal = sys.stdout.isatty()
+    dimmed = _Dimmed(tags) if tags and on_terminal and not _plain() else None
     at_line_start = True
 
     def emit(text: str) -> None:
         nonlocal at_line_start
-        sys.stdout.write(text.translate(_CONTROL) if on_terminal else text)
-        sys.stdout.flush()
         at_line_start = text.endswith("\n")
+        text = text.translate(_CONTROL) if on_terminal else text
+        sys.stdout.write(dimmed(text) if dimmed else text)
+        sys.stdout.flush()
 
     answer = None
     try:
@@ -118,8 +162,11 @@ def stream(ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
     except Interrupted:
         pass
     finally:
+        if dimmed:
+            sys.stdout.write(dimmed.close())
         if not at_line_start:
-            emit("\n")
+            sys.stdout.write("\n")
+        sys.stdout.flush()
     if sys.stderr.isatty() and (answer is None or (answer.finish == "interrupted" and not on_terminal)):
         click.echo(err=True)  # after the ^C
     if answer is None:
@@ -128,6 +175,8 @@ def stream(ask: Callable[[Emit, Stopped], Answer]) -> Answer | None:
     parts = [speeds(Totals.of([answer])), describe(answer.loop)]
     if answer.finish == "interrupted":
         parts.append("stopped")
+    if answer.finish == "length":
+        parts.append(f"cut by -n {len(answer.tokens)}: a larger -n gives more")
     dim(f"[ {' | '.join(parts)} ]")
     if not answer.tokens and answer.finish == "stop":
         note("the model ended its answer before it began.")

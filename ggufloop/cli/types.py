@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ggufloop import reading
 from ggufloop.cli.width import tell
 from ggufloop.errors import UsageError, nearest
 
@@ -61,6 +62,21 @@ class Size(click.ParamType[int]):
         if size < 1:
             raise UsageError(f"{value!r} is not a size.", "write it like 500MB or 4GB.")
         return size
+
+
+class JsonObject(click.ParamType[dict[str, Any]]):
+    """A JSON object, such as {"enable_thinking": false}."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            found = reading.json(value) if isinstance(value, str) else value
+        except ValueError as e:
+            self.fail(f"{value!r} cannot be read: {e}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"{value!r} is no JSON object; write it like '{{\"enable_thinking\": false}}'", param, ctx)
+        return found
 
 
 def show(

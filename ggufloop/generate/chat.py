@@ -40,11 +40,12 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Turn:
-    """A user's message and the answer to it; `seed` is the one the answer was drawn with."""
+    """A user's message and the answer to it; `seed` is the one it was drawn with, `prefill` what was given of it."""
 
     user: str
     answer: str
     seed: int
+    prefill: str = ""
 
 
 class Conversation:
@@ -52,7 +53,7 @@ class Conversation:
 
     turns are only ever added whole; `dropped` counts the oldest ones the context had no room for. The i-th answer is
     drawn with seed + i, so a conversation repeats itself when its seed and its inputs do, and a regenerated answer
-    is a new one. `name` is the model's, for saving.
+    is a new one. `name` is the model's, for saving. `prefill` is what the next answer begins with, used once.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Conversation:
         self.dropped = 0
         self.answers: list[Answer] = []
         """Every answer generated, regenerated and replayed ones too."""
+        self.prefill = ""
         self.last_loop = model.loop
         """The loop in use or, when it is off, the one used last."""
         self._drawn = 0
@@ -81,20 +83,22 @@ class Conversation:
         encode(text, "the message")
         if not text.strip():
             raise UsageError("the message is empty.", "write something to answer.")
-        seed = self._next_seed()
-        answer = self._answer(self.turns, text, seed, emit, stopped)
+        seed, prefill = self._next_seed(), self.prefill
+        answer = self._answer(self.turns, text, prefill, seed, emit, stopped)
         self._drawn += 1
         if answer.finish != "interrupted" or answer.text:
-            self.turns.append(Turn(text, answer.text, seed))
+            self.turns.append(Turn(text, answer.text, seed, prefill))
+            self.prefill = ""
         return answer
 
     def regenerate(self, emit: Emit = _silent, stopped: Stopped = _never) -> Answer:
         """Replace the last answer by one drawn with the next seed; it stays if that fails. Raises as `ask`."""
         last = self._last()
-        seed = self._next_seed()
-        answer = self._answer(self.turns[:-1], last.user, seed, emit, stopped)
+        seed, prefill = self._next_seed(), self.prefill or last.prefill
+        answer = self._answer(self.turns[:-1], last.user, prefill, seed, emit, stopped)
         self._drawn += 1
-        self.turns[-1] = Turn(last.user, answer.text, seed)
+        self.turns[-1] = Turn(last.user, answer.text, seed, prefill)
+        self.prefill = ""
         return answer
 
     def replay(self, loop: LoopSpec | None, emit: Emit = _silent, stopped: Stopped = _never) -> Answer:
@@ -108,7 +112,7 @@ class Conversation:
         try:
             self.model.set_loop(loop)
             self.model.reset()
-            return self._answer(self.turns[:-1], last.user, last.seed, emit, stopped)
+            return self._answer(self.turns[:-1], last.user, last.prefill, last.seed, emit, stopped)
         finally:
             self.model.set_loop(before)
 
@@ -123,6 +127,15 @@ class Conversation:
             encode(text, "the system prompt")
         self.system = text
         self.dropped = 0
+
+    def set_prefill(self, text: str) -> None:
+        """Begin the next answer with `text`. Raises UsageError."""
+        encode(text, "the beginning of the answer")
+        self.prefill = text
+
+    def set_think(self, think: bool) -> None:
+        """Let the model think, or not, from the next answer on. Raises UsageError if its template has no switch."""
+        self.template = self.template.having(self.template.arguments_for(think))
 
     def set_sampling(self, name: str, text: str) -> None:
         """Change one sampling setting. Raises UsageError."""
@@ -180,24 +193,34 @@ class Conversation:
             raise UsageError("there is no answer yet.", "ask something first.")
         return self.turns[-1]
 
-    def _answer(self, turns: list[Turn], text: str, seed: int, emit: Emit, stopped: Stopped) -> Answer:
-        prompt, dropped = self._prompt(turns, text)
+    def _answer(self, turns: list[Turn], text: str, prefill: str, seed: int, emit: Emit, stopped: Stopped) -> Answer:
+        """The answer to `text`; what is given of it, or opened for its thinking, is a part of it."""
+        prompt, tokens, dropped = self._prompt(turns, text, prefill)
+        begun = prefill or self.template.opened(prompt)
+        told: list[str] = []
+
+        def after(text: str) -> None:
+            told.append(text)
+            emit(begun + text if len(told) == 1 else text)
+
         answer = complete(
             self.model,
-            prompt,
+            tokens,
             replace(self.sampling, seed=seed),
             stop=self.template.stop,
-            strip=True,
-            emit=emit,
+            strip=not prefill,
+            emit=after,
             stopped=stopped,
         )
-        answer = replace(answer, dropped=max(dropped - self.dropped, 0))
+        if begun and not told:
+            emit(begun)
+        answer = replace(answer, text=begun + answer.text, dropped=max(dropped - self.dropped, 0))
         self.dropped = dropped
         self.answers.append(answer)
         return answer
 
-    def _prompt(self, turns: list[Turn], text: str) -> tuple[list[int], int]:
-        """Tokens that ask for the answer to `text`, and how many of the oldest turns had to be left out.
+    def _prompt(self, turns: list[Turn], text: str, prefill: str) -> tuple[str, list[int], int]:
+        """The prompt that asks for the answer to `text`, its tokens, and how many of the oldest turns are left out.
 
         Room is kept for `n` tokens of the answer, but no more than a quarter of the context. The newest message is
         never left out.
@@ -206,11 +229,15 @@ class Conversation:
         room = n_ctx // 4 if self.sampling.n == -1 else min(self.sampling.n, n_ctx // 4)
         dropped = min(self.dropped, len(turns))
         while True:
-            messages = _messages(self.system, turns[dropped:])
+            kept = (replace(turn, answer=self.template.recalled(turn.answer)) for turn in turns[dropped:])
+            messages = _messages(self.system, kept)
             messages.append({"role": "user", "content": text})
-            tokens = prompt_tokens(self.model, self.template.render(messages))
+            if prefill:
+                messages.append({"role": "assistant", "content": prefill})
+            prompt = self.template.render(messages)
+            tokens = prompt_tokens(self.model, prompt)
             if len(tokens) + room <= n_ctx or dropped == len(turns):
-                return tokens, dropped
+                return prompt, tokens, dropped
             dropped += 1
 
 

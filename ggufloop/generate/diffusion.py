@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 
 from ggufloop.errors import UsageError
 
+ARCHITECTURES = ("dream", "llada", "llada-moe", "rnd1")
+"""Those of masked diffusion models, by llama.cpp's names."""
+
 
 class Denoiser(Protocol):
     """What is used of `engine.LoopedLlama`."""
@@ -58,7 +61,7 @@ class Head:
         if mask is None:
             raise UsageError(
                 "this model has no mask token: it is no masked diffusion model.",
-                "`ggufloop run` generates with other models.",
+                "get a file that names it, or convert the model again.",
             )
         return cls(int(mask), model.metadata.get("diffusion.shift_logits", "true") == "true")
 
@@ -87,7 +90,8 @@ class Schedule:
             raise UsageError(f"n {self.n} is less than 1.", "give the answer 1 token or more.")
         if not 1 <= self.steps <= self.n:
             raise UsageError(
-                f"steps {self.steps} is not in the range 1 to {self.n}.", "each step keeps one token or more."
+                f"steps {self.steps} is not in the range 1 to {self.n}, the tokens of the answer.",
+                "each step keeps one token or more.",
             )
         if not (np.isfinite(self.temp) and self.temp >= 0):
             raise UsageError(f"temp {self.temp} is not a number of 0 or more.", "0 always takes the likeliest token.")

@@ -43,7 +43,7 @@ class EvalPlan:
     names         tasks, groups or tags of lm-eval, or files; limit: only the first questions of each task; drawn: so
                   many of each name, at random, always the same
     num_fewshot   worked examples before each question; None: as many as the task has it
-    chat          ask in the model's chat template
+    chat          ask in the model's chat template; template: what that is rendered with (`template.arguments_for`)
     paired        run the plain model too, and compare
     floor         and the loop again with its damping moved by `endpoints.NUDGE`
     offline       download no questions
@@ -61,6 +61,7 @@ class EvalPlan:
     offline: bool = False
     drawn: int | None = None
     include_path: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.floor and not self.paired:
@@ -195,6 +196,7 @@ def header_of(
         "drawn": plan.drawn,
         "num_fewshot": plan.num_fewshot,
         "chat_template": plan.chat,
+        **({} if not plan.template else {"chat_template_kwargs": dict(plan.template)}),
         "served": tasks.served,
         "seed": SEED,
         "tasks": {name: {"version": versions[name], "n": min(n, plan.limit or n), "slice": groups[name]}
@@ -219,5 +221,6 @@ def _ask_all(
     limit, found = plan.limit if docs is None else None, {}
     for loop in loops:
         llm.set_loop(loop)
-        found[loop_text(loop)] = evaluate(llm, tasks, limit, plan.chat, named(progress, loop_text(loop)), docs, answers)
+        found[loop_text(loop)] = evaluate(llm, tasks, limit, plan.chat, named(progress, loop_text(loop)), docs, answers,
+                                          plan.template)  # fmt: skip
     return found

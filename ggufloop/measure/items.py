@@ -164,11 +164,14 @@ class TaskMeasure:
     item, unit, least = "question", ACCURACY, 30
     places = None
 
-    def __init__(self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False) -> None:
+    def __init__(
+        self, name: str, tasks: Tasks, limit: int | None = None, chat: bool = False,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """tasks: what `load_tasks` gives for this name, or for several. limit: only the first questions of each task
-        it holds."""
+        it holds. chat, template: as `evaluate` has them."""
         self.name = task_name(name)
-        self.chat = chat
+        self.chat, self.template = chat, dict(template or {})
         self._tasks = tasks
         sizes = {task: min(size, limit or size) for task, size in self._tasks.sizes().items()}
         self._docs = [(task, doc) for task, size in sizes.items() for doc in range(size)]
@@ -185,7 +188,8 @@ class TaskMeasure:
     def identity(self) -> dict[str, Any]:
         """The tasks, their sizes and versions."""
         tasks = self._tasks
-        return {"task": self.name, "sizes": tasks.sizes(), "versions": tasks.versions(), "chat": self.chat}
+        return {"task": self.name, "sizes": tasks.sizes(), "versions": tasks.versions(), "chat": self.chat,
+                **({"chat_template_kwargs": self.template} if self.template else {})}  # fmt: skip
 
     def score(self, llm: LoopedLlama, items: Sequence[int]) -> list[float]:
         """1 for each question answered right, 0 for the others. Raises UsageError for a task that does not say."""
@@ -199,7 +203,7 @@ class TaskMeasure:
         for i in items:
             task, doc = self._docs[i]
             wanted.setdefault(task, []).append(doc)
-        run = evaluate(llm, self._tasks, chat=self.chat, docs=wanted)
+        run = evaluate(llm, self._tasks, chat=self.chat, docs=wanted, template=self.template)
         found = {(item.task, item.doc): item for some in run.items.values() for item in some}
         missing = next((self._docs[i] for i in items if self._docs[i] not in found), None)
         if missing is not None:

@@ -10,7 +10,7 @@ the context. Nothing is cut off: a prompt that the context cannot hold is an err
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,12 +36,17 @@ DEFAULT_TOKENS = 256
 class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
     """lm-eval's view of a loaded model under the loop in force."""
 
-    def __init__(self, llm: LoopedLlama, progress: Progress = silent, sliced: Sliced | None = None) -> None:
+    def __init__(
+        self, llm: LoopedLlama, progress: Progress = silent, sliced: Sliced | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """arguments: what the chat template is rendered with."""
         super().__init__()
         self.llm = llm
         self._progress, self._done, self._total = progress, 0, 0
         self._sliced = sliced
         self._template: ChatTemplate | None = None
+        self._arguments = arguments or {}
 
     @property
     def eot_token_id(self) -> int:
@@ -165,9 +170,8 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
         """The conversation as the model's own template writes it; without `add_generation_prompt` it ends in the middle
         of the assistant's last message. Raises UsageError if the model has no template."""
         if self._template is None:
-            self._template = ChatTemplate.needed(self.llm)
-        begun = "" if add_generation_prompt else chat_history[-1]["content"]
-        return self._template.render(chat_history if add_generation_prompt else chat_history[:-1]) + begun
+            self._template = ChatTemplate.needed(self.llm).having(self._arguments)
+        return self._template.render(chat_history)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The source of the model's template, for lm-eval's records."""
@@ -182,10 +186,10 @@ class LoopedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped here
 class ListenLM(LM):  # type: ignore[misc]  # lm-eval is untyped here
     """Notes what is asked, and answers nothing. asked: by task and question."""
 
-    def __init__(self, llm: LoopedLlama | None = None) -> None:
+    def __init__(self, llm: LoopedLlama | None = None, arguments: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.asked: dict[str, dict[int, list[Any]]] = {}
-        self._template = llm and LoopedLM(llm)
+        self._template = llm and LoopedLM(llm, arguments=arguments)
 
     def _note(self, requests: Sequence[Any], answer: Any) -> list[Any]:
         for request in requests:

@@ -70,19 +70,21 @@ def long_context(
     *,
     seed: int = 42,
     chat: bool = False,
+    arguments: Mapping[str, Any] | None = None,
     prose: str = "",
     progress: Progress = silent,
 ) -> Scores:
     """Ask n samples of every task at every length of the plain model and under each loop; what the journal has is kept.
 
-    chat: in the model's own template. prose: for tasks that hide needles in it. The loop in force is the old one
-    afterwards. Raises UsageError for an unknown task, a length that holds none of it or does not fit the context.
+    chat: in the model's own template, rendered with these arguments. prose: for tasks that hide needles in it. The loop
+    in force is the old one afterwards. Raises UsageError for an unknown task, a length that holds none of
+    it or does not fit the context.
     """
     if max(lengths) > llm.n_ctx():
         raise UsageError(
             f"{max(lengths)} tokens do not fit the context of {llm.n_ctx()}.", "give a larger -c, or shorter lengths."
         )
-    template = ChatTemplate.needed(llm) if chat else None
+    template = ChatTemplate.needed(llm).having(arguments or {}) if chat else None
     specs: list[LoopSpec | None] = [None, *loops]
     known = {(r["length"], r["task"], r["loop"], r["sample"]): r["score"] for r in journal.records}
     found: dict[tuple[int, str, str], list[float]] = {}
@@ -113,7 +115,9 @@ def long_context(
 
 def _text(template: ChatTemplate | None, prompt: str, prefix: str) -> str:
     """What the model reads: in a chat the answer has been begun for it."""
-    return (template.render([{"role": "user", "content": prompt}]) if template else prompt) + prefix
+    if template is None:
+        return prompt + prefix
+    return template.render([{"role": "user", "content": prompt}, {"role": "assistant", "content": prefix}])
 
 
 def _count(llm: LoopedLlama, template: ChatTemplate | None) -> ruler.Count:

@@ -9,9 +9,10 @@ Every answer is kept in the journal; the same call goes on from there, also with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ggufloop.backend import library
 from ggufloop.backend.settings import ContextSettings
@@ -33,8 +34,8 @@ LENGTHS, SAMPLES, SEED = (1024, 2048, 4096), 50, 42
 
 @dataclass(frozen=True)
 class LongPlan:
-    """What is asked: n samples of each task at each length in tokens. chat: in the model's chat template; prose: for
-    tasks that hide needles in it.
+    """What is asked: n samples of each task at each length in tokens. chat: in the model's chat template, rendered with
+    `template`; prose: for tasks that hide needles in it.
 
     Raises UsageError for a task that is not known, a length given twice, or prose that is missing.
     """
@@ -45,6 +46,7 @@ class LongPlan:
     seed: int = SEED
     chat: bool = False
     prose: Text | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, given in (("length", self.lengths), ("task", self.tasks)):
@@ -84,6 +86,7 @@ def run_long_context(
         header = {
             "schema_version": SCHEMA_VERSION, "model": path.name, "model_sha256": file_sha256(path),
             "patch_id": patch_id, "seed": plan.seed, "chat_template": plan.chat,
+            **({"chat_template_kwargs": dict(plan.template)} if plan.template else {}),
             "prose": plan.prose.name if plan.prose else None, "flash_attn": settings.uses_flash(path),
             "type_k": settings.type_k, "type_v": settings.type_v,
         }  # fmt: skip
@@ -92,7 +95,8 @@ def run_long_context(
                 note(progress, kept.dropped)
             prose = plan.prose.text if plan.prose else ""
             return cells(long_context(llm, loops, plan.tasks, plan.lengths, plan.n, kept, seed=plan.seed,
-                                      chat=plan.chat, prose=prose, progress=progress))  # fmt: skip
+                                      chat=plan.chat, arguments=plan.template, prose=prose,
+                                      progress=progress))  # fmt: skip
     finally:
         llm.close()
 

@@ -139,7 +139,7 @@ def plan_eval(
     tasks = tasks or plan.load(progress)
     slices, layers = slices_of(tasks, plan.limit, plan.drawn), layers_of(path)
     with timed(path, settings, True, speed, progress) as (found, count, llm):
-        reads = _reads(tasks, slices, plan.chat and llm is not None, count, llm)
+        reads = _reads(tasks, slices, plan.chat and llm is not None, count, llm, plan.template)
     cells = [
         PlannedCell(name, loop_text(each), sum(reads[t].items for t in members), tokens, tokens * cost(each, layers))
         for each in loops
@@ -167,7 +167,7 @@ def plan_sweep(
         for name in plan.tasks:
             tasks = load_tasks([name], plan.offline, None, progress, plan.include_path)
             some = slices_of(tasks, plan.limit)
-            each = _reads(tasks, some, plan.chat and llm is not None, count, llm).values()
+            each = _reads(tasks, some, plan.chat and llm is not None, count, llm, plan.template).values()
             slices += len(some)
             reads[name] = _Read(sum(r.items for r in each), sum(r.tokens for r in each), any(r.written for r in each))
     for name, read in reads.items():
@@ -221,8 +221,9 @@ def _text(text: Text, plan: SweepPlan, count: Count, llm: LoopedLlama | None) ->
 
 
 def _reads(
-    tasks: Tasks, slices: Sequence[Slice], chat: bool, count: Count, llm: LoopedLlama | None
-) -> dict[str, _Read]:
+    tasks: Tasks, slices: Sequence[Slice], chat: bool, count: Count, llm: LoopedLlama | None,
+    template: Mapping[str, Any],
+) -> dict[str, _Read]:  # fmt: skip
     """What each task takes, judged by its first questions."""
     from ggufloop.measure.lm_eval_model import ListenLM
     from ggufloop.measure.tasks import ask
@@ -230,7 +231,7 @@ def _reads(
     firsts: dict[str, tuple[int, ...]] = {}
     for each in slices:
         firsts.setdefault(each.task, each.docs[:SAMPLE])
-    listens = ListenLM(llm)
+    listens = ListenLM(llm, template)
     ask(listens, tasks, chat=chat, docs={task: list(docs) for task, docs in firsts.items()})
     sizes, found = sizes_of(tasks), {}
     for task, docs in firsts.items():

@@ -109,8 +109,8 @@ class Decision:
         """Loops that may gain `worth` and were not shown to help."""
         return tuple(c for c in self.loops if not c.settled and c.verdict.word != HELPS)
 
-    def sentence(self, item: str = "item") -> str:
-        """The verdict in words, with the numbers behind it."""
+    def sentence(self, item: str = "item", available: int | None = None) -> str:
+        """The verdict in words, with the numbers behind it. available: how many items there are, if that is known."""
         harm = sum(c.verdict.word == HURTS for c in self.loops)
         tail = f" Worse than plain: {harm} of {len(self.loops)}." if harm else ""
         if self.winner is not None:
@@ -128,10 +128,11 @@ class Decision:
         if self.n < LEAST_ITEMS:
             return f"not enough data to tell ({self.n} {item}s are under {LEAST_ITEMS}).{tail}"
         dropped = sum(not c.whole for c in self.unsettled)
+        few = "" if available is None or available >= self.n_needed else f", and there are {available}"
         raced = f", {dropped} of them dropped by the race before that was known" if dropped else ""
         return (
             f"not enough data to tell: {len(self.unsettled)} of {len(self.loops)} loops may gain {self.worth:g} or "
-            f"more{raced}; about {self.n_needed} {item}s for each would find such a gain with 80 % power.{tail}"
+            f"more{raced}; about {self.n_needed} {item}s for each would find such a gain with 80 % power{few}.{tail}"
         )
 
 

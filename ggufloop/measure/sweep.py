@@ -87,7 +87,7 @@ class Outcome:
     @property
     def words(self) -> str:
         """The verdict in words. A look that was not planned is marked."""
-        said = self.decision.sentence(self.measure.item)
+        said = self.decision.sentence(self.measure.item, self.measure.available)
         if self.look == 1 == self.planned:
             return said
         mark = "" if self.look <= self.planned else ": not planned, so this is no confirmation"

@@ -13,9 +13,9 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ class SweepPlan:
     """What a sweep measures and how it decides.
 
     text           its chunks of `chunk` tokens, the first `chunks` of them; tasks: of lm-eval, one verdict for each
-    limit          questions of each task; chat: asked in the model's chat template
+    limit          questions of each task; chat: asked in the model's chat template, template: with these arguments
     budget         as many items as fit into this time: 90s, 30m, 2h
     racing         drop the worse loops early; finalists: loops it leaves for the last items
     worth          the smallest gain that would matter, None: `verdict.WORTHS` of each measure's unit
@@ -92,6 +92,7 @@ class SweepPlan:
     pooled: bool = False
     offline: bool = False
     include_path: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.text is None and not self.tasks:
@@ -218,7 +219,7 @@ def opened_sweep(
              for names in together]  # fmt: skip
     llm = open_model(path, settings, verbose=verbose, progress=progress)
     try:
-        measures: list[Measure] = [TaskMeasure(*each, plan.limit, plan.chat) for each in tasks]
+        measures: list[Measure] = [TaskMeasure(*each, plan.limit, plan.chat, plan.template) for each in tasks]
         if plan.text is not None:
             measures.insert(0, TextMeasure(llm, plan.text, plan.chunk, plan.chunks))
         header: dict[str, Any] = {

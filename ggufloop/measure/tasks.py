@@ -119,8 +119,10 @@ def evaluate(
     progress: Progress = silent,
     docs: Mapping[str, Sequence[int]] | None = None,
     answers: Answers | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Run tasks under the loop in force, the first `limit` questions of each; chat: in the model's chat template.
+    """Run tasks under the loop in force, the first `limit` questions of each; chat: in the model's chat template,
+    template: with these arguments.
 
     docs: the questions of each task to run instead, by their numbers; lm-eval's own standard errors are left
     out then. answers: those there are already, which are not computed again; it keeps the others.
@@ -132,7 +134,7 @@ def evaluate(
 
     loop = loop_text(llm.loop)
     sliced = Sliced(answers or Answers(), loop, sizes_of(tasks), docs)
-    return ask(LoopedLM(llm, progress, sliced), tasks, limit, chat, docs)
+    return ask(LoopedLM(llm, progress, sliced, template), tasks, limit, chat, docs)
 
 
 def ask(

@@ -92,6 +92,7 @@ def record(
             "chat_template", "served")  # fmt: skip
     data = {
         **{name: header[name] for name in said},
+        **({"chat_template_kwargs": header["chat_template_kwargs"]} if "chat_template_kwargs" in header else {}),
         "runs": [
             {"loop": loop, "results": run.results["results"], "versions": run.results["versions"],
              "n": {name: len(items) for name, items in run.items.items()}}

@@ -20,7 +20,7 @@ from typing import Any
 
 from ggufloop import files
 from ggufloop.errors import GgufloopError
-from ggufloop.models import hubfiles
+from ggufloop.models import elsewhere, hubfiles
 from ggufloop.progress import Progress, Step, silent
 
 
@@ -101,9 +101,26 @@ def _fetch(wanted: hubfiles.Reference, offline: bool, progress: Progress) -> Pat
     except GgufloopError as e:
         hint = "run it once without --offline and HF_HUB_OFFLINE." if offline else e.hint
         raise GgufloopError(f"cannot use {what}: {e.message}", hint) from None
+    if not offline and (same := _elsewhere(repo, next(f for f in files if f.path == file), revision, progress)):
+        return same
     stated = {f.path: f.sha256 for f in files}
     paths = [_download(repo, part, revision, stated.get(part), offline, progress) for part in hubfiles.part_paths(file)]
     return paths[0]
+
+
+def _elsewhere(repo: str, wanted: hubfiles.HubFile, revision: str | None, progress: Progress) -> Path | None:
+    """Another program's file of the very bytes that would be downloaded; None for a model in parts."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if wanted.sha256 is None or wanted.bytes is None or len(hubfiles.part_paths(wanted.path)) > 1:
+        return None
+    if isinstance(try_to_load_from_cache(repo, wanted.path, revision=revision), str):
+        return None
+    found = elsewhere.holding(wanted.sha256, wanted.bytes)
+    if found is None:
+        return None
+    progress(Step(f"{found.program} has {wanted.path} already; nothing is downloaded"))
+    return found.file()
 
 
 def _list(repo: str, revision: str | None, offline: bool, progress: Progress) -> tuple[list[hubfiles.HubFile], bool]:
@@ -126,7 +143,9 @@ def _list(repo: str, revision: str | None, offline: bool, progress: Progress) ->
     except Exception as e:
         failure = e
     else:
-        return [hubfiles.HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []], False
+        return [
+            hubfiles.HubFile(s.rfilename, s.lfs.sha256 if s.lfs else None, s.size) for s in info.siblings or []
+        ], False
     if not _list_cache(repo, revision):
         raise failure
     progress(Step(f"the hub cannot be reached; using what is downloaded of {repo}"))

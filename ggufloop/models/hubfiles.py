@@ -36,10 +36,11 @@ _PAGES = ("blob", "resolve", "raw", "tree")
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository. path: in it, '/' between folders; sha256: as the hub states it, None if it does not."""
+    """A file of a repository. path: in it, '/' between folders; sha256, bytes: as the hub states them, else None."""
 
     path: str
     sha256: str | None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ggufloop import files, reading
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.files import atomic_path, cache_dir, lock, shipped
 from ggufloop.loop import LoopSpec, parse_window
-from ggufloop.models import hub, hubfiles, wheels
+from ggufloop.models import elsewhere, hub, hubfiles, wheels
 from ggufloop.models.architectures import check_window
 from ggufloop.models.gguf import MAX_LAYERS, read_header
 from ggufloop.models.info import ModelInfo, describe
@@ -239,7 +239,8 @@ def downloaded(model: Model) -> Path | None:
     for source in model.sources:
         if source.hf and (path := hub.cached(source.hf, model.file)):
             return path
-    return None
+    same = elsewhere.holding(model.sha256, model.bytes) if model.sha256 and model.bytes else None
+    return None if same is None else same.file()
 
 
 def resolve(
@@ -251,10 +252,10 @@ def resolve(
 ) -> Path:
     """A model file on this machine, downloaded if need be.
 
-    text: a path (it exists, has the look of one, or ends in .gguf), a name of models.toml, or an address of Hugging
-    Face (see hubfiles.parse). hf: such an address instead. hf_file: which file of the repository. offline: download
-    nothing. Raises UsageError for text that is none of these, GgufloopError when the
-    file cannot be had; a path is returned without a look at it.
+    text: a path (it exists, has the look of one, or ends in .gguf), a name of models.toml, one of another program's
+    models (see elsewhere), or an address of Hugging Face (see hubfiles.parse). hf: such an address instead. hf_file:
+    which file of the repository. offline: download nothing. Raises UsageError for text that is none of these,
+    GgufloopError when the file cannot be had; a path is returned without a look at it.
     """
     if hf is not None:
         return _from_hub(hf, hf_file, offline, progress)
@@ -266,11 +267,16 @@ def resolve(
     model = find(text)
     if model is not None and hf_file is None:
         return _from_sources(model, offline, progress)
+    if hf_file is None and (other := elsewhere.find(text)) is not None:
+        return other.file()
     if hf_file is not None or _is_address(text, path):
         return _from_hub(text, hf_file, offline, progress)
     if path.exists() or text.lower().endswith(".gguf") or "/" in text or os.sep in text:
         return path
-    raise UsageError(f"model {text!r} is neither a file nor a known name.", nearest(text, [m.name for m in models()]))
+    known = [*(m.name for m in models()), *(each.name for each in elsewhere.found())]
+    same = next((name for name in known if name.lower().endswith(f":{text.lower()}")), None)
+    hint = f"did you mean {same}?" if same else nearest(text, known)
+    raise UsageError(f"model {text!r} is neither a file nor a known name.", hint)
 
 
 def _is_address(text: str, path: Path) -> bool:

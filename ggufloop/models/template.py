@@ -2,7 +2,9 @@
 
     template = ChatTemplate.of(llm) or PLAIN
     prompt = template.render([{"role": "user", "content": "Hello"}])
+    brief = template.having(template.arguments_for(think=False))         # where it has a switch for that
 
+A last message of the assistant's is one that is begun: the prompt ends in the middle of it, as llama-server has it.
 llama-cpp-python falls back to the llama-2 format in silence when the metadata has no template, and replaces some
 templates it recognises by formats that lose the system prompt. So the template is rendered here, exactly as it is
 written, and a missing one is the caller's to announce. The surroundings (trimmed blocks, loop controls, tojson,
@@ -11,17 +13,30 @@ raise_exception, strftime_now) are the ones templates are written for.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NoReturn, Protocol, TypedDict
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
-from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.errors import GgufloopError, UsageError, nearest
+
+THINKING = (
+    ("<think>", "</think>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"), ("<|channel>", "<channel|>"),
+)  # fmt: skip
+"""What models think between; the first where a template does not say."""
+SWITCHES = ("enable_thinking", "thinking")
+"""How templates spell the argument that turns thinking on and off."""
+_OURS = {"messages", "tools", "add_generation_prompt"}
 
 
 class Message(TypedDict):
@@ -94,12 +109,40 @@ def lazily_compiled(formatter: Any) -> Any:
                 except TEMPLATE_FAILURES as e:
                     raise unreadable(e) from e
                 self._compiled = True
+            messages, begun = split_begun(kwargs["messages"])
             try:
-                return super().__call__(**kwargs)
+                found = super().__call__(**kwargs | {"messages": messages})
             except TEMPLATE_FAILURES as e:
                 raise refused(e) from e
+            return dataclasses.replace(found, prompt=begin(found.prompt, begun, tags_of(self.template)))
 
     return Lazy
+
+
+def tags_of(source: str) -> tuple[str, str]:
+    """The tags a template's model thinks between."""
+    return next((tags for tags in THINKING if tags[1] in source), THINKING[0])
+
+
+def split_begun(messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """What the prompt asks, and how the answer begins: the last message if it is the assistant's, '' if not."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or not isinstance(last.get("content"), str) or last.get("tool_calls"):
+        return messages, ""
+    return messages[:-1], last["content"]
+
+
+def opened(prompt: str, tags: tuple[str, str]) -> str:
+    """The tag with which a prompt begins the answer's thinking, and the space after it; '' if it does not."""
+    return prompt[prompt.rindex(tags[0]) :] if prompt.rstrip().endswith(tags[0]) else ""
+
+
+def begin(prompt: str, begun: str, tags: tuple[str, str]) -> str:
+    """A prompt with its answer begun: thinking that it has opened ends there, unless the answer begins with it."""
+    thinks = opened(prompt, tags) if begun else ""
+    if thinks and begun.lstrip().startswith(tags[0]):
+        return prompt[: -len(thinks)] + begun
+    return prompt + (f"\n{tags[1]}\n\n" if thinks else "") + begun
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -125,7 +168,8 @@ class ChatTemplate:
     """A compiled chat template.
 
     source: Jinja text. bos, eos: the text of those tokens. stop: strings that end an answer, for formats whose turns
-    do not end in a token of their own. Raises GgufloopError if the source does not compile.
+    do not end in a token of their own. tags: what its model thinks between; arguments: what else it is rendered with
+    (`having`). Raises GgufloopError if the source does not compile.
     """
 
     def __init__(self, source: str, bos: str = "", eos: str = "", stop: tuple[str, ...] = ()) -> None:
@@ -139,7 +183,8 @@ class ChatTemplate:
             raise_exception=_refuse,
             strftime_now=lambda form: datetime.datetime.now().strftime(form),
         )
-        self.stop = stop
+        self.stop, self.tags, self.arguments = stop, tags_of(source), dict[str, Any]()
+        self._environment, self._source = environment, source
         try:
             self._template = environment.from_string(source)
         except TEMPLATE_FAILURES as e:
@@ -165,16 +210,82 @@ class ChatTemplate:
             raise UsageError("this model has no chat template.", hint)
         return found
 
+    @cached_property
+    def _reads(self) -> tuple[set[str], list[str]]:
+        """Names it may take, and those that it does not set itself."""
+        tree = self._environment.parse(self._source)
+        found = jinja2.meta.find_undeclared_variables(tree) - _OURS
+        stored = {name.name for name in tree.find_all(jinja2.nodes.Name) if name.ctx == "store"} - set(SWITCHES)
+        return found, sorted(found - stored)
+
+    def arguments_for(self, think: bool | None = None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What to render it with so that its model thinks or not, and with what else is given by name.
+
+        Raises UsageError for what the template does not read.
+        """
+        known, own = self._reads
+        takes = f"it reads {', '.join(own)} (--chat-template-kwargs)." if own else "leave it out: it reads none."
+        for name in given or {}:
+            if name not in known:
+                raise UsageError(f"the model's chat template reads no {name!r}.", nearest(name, own) if own else takes)
+        switch = next((name for name in SWITCHES if name in known), None)
+        if think is None:
+            return dict(given or {})
+        if switch is None:
+            raise UsageError("the model's chat template has no switch for thinking.", takes)
+        if switch in (given or {}):
+            raise UsageError(f"thinking is switched twice, by {switch} too.", "give one of them.")
+        return {**(given or {}), switch: think}
+
+    def having(self, arguments: Mapping[str, Any]) -> ChatTemplate:
+        """The same template, rendered with these arguments, and those it has, from now on."""
+        found = copy.copy(self)
+        found.__dict__.pop("_forgets", None)
+        found.arguments = {**self.arguments, **arguments}
+        return found
+
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
-        """The prompt that asks for the next answer.
+        """The prompt that asks for the next answer, or goes on with one that is begun.
 
         tools: functions the model may call, in OpenAI's form. Raises GgufloopError if the template refuses
         the messages.
         """
+        asked, begun = split_begun(messages)
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, tools=tools)
+            prompt = self._template.render(messages=asked, add_generation_prompt=True, tools=tools, **self.arguments)
         except TEMPLATE_FAILURES as e:
             raise refused(e) from e
+        return begin(prompt, begun, self.tags)
+
+    def opened(self, prompt: str) -> str:
+        """What a prompt of its begins the answer's thinking with, '' if it does not."""
+        return opened(prompt, self.tags)
+
+    def recalled(self, answer: str) -> str:
+        """An answer as a later prompt tells it. Templates leave out thinking that ended; those get none that was cut
+        off either."""
+        before, tag, thought = answer.rpartition(self.tags[0])
+        return before if tag and self.tags[1] not in thought and self._forgets else answer
+
+    @cached_property
+    def _forgets(self) -> bool:
+        said = {"role": "assistant", "content": f"{self.tags[0]}\nTHOUGHT\n{self.tags[1]}\n\nSAID"}
+        try:
+            return "THOUGHT" not in self.render(
+                [{"role": "user", "content": "A"}, said, {"role": "user", "content": "B"}]
+            )
+        except GgufloopError:
+            return False
+
+
+def arguments_for(source: str | None, think: bool | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a model's template, None for a model without one, is rendered with. Raises UsageError, GgufloopError."""
+    if think is None and not given:
+        return {}
+    if source is None:
+        raise UsageError("this model has no chat template, so there is nothing to switch.",
+                         "leave out --think and --chat-template-kwargs.")  # fmt: skip
+    return ChatTemplate(source).arguments_for(think, given)
 
 
 _WITHOUT = "`ggufloop run --raw -p TEXT` continues a text without a template."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from ggufloop.errors import UsageError
 from ggufloop.generate.sampling import Sampling
 from ggufloop.loop import LoopSpec
 from ggufloop.models.registry import suggest_window
+from ggufloop.models.template import SWITCHES
 from ggufloop.opening import check_loops
 
 MENU = ("k=3", "k=6 passes=3")
@@ -55,8 +58,10 @@ def server_words(
     loop: LoopSpec | None,
     parallel: int,
     more: dict[str, Any],
+    template: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """The arguments of llama-server. parallel: answers at a time; more: flags that are handed on, by name."""
+    """The arguments of llama-server. parallel: answers at a time; more: flags that are handed on, by name; template:
+    what the chat template is rendered with."""
     threads = str(settings.threads)
     words = ["-m", str(path), "-a", model_name(path), "-t", threads, "-tb", threads]
     # every answer has a context, and K/V, of its own: what it computes does not depend on the others
@@ -64,6 +69,12 @@ def server_words(
     for names, values in ((_CONTEXT, vars(settings)), (_SAMPLING, vars(sampling)), (_HANDED, more)):
         words += [w for name, flag in names.items() if values[name] is not None for w in (flag, str(values[name]))]
     words += ["--embeddings"] * more["embeddings"] + ["--jinja"] * more["jinja"]
+    others = dict(template or {})
+    think = others.pop(SWITCHES[0], None)  # which the server wants told by a flag of its own
+    if isinstance(think, bool):
+        words += ["--reasoning", "on" if think else "off"]
+    if others:
+        words += ["--chat-template-kwargs", json.dumps(others)]
     if loop is not None:
         words += ["--loop", str(loop)]
     return words + [word for each in menu(path, loop) for word in ("--loop-menu", str(each))]

@@ -52,7 +52,7 @@ def _judged(a: Finding) -> str:
 
 
 def _cost(a: Finding) -> str:
-    return f"It evaluates {a.layers:.2f} times the layers, and takes about as many times as long."
+    return f"It evaluates {a.layers:.2f} times the layers, and takes about that much longer."
 
 
 def _choice(a: Finding) -> list[str]:

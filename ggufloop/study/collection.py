@@ -65,6 +65,8 @@ def collect(folder: Path) -> Collection:
         raise GgufloopError(f"there is no folder {folder}.", "name one that holds results, such as studies.")
     found = Collection([], [], [])
     for path in sorted(folder.rglob("*.jsonl")):
+        if path.match("answer.jsonl") or path.match("answer-*.jsonl"):
+            continue  # some of its items chose the loop: answer.csv has what the others say
         name = path.relative_to(folder).as_posix()
         try:
             kind, model, rows = _read(path)

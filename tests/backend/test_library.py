@@ -321,7 +321,7 @@ def test_doctor_when_all_is_well() -> None:
     data = json.loads(ggufloop("doctor", "-o", "json").stdout)
     assert list(data) == [
         "schema_version", "ggufloop", "python", "binding", "llama_cpp", "library", "patch_id", "directory", "stock",
-        "abi", "devices", "gave_up", "computes", "cache", "cache_libraries", "cache_bytes", "problems",
+        "abi", "devices", "gave_up", "variant", "computes", "cache", "cache_libraries", "cache_bytes", "problems",
     ]  # fmt: skip
     assert (data["problems"], data["abi"], data["computes"]["failures"]) == ([], ABI, [])
 

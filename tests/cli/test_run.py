@@ -54,14 +54,15 @@ def bench(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, cl
     return Bench(tiny_model("llama"), monkeypatch, cli)
 
 
-def foot(prompt: int, generated: int, loop: str = "plain") -> str:
-    return f"[ Prompt: {prompt} tokens, 100.0 t/s | Generation: {generated} tokens, 10.0 t/s | {loop} ]\n"
+def foot(prompt: int, generated: int, loop: str = "plain", cut: bool = False) -> str:
+    end = f" | cut by -n {generated}: a larger -n gives more" if cut else ""
+    return f"[ Prompt: {prompt} tokens, 100.0 t/s | Generation: {generated} tokens, 10.0 t/s | {loop}{end} ]\n"
 
 
 def test_one_answer_is_on_stdout_and_its_footer_on_stderr(bench: Bench) -> None:
     assert bench("run", "MODEL", "-s", "7", "-p", "Hi") == (0, "Hi: plain answer, seed 7\n", foot(21, 24))
     looped = bench("run", "MODEL", "-s", "7", "-p", "Hi", "--window", "2:5", "--kv", "each", "-n", "4")
-    assert looped == (0, "Hi: \n", foot(21, 4, "window 2:5, K 3, kv=each").replace("4 tokens, 10", "4 tokens, 10"))
+    assert looped == (0, "Hi: \n", foot(21, 4, "window 2:5, K 3, kv=each", cut=True))
 
 
 def test_flags_reach_the_model(bench: Bench) -> None:
@@ -79,6 +80,13 @@ def test_flags_reach_the_model(bench: Bench) -> None:
     assert bench.llm.n_ctx() == 1024  # what the file says, being less than 4096
     assert bench.llm.kwargs["flash_attn"] is True
     assert bench.llm.sampling == {"temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0}
+
+
+def test_without_a_model_it_says_what_to_type(bench: Bench) -> None:
+    hint = "a GGUF file, a name of `ggufloop list`, or user/repo[:quant].\n"
+    for words in (["run"], ["run", "-p", "Hi"], ["chat"]):
+        typed = f"type `ggufloop {words[0]} smollm2-135m`, or "
+        assert bench(*words) == (2, "", f"error: no model is given.\n  {typed}{hint}")
 
 
 def test_where_a_prompt_comes_from(bench: Bench, tmp_path: Path) -> None:
@@ -144,6 +152,35 @@ def test_a_model_without_a_template_continues_text_and_chats_in_plain_turns(benc
             "-p x -s -2",
             2,
             "error: seed -2 is not a whole number from 0 to 4294967294, or -1.\n  -1 draws one.",
+        ),
+        (
+            "-p x --raw --prefill S",
+            2,
+            "error: --prefill needs a chat template, and --raw uses none.\n  put the text into the prompt.",
+        ),
+        (
+            "-p x --raw --think on",
+            2,
+            "error: --think and --chat-template-kwargs are of a chat template, and none is used "
+            "here.\n  leave them out, or leave out --raw.",
+        ),
+        (
+            "-p x --think on",
+            2,
+            "error: this model has no chat template, so there is nothing to switch.\n"
+            "  leave out --think and --chat-template-kwargs.",
+        ),
+        (
+            "-p x --chat-template-kwargs {a:1}",
+            2,
+            "Error: Invalid value for '--chat-template-kwargs': '{a:1}' cannot be read: "
+            "Expecting property name enclosed in double quotes at column 2",
+        ),
+        (
+            "-p x --chat-template-kwargs [1]",
+            2,
+            "Error: Invalid value for '--chat-template-kwargs': '[1]' is no JSON "
+            "object; write it like '{\"enable_thinking\": false}'",
         ),
         ("-p x -n many", 2, "Error: Invalid value for '-n' / '--predict': 'many' is not a valid integer."),
         ("-p x -c -1", 2, "Error: Invalid value for '-c' / '--ctx-size': -1 is not in the range x>=0."),
@@ -266,9 +303,9 @@ def test_in_a_chat_ctrl_c_stops_the_answer_and_twice_leaves(bench: Bench, monkey
         f"{Path(bench.model).name}, 7 layers, context 1024, {looped}",
         "/help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves.",
         f"[ Prompt: 21 tokens, 100.0 t/s | Generation: 3 tokens, 10.0 t/s | {looped} | stopped ]",
-        foot(45, 4, looped).strip(),
+        foot(45, 4, looped, cut=True).strip(),
         again,
-        foot(70, 4, looped).strip(),
+        foot(70, 4, looped, cut=True).strip(),
         again,
         "",
         "interrupted",
@@ -281,10 +318,12 @@ def test_in_a_chat_ctrl_c_stops_the_answer_and_twice_leaves(bench: Bench, monkey
 
 HELP = """\
 /help                                              list these commands
-/exit                                              leave (Ctrl-D does too)
+/exit                                              leave (/bye, /quit and Ctrl-D do too)
 /clear                                             forget the conversation, keep the settings
 /regen                                             answer the last message again, differently
 /system [TEXT | off]                               set, remove or show the system prompt
+/think [on | off]                                  let the model think before it answers, or not
+/prefill [TEXT]                                    begin the next answer with TEXT
 /set NAME VALUE                                    change temp, top-k, top-p, min-p, repeat-penalty, seed or n
 /show                                              show the model, the loop and all settings
 /save FILE                                         save the conversation
@@ -308,7 +347,16 @@ def test_slash_commands_show_on_stdout_and_acknowledge_on_stderr(bench: Bench) -
         return result.err
 
     assert out("/help") == HELP
-    assert out("", "  ", "/exit", "/help") == ""
+    assert out("", "  ", "/exit", "/help") == out("/bye", "/help") == out("/quit", "/help") == ""
+    assert out("/prefill Oh, ", "a", "b") == "Oh,a: plain answer, seed 7\nb: plain answer, seed 8\n"
+    assert bench.llm.prompts[0] == "[user]a\n[assistant]Oh,"
+    assert out("/think") == "thinking is as the chat template has it\n"
+    bench.prepare = lambda llm: llm.metadata.update({"tokenizer.chat_template": "{{ enable_thinking }}[user]"})
+    assert out("/think off", "/think", "a") == (
+        "the chat template gets enable_thinking false\n: plain answer, seed 7\n"
+    )
+    assert bench.llm.prompts == ["False[user]"]
+    bench.prepare = lambda llm: None
     assert out("a \\", "b") == "a : plain answer, seed 7\n"
     assert bench.llm.prompts == ["[user]a \nb\n[assistant]"]
     assert out("a", "/regen") == "a: plain answer, seed 7\na: plain answer, seed 8\n"
@@ -409,7 +457,8 @@ def test_save_and_load(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ("/lop", "command '/lop' is not known.",
          "did you mean /loop? "
-         "Known: /help, /exit, /clear, /regen, /system, /set, /show, /save, /load, /stats, /loop, /ab."),
+         "Known: /help, /exit, /clear, /regen, /system, /think, /prefill, /set, /show, /save, /load, /stats, "
+             "/loop, /ab."),
         ("/clear all", "/clear takes nothing after it, not 'all'.", "write /clear alone."),
         ("/save", "/save needs more.", "write it like /save FILE"),
         ("/regen", "there is no answer yet.", "ask something first."),
@@ -417,6 +466,8 @@ def test_save_and_load(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("/set temp", "/set temp needs a value.", "write it like /set temp 0.5"),
         ("/set top-kk 3", "setting 'top-kk' is not known.",
          "did you mean top-k? Known: temp, top-k, top-p, min-p, repeat-penalty, seed, n."),
+        ("/think off", "the model's chat template has no switch for thinking.", "leave it out: it reads none."),
+        ("/think of", "/think 'of' is not known.", "did you mean off? Known: on, off."),
         ("/loop 2-5", "window 2-5 is not of the form first:end.",
          "windows are half-open: layers 2 to 5 are --window 2:6."),
         ("/loop 2:9", "window 2:9 is out of range: this model has 7 layers.", "use 1:6 at most."),
@@ -504,7 +555,7 @@ def shell(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 @pytest.mark.model
 def test_a_real_model_gives_the_same_text_by_run_and_by_chat(smollm2: Path) -> None:
     said = "Why is the sky blue?"
-    footer = r"\[ Prompt: \d+ tokens, [\d.]+ t/s \| Generation: 16 tokens, [\d.]+ t/s \| %s \]\n"
+    footer = r"\[ Prompt: \d+ tokens, [\d.]+ t/s \| Generation: 16 tokens, [\d.]+ t/s \| %s \| cut by .* \]\n"
     run = shell("run", *LOOP, "-p", said)
     assert run.returncode == 0, run.stderr
     assert re.fullmatch(footer % "window 12:16, K 3", run.stderr)

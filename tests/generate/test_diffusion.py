@@ -153,8 +153,8 @@ def test_counts_share_the_answer_out(blocks: int, width: int, data: st.DataObjec
     ("values", "message"),
     [
         ({"n": 0}, "n 0 is less than 1."),
-        ({"n": 8, "steps": 9}, "steps 9 is not in the range 1 to 8."),
-        ({"n": 8, "steps": 0}, "steps 0 is not in the range 1 to 8."),
+        ({"n": 8, "steps": 9}, "steps 9 is not in the range 1 to 8, the tokens of the answer."),
+        ({"n": 8, "steps": 0}, "steps 0 is not in the range 1 to 8, the tokens of the answer."),
         ({"temp": -0.1}, "temp -0.1 is not a number of 0 or more."),
         ({"temp": float("nan")}, "temp nan is not a number of 0 or more."),
         ({"seed": -1}, "seed -1 is negative."),

@@ -1,22 +1,23 @@
-"""The diffusion sampler on the real engine: tiny LLaDA and Dream models, plain and looped, and the example script."""
+"""The diffusion sampler on the real engine: tiny LLaDA and Dream models, plain and looped, and `run` of them."""
 
 from __future__ import annotations
 
-import importlib.util
+import io
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from support import ROOT, tiny
+from support import tiny
+from support.cli import Cli
 from support.rewrite import rewritten
 
-from ggufloop.engine import LoopedLlama
-from ggufloop.generate.diffusion import Head, Schedule, denoise
+from ggufloop.engine import LoopedLlama, llama_cpp
+from ggufloop.generate.diffusion import ARCHITECTURES, Head, Schedule, denoise
 
 MASK = 258
 PROMPT = [84, 104, 101, 32, 99, 97, 116]
@@ -99,40 +100,71 @@ def test_every_place_sees_the_whole_text_and_a_loop_moves_it(model: Callable[[st
             np.testing.assert_allclose(looped, first, atol=1e-5)
 
 
-@pytest.fixture
-def example() -> ModuleType:
-    path = ROOT / "scripts" / "diffusion_example.py"
-    spec = importlib.util.spec_from_file_location("diffusion_example", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(autouse=True)
+def nothing_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
 
 
-def test_the_example(model: Callable[[str], Path], example: ModuleType, tiny_model: Callable[[str], Path]) -> None:
-    args = ["-p", "The cat", "--raw", "-n", "8", "--steps", "4", "-c", "64", "-t", "1"]
+ASK = ["-p", "The cat", "--raw", "-n", "8", "-c", "64", "-t", "1"]
+
+
+def test_run_writes_with_it(model: Callable[[str], Path], cli: Cli) -> None:
     path = model("llada")
-
-    def run(*args: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(example.main, list(args))
-        return done.exit_code, done.stdout, done.stderr
-
     for loop, flags in ((None, ()), ("2:4 k=3", ("--window", "2:4", "--K", "3"))):
         with opened(path, loop) as llm:
             tokens = list(denoise(llm, Head.of(llm), llm.tokenize(b"The cat"), Schedule(8, 4)).tokens)
             end = next((i for i, token in enumerate(tokens) if llm.is_eog(token)), 8)
             text = llm.detokenize(tokens[:end]).decode("utf-8", "replace")
         described = "window 2:4, K 3" if loop else "plain"
-        assert run(str(path), *args, *flags) == (0, f"{text}\n", f"[ 4 evaluations | {described} ]\n")
-    code, _, err = run(str(path), *args, "-v")
-    assert (code, len(err.splitlines())) == (0, 5)
-    assert err.startswith("  1 '")
-    assert run(str(tiny_model("llama")), *args)[::2] == (
-        1,
-        "Error: this model has no mask token: it is no masked diffusion model. "
-        "`ggufloop run` generates with other models.\n",
-    )
-    assert run(str(path), *args, "--steps", "9")[2] == (
-        "Error: steps 9 is not in the range 1 to 8. each step keeps one token or more.\n"
-    )
+        ran = cli("run", path, *ASK, *flags)
+        assert (ran.code, ran.out) == (0, f"{text}\n"), "temperature 0, and half as many steps as tokens"
+        assert re.fullmatch(rf"\[ 8 tokens in 4 evaluations, [0-9.]+ t/s \| {described} ]", ran.err.splitlines()[-1])
+    assert cli("run", path, *ASK, "--temp", "9", "-s", "1").out != cli("run", path, *ASK).out
+
+
+def test_run_shows_the_answer_grow(model: Callable[[str], Path], cli: Cli) -> None:
+    flags = ("--diffusion-visual", "--diffusion-steps", "8", "--diffusion-block-length", "4")
+    lines = cli("run", model("dream"), *ASK, *flags).err.splitlines()
+    assert [line[:5] for line in lines[-9:-1]] == [f"  {i} '" for i in range(1, 9)]
+    assert lines[-6].endswith("....'"), "the second block is untouched when the first is full"
+    assert lines[-1].startswith("[ 8 tokens in 8 evaluations")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "llada", *ASK, "--diffusion-steps", "9"],
+         "steps 9 is not in the range 1 to 8, the tokens of the answer.\n  each step keeps one token or more."),
+        (["run", "llada", *ASK, "--top-k", "3"], "--top-k is not for llada.gguf, which is a diffusion model."),
+        (["run", "llama", *ASK, "--diffusion-steps", "4"],
+         "--diffusion-steps is not for llama.gguf, which is no diffusion model."),
+        (["chat", "llada"],
+         "llada.gguf is a diffusion model (llada): it writes one whole answer to one prompt.\n"
+         '  use: ggufloop run MODEL -p "..."'),
+        (["serve", "dream"], "dream.gguf is a diffusion model (dream): it writes one whole answer to one prompt."),
+        (["run", "llada", "-p", "The cat", "--raw", "-n", "250", "-c", "64"],
+         "the prompt has 7 tokens and the answer 250; the context holds 256."),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    words: list[str],
+    message: str,
+    model: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    cli: Cli,
+) -> None:
+    name = words[1]
+    path = tmp_path / f"{name}.gguf"
+    path.symlink_to(tiny_model(name) if name == "llama" else model(name))
+    ran = cli(words[0], path, *words[2:])
+    assert (ran.code, ran.out) == (2, "")
+    assert f"error: {message}" in ran.err
+
+
+@pytest.mark.parametrize("arch", ["llada", "dream", "llama"])
+def test_llama_cpp_calls_the_same_models_diffusion(
+    arch: str, model: Callable[[str], Path], tiny_model: Callable[[str], Path]
+) -> None:
+    with opened(tiny_model(arch) if arch == "llama" else model(arch)) as llm:
+        assert llama_cpp.llama_model_is_diffusion(llm.model) == (arch in ARCHITECTURES)

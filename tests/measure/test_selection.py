@@ -206,6 +206,9 @@ def test_no_and_not_enough_are_different_answers() -> None:
     assert sum(d.verdict == NOT_ENOUGH for d in few) == 15
     assert all(7_000 < d.n_needed < 13_000 for d in many)  # (3.09 + 0.84)^2 0.05 / 0.01^2 = 7,720
     assert any("dropped by the race before" in d.sentence("question") for d in raced)
+    few = [d.sentence("question", d.n) for d in raced if d.verdict == NOT_ENOUGH and d.n_needed > d.n]
+    assert few
+    assert all(f"80 % power, and there are {raced[0].n}." in said for said in few)
     assert all(not d.unsettled for d in many if d.verdict == NONE_HELPS)
 
 

@@ -28,6 +28,7 @@ from ggufloop.measure.sweep_run import SweepPlan
 from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE, judge_flips
 from ggufloop.study import answer, answer_report
 from ggufloop.study.answer import Finding, run_answer, seen, told_apart
+from ggufloop.study.collection import collect
 
 TinyModel = Callable[[str], Path]
 LOOPS = [LoopSpec((a, a + 4), k=2) for a in range(1, 25, 2)]
@@ -347,6 +348,13 @@ def test_questions_of_a_file(tiny_model: TinyModel, tmp_path: Path, cli: Cli) ->
     right = {s["doc_id"]: s["acc"] for s in map(json.loads, (tmp_path / "log").read_text().splitlines())}
     for item in csv.DictReader((tmp_path / "o" / "items.csv").read_text().splitlines()):
         assert float(item["plain"]) == right[int(item["item"])]
+
+
+def test_results_leave_it_out(ask: Ask, tmp_path: Path) -> None:
+    """Its journal holds the items that chose the loop too, and a gain over all of them would be too good."""
+    ask([FakeMeasure(120), FakeMeasure(120)])
+    assert len(list((tmp_path / "f").glob("answer*.jsonl"))) == 2
+    assert collect(tmp_path).rows == []
 
 
 def test_bad_input(tiny_model: TinyModel, tmp_path: Path, cli: Cli) -> None:

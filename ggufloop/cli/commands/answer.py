@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import click
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
-from ggufloop.cli.options import model_from_flags, model_options, tasks_from_flags, tasks_options
+from ggufloop.cli.options import (
+    check_template,
+    complete_model,
+    model_from_flags,
+    model_options,
+    tasks_from_flags,
+    tasks_options,
+    template_from_flags,
+    template_options,
+)
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option, show
@@ -34,8 +44,9 @@ WINDOWS, KS = 6, "2,3"
 @model_options
 @tasks_options("Questions, those of several tasks taken together.", "--task")
 @text_options
-@click.option("--against", multiple=True, metavar="MODEL", help="Another file, without a loop, on the same items: is "
-              "this one with its loop better? May be repeated.")  # fmt: skip
+@click.option("--against", multiple=True, metavar="MODEL", shell_complete=complete_model,
+              help="Another file, without a loop, on the same items: is this one with its loop better? May be "
+              "repeated.")  # fmt: skip
 @click.option("--budget", metavar="TIME", default="1h", show_default=True,
               help="Use as many items as fit into this time, about: 90s, 30m, 2h.")  # fmt: skip
 @click.option("--start", metavar="N,A:B,...", help="First layers of the windows to try, without --window (default: "
@@ -45,6 +56,7 @@ WINDOWS, KS = 6, "2,3"
 @click.option("-c", "--ctx-size", "chunk", type=click.IntRange(min=4), metavar="N", default=CONTEXT, show_default=True,
               help="Tokens of a chunk of the text; half of them are scored.")  # fmt: skip
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
+@template_options
 @click.option("--worth", type=float, metavar="X", help="The smallest gain that would matter (default: "
               f"{WORTHS[ACCURACY]:g} of accuracy, {WORTHS[NATS]:g} nats per token).")  # fmt: skip
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the random parts.")
@@ -72,6 +84,8 @@ def command(
     if (tasks is None) == (text is None and dataset is None):
         what = "nothing to ask is given." if tasks is None else "a task and a text are two questions."
         raise UsageError(what, "give --task FILE, --tasks NAME,... or --text FILE.")
+    if not chat:
+        check_template(flags)
     source = text_from_flags(text, dataset, flags["offline"]) if tasks is None else None
     named = tasks_from_flags(tasks, include_path)
     plan = SweepPlan(source, named, chunk=chunk, chat=chat, budget=budget, worth=worth, seed=seed, pooled=True,
@@ -79,6 +93,7 @@ def command(
     settings = context_from_flags(flags, n_ctx=plan.context)
     others = [model_from_flags(word, None, None, flags["offline"]) for word in against]
     path = resolve_model(flags)
+    plan = replace(plan, template=template_from_flags(flags, path))
     if len({file.resolve() for file in (path, *others)}) <= len(others):
         raise UsageError("a file is compared with itself.", "give each --against once, and not MODEL.")
     if flags["k"] is None and flags["recipe"] is None:

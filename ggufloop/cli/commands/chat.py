@@ -13,15 +13,17 @@ from ggufloop.cli.context import (
     sampling_from_flags,
     sampling_options,
 )
+from ggufloop.cli.diffusion import chatting
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
-from ggufloop.cli.options import model_options
+from ggufloop.cli.options import check_model, model_options, template_options
 from ggufloop.cli.repl import converse
 
 
 @click.command(name="chat", cls=Command)
 @model_options
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="What the model is told first.")
+@template_options
 @loop_options
 @sampling_options
 @context_options
@@ -32,5 +34,6 @@ def command(ctx: click.Context, /, system: str | None, **flags: Any) -> None:
     MODEL is a GGUF file, a name of `ggufloop list`, or user/repo[:quant]. Lines piped to standard input are answered
     one by one.
     """
+    check_model(flags)
     sampling, settings = sampling_from_flags(flags), context_from_flags(flags)
-    converse(open_from_flags(flags, settings, ctx.obj["verbose"]), sampling, system)
+    converse(open_from_flags(flags, settings, ctx.obj["verbose"], fit=chatting), sampling, system)

@@ -19,7 +19,7 @@ from ggufloop.cli.loop_options import (
     loops_from_flags,
     window_suggestion,
 )
-from ggufloop.cli.options import model_from_flags, split_list, tasks_from_flags, tasks_options
+from ggufloop.cli.options import complete_model, model_from_flags, split_list, tasks_from_flags, tasks_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.sensitivity import show_sensitivity
 from ggufloop.cli.shards import parts_from_flags, study_shard_options
@@ -58,7 +58,7 @@ def _window(path: Path, word: str | None) -> tuple[int, int]:
 
 
 @click.command(name="compare", cls=Command)
-@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...", shell_complete=complete_model)
 @click.option("--study", "study", metavar="FILE.toml", is_eager=True, callback=study_file.load, expose_value=False,
               help="Take the options from a file; those given here count instead.")  # fmt: skip
 @click.option("--types", default=",".join(TYPES), show_default=True, metavar="TYPE,...",

@@ -27,6 +27,8 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         rows.append((f"device {device.name}", device.description + memory))
     if report.computes and not report.computes.failures:
         rows.append(("computes", str(report.computes)))
+    if report.variant:
+        rows.append(("compiled for", f"{report.variant} and newer (it came with the installation)"))
     if report.gave_up:
         rows.append(("built without", report.gave_up))
     rows.append(("stock library", str(report.stock) if report.stock else "none (optional: ggufloop build --stock)"))

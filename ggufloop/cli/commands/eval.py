@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import click
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
-from ggufloop.cli.options import model_options, tasks_from_flags, tasks_options
+from ggufloop.cli.options import (
+    check_template,
+    model_options,
+    tasks_from_flags,
+    tasks_options,
+    template_from_flags,
+    template_options,
+)
 from ggufloop.cli.progress import shown
 from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.types import output_option
@@ -27,6 +35,7 @@ from ggufloop.tasks.loading import BENCHMARKS, TASKS
 @click.option("--num-fewshot", type=click.IntRange(min=0), metavar="N",
               help="Worked examples before each question; without it, as many as the task has it.")  # fmt: skip
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
+@template_options
 @click.option("--paired", is_flag=True, help="Run plain and looped on the same questions and compare them.")
 @click.option("--noise-floor", "floor", is_flag=True, help="With --paired: run the loop again with its damping "
               "moved by 1e-5, and say how far that differs.")  # fmt: skip
@@ -72,6 +81,8 @@ def command(
         raise UsageError(
             "no task is named.", f"name some with --tasks: {known}, any of lm-eval's, or a file: mine.csv."
         )
+    if not chat:
+        check_template(flags)
     parts = parts_from_flags(flags, out)
     settings = context_from_flags(flags)
     if log is not None and parts.shard is not None:
@@ -92,6 +103,7 @@ def command(
     with shown() as progress:
         loaded = plan.load(progress)
     path, loop, _ = model_and_loop(flags)
+    plan = replace(plan, template=template_from_flags(flags, path))
     try:
         with shown() as progress:
             how: Any = {"verbose": ctx.obj["verbose"], "progress": progress}

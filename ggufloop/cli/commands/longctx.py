@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options, loop_suggestion, loops_from_flags
-from ggufloop.cli.options import model_options, split_list, whole_numbers
+from ggufloop.cli.options import (
+    check_template,
+    model_options,
+    split_list,
+    template_from_flags,
+    template_options,
+    whole_numbers,
+)
 from ggufloop.cli.progress import shown
 from ggufloop.cli.texts import text_from_flags, text_options
 from ggufloop.cli.types import output_option, show_table
@@ -33,6 +41,7 @@ from ggufloop.tasks.ruler import PROSE_TASKS, TASKS
               show_default=True, help="Samples of each task at each length.")  # fmt: skip
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=run.SEED, show_default=True, help="Of the samples.")
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
+@template_options
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.jsonl",
               help="Keep every answer here and go on from it (default: longctx-MODEL.jsonl).")  # fmt: skip
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
@@ -55,11 +64,14 @@ def command(
         from ggufloop.figures import style
 
         style.check_target(plot)
+    if not chat:
+        check_template(flags)
     source = text_from_flags(text, dataset, flags["offline"]) if text or dataset else None
     named = tuple(split_list(tasks, "--tasks")) if tasks else TASKS
     plan = run.LongPlan(tuple(whole_numbers(lengths, "-c")), named, samples, seed, chat, source)
     settings = context_from_flags(flags, n_ctx=max(plan.lengths))
     path = resolve_model(flags)
+    plan = replace(plan, template=template_from_flags(flags, path))
     loops = loops_from_flags(flags.pop("window"), loop_suggestion(path), **flags)
     check_loops(path, loops)
     try:

@@ -17,15 +17,15 @@ from ggufloop.cli.context import (
     sampling_from_flags,
     sampling_options,
 )
+from ggufloop.cli.diffusion import Asked, chatting, diffusion_options, is_diffusion
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
-from ggufloop.cli.options import model_options
+from ggufloop.cli.options import check_model, check_template, model_options, template_options
 from ggufloop.cli.repl import converse
 from ggufloop.errors import UsageError
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, complete, encode, prompt_tokens
 from ggufloop.generate.sampling import Sampling
-from ggufloop.models.template import ChatTemplate
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str | None:
@@ -43,16 +43,18 @@ def _prompt(prompt: str | None, file: Path | None) -> str | None:
     return text
 
 
-def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, raw: bool) -> Answer | None:
+def _answer(
+    opened: Opened, text: str, sampling: Sampling, system: str | None, prefill: str | None, raw: bool
+) -> Answer | None:
     """Stream the answer to `text`; a model without a chat template continues it."""
     llm = opened.llm
-    template = None if raw else ChatTemplate.of(llm)
+    template = None if raw else opened.template
     if template is not None:
         chat = Conversation(llm, template, sampling, system, opened.path.name)
-        return terminal.stream(lambda emit, stopped: chat.ask(text, emit, stopped))
+        chat.set_prefill(prefill or "")
+        return terminal.stream(lambda emit, stopped: chat.ask(text, emit, stopped), template.tags)
     if not raw:
-        ignored = ", and -sys is left out" if system is not None else ""
-        terminal.note(f"this model has no chat template: it continues the text as it is{ignored}.")
+        terminal.note_no_template({"-sys": system, "--prefill": prefill})
     tokens = prompt_tokens(llm, text)
     return terminal.stream(lambda emit, stopped: complete(llm, tokens, sampling, emit=emit, stopped=stopped))
 
@@ -64,33 +66,48 @@ def _answer(opened: Opened, text: str, sampling: Sampling, system: str | None, r
     "-f", "--file", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read the prompt from FILE."
 )
 @click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="What the model is told first.")
+@click.option("--prefill", metavar="TEXT", help="What the answer begins with; the model goes on from there.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as text: no chat template.")
+@template_options
 @loop_options
+@diffusion_options
 @sampling_options
 @context_options
 @click.pass_context
 def command(
-    ctx: click.Context, /, prompt: str | None, file: Path | None, system: str | None, raw: bool, **flags: Any
-) -> None:
+    ctx: click.Context, /, prompt: str | None, file: Path | None, system: str | None, prefill: str | None, raw: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Answer one prompt, or chat, with a model's window looped.
 
     MODEL is a GGUF file, a name of `ggufloop list`, or user/repo[:quant]. With -p, -f or piped input there is one
-    answer, on standard output; otherwise a chat.
+    answer, on standard output; otherwise a chat. A diffusion model (LLaDA, Dream) writes all of its answer at once, and
+    does not chat.
 
     \b
     ggufloop run smollm2-135m --window 12:16 --K 3 -p "Why is the sky blue?"
     ggufloop run smollm2-135m -p "Summarise this:" < notes.txt
     """
-    if raw and system is not None:
-        raise UsageError("-sys needs a chat template, and --raw uses none.", "put the text into the prompt.")
+    check_model(flags)
+    if raw:
+        check_template(flags, "leave them out, or leave out --raw.")
+        if system is not None or prefill is not None:
+            what = "-sys" if system is not None else "--prefill"
+            raise UsageError(f"{what} needs a chat template, and --raw uses none.", "put the text into the prompt.")
     sampling, settings = sampling_from_flags(flags), context_from_flags(flags)
+    asked = Asked.from_flags(ctx, flags, sampling)
     if raw and prompt is None and file is None and lines.is_interactive():
         raise UsageError("--raw needs a prompt.", "give it with -p, -f or a pipe.")
     text = _prompt(prompt, file)
-    opened = open_from_flags(flags, settings, ctx.obj["verbose"])
+    if text is None and prefill is not None:
+        raise UsageError("--prefill begins one answer, and this is a chat.", "give -p, or write /prefill TEXT there.")
+    opened = open_from_flags(flags, settings, ctx.obj["verbose"], fit=asked.fit if text is not None else chatting)
+    if text is not None and is_diffusion(opened.path):
+        asked.answer(opened, text, system, raw)
+        return
     if text is None:
         converse(opened, sampling, system)
         return
-    answer = _answer(opened, text, sampling, system, raw)
+    answer = _answer(opened, text, sampling, system, prefill, raw)
     if answer is None or answer.finish == "interrupted":
         ctx.exit(130)

@@ -12,9 +12,10 @@ import click
 from ggufloop.backend import library
 from ggufloop.cli import terminal
 from ggufloop.cli.context import context_from_flags, context_options, model_and_loop, sampling_options
+from ggufloop.cli.diffusion import refuse_diffusion
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_options
-from ggufloop.cli.options import model_options
+from ggufloop.cli.options import model_options, template_from_flags, template_options
 from ggufloop.cli.progress import shown
 from ggufloop.errors import BackendError, UsageError
 from ggufloop.generate.sampling import Sampling
@@ -55,6 +56,7 @@ def program() -> Path:
 @click.option("--webui", type=click.Path(path_type=Path), metavar="DIR",
               help="Show llama.cpp's own page, built into DIR, instead of ggufloop's.")  # fmt: skip
 @click.option("--jinja", is_flag=True, help="Use the model's chat template as it is (llama-server's default).")
+@template_options
 @click.option("--reasoning-budget", type=int, metavar="N", help="Tokens a model may think; 0: none, -1: any.")
 @click.option("--embeddings", is_flag=True, help="Serve embeddings, and nothing else.")
 @click.option("--mmproj", type=_FILE, metavar="FILE", help="The projector of a model that sees or hears.")
@@ -90,6 +92,8 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     if results is not None:
         check_folder(results)
     path, loop, _ = model_and_loop(flags)
+    refuse_diffusion(path)
+    template = template_from_flags(flags, path)
     if loop is not None and loop.decode_entropy() is not None:
         raise UsageError(f"decode {loop.decode} evaluates tokens twice, which the server does not.", "use run or chat.")
     parallel = flags.pop("parallel")
@@ -107,7 +111,7 @@ def command(ctx: click.Context, /, **flags: Any) -> None:
     end_on_sigterm()
     terminal.note(f"loading {path.name} ...")
     with Site(results) as site:
-        words = [str(server), *server_words(path, settings, sampling, loop, parallel, flags)]
+        words = [str(server), *server_words(path, settings, sampling, loop, parallel, flags, template)]
         words += ["--host", host, "--port", str(port), "--path", str(flags["webui"] or site.folder)]
         words += ["--check-host", "--cors-origins", flags["cors"] or "localhost"]
         words += [*(["-v"] if ctx.obj["verbose"] else []), *flags["more"]]

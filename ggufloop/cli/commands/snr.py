@@ -10,7 +10,7 @@ import click
 
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import window_suggestion
-from ggufloop.cli.options import model_from_flags, model_options
+from ggufloop.cli.options import complete_model, model_from_flags, model_options
 from ggufloop.cli.progress import shown
 from ggufloop.cli.types import output_option, show
 from ggufloop.figures import style
@@ -116,7 +116,7 @@ def _record(
 
 @click.command(name="snr", cls=Command)
 @model_options
-@click.option("--ref", "reference", metavar="MODEL",
+@click.option("--ref", "reference", metavar="MODEL", shell_complete=complete_model,
               help="The same model with more bits: an F16 file, or any other spelling of MODEL.")  # fmt: skip
 @click.option("--window", metavar="A:B", help="Say the SNR of layers A to B-1 too, and shade them; or 'auto'.")
 @output_option(help="How to print it; text has a row per layer, the others one per tensor.")

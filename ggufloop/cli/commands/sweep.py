@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from ggufloop.cli import outcomes, terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
-from ggufloop.cli.options import model_options, tasks_from_flags, tasks_options
+from ggufloop.cli.options import (
+    check_template,
+    model_options,
+    tasks_from_flags,
+    tasks_options,
+    template_from_flags,
+    template_options,
+)
 from ggufloop.cli.progress import shown
 from ggufloop.cli.shards import parts_from_flags, shard_options
 from ggufloop.cli.texts import text_from_flags, text_options
@@ -48,6 +56,7 @@ from ggufloop.measure.workers import sweep_by_workers
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Use the first N chunks (default: all).")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N questions of each task.")
 @click.option("--apply-chat-template", "chat", is_flag=True, help="Ask in the model's chat template.")
+@template_options
 @click.option("--budget", metavar="TIME", help="Use as many items as fit into this time: 90s, 30m, 2h.")
 @click.option("--no-racing", is_flag=True, help="Score every loop on all items.")
 @click.option("--worth", type=float, metavar="X", help="The smallest gain that would matter (default: "
@@ -93,6 +102,8 @@ def command(
     ggufloop sweep smollm2-135m --start 8:20:2 --width 2,4 --K 2,3 --text pydoc --chunks 120
     ggufloop sweep smollm2-135m --window 10:14,12:16 --K 2:5 --kv first,frozen --tasks wordnet_definitions
     """
+    if not flags["chat"]:
+        check_template(flags)
     parts = parts_from_flags(flags, out or journal)
     if parts.workers > 1 and out is None and not parts.plan:
         raise UsageError("--workers keep several journals.", "give --out DIR instead of --journal.")
@@ -113,6 +124,7 @@ def command(
     )
     settings = context_from_flags(flags, n_ctx=plan.context)
     path = resolve_model(flags)
+    plan = replace(plan, template=template_from_flags(flags, path))
     loops = sweep_loops(path, flags)
     journal = journal or (out and out / path.stem / file_name("sweep", parts.shard))
     try:
