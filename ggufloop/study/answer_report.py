@@ -52,7 +52,7 @@ def _judged(a: Finding) -> str:
 
 
 def _cost(a: Finding) -> str:
-    return f"It evaluates {a.layers:.2f} times the layers, and takes about that much longer."
+    return f"It evaluates {a.layers:.2f} times the layers, and takes about {a.layers:.2f} times as long."
 
 
 def _choice(a: Finding) -> list[str]:
