@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ggufloop.figures.style import BETTER, INK, WORSE, new_figure, short, style
 from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS
 from ggufloop.study.answer import Finding
+from ggufloop.study.answer_report import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def answer_figure(a: Finding) -> Figure:
     scale, unit = (100, "points") if a.measure.unit == ACCURACY else (1, "nats per token")
     pairs = [(f"{a.loop} minus plain", a.verdict)]
     for o in a.others:
-        name = short(o.path.stem, 30)
+        name = short(o.name, 30)
         pairs += [(f"{a.loop} minus {name}", o.looped), (f"{name} minus plain", o.plain)]
     judged = [(label, v.gain.mean, v.gain.low, v.gain.high, _COLORS.get(v.word, INK)) for label, v in pairs]
     tried = [(c.name, c.gain.mean, c.gain.low, c.gain.high, INK if c.name == str(a.loop) else "#9aa1ac")
@@ -35,14 +36,14 @@ def answer_figure(a: Finding) -> Figure:
     parts += [(f"tried on {a.chosen.n} others; the chosen one is dark", tried)] if a.chosen is not None else []
     heights = [0.9 + 0.26 * len(lines) for _, lines in parts]
     with style():
-        figure, axes = new_figure(len(parts), f"{short(a.path.stem, 40)}, {short(a.measure.name, 30)}", width=8.0)
+        figure, axes = new_figure(len(parts), f"{short(a.name, 40)}, {short(a.measure.name, 30)}", width=8.0)
         figure.set_size_inches(8.0, sum(heights) + 0.5)
         grid = axes[0].get_gridspec()
         assert grid is not None
         grid.set_height_ratios(heights)
         for ax, (title, lines) in zip(axes, parts, strict=True):
             _draw(ax, title, lines, scale)
-        for ax, level in zip(axes, ("95 % intervals", "95 % for all loops together"), strict=False):
+        for ax, level in zip(axes, (f"{percent(a)} intervals", "95 % for all loops together"), strict=False):
             ax.set_xlabel(f"gain in {unit}, {level}; above 0 the first is better")
     return figure
 

@@ -323,26 +323,23 @@ class CachedScores:
         for i, some, target in zip(items, answers, targets, strict=bool(answers)):
             known[i], self._targets[i] = tuple(some), target
 
-    def choice_gains(self, names: Sequence[str]) -> dict[str, float] | None:
-        """What each loop gained in choice log-probability on the questions it was asked, in nats.
+    def choice_gains(self, names: Sequence[str], items: Sequence[int]) -> dict[str, float] | None:
+        """What each loop gained in choice log-probability on these questions, in nats.
 
-        At the temperature that fits plain's; None where not all questions offer answers.
+        At the temperature that fits plain's on them; None where not all of them offer answers. What else is known, of a
+        run that was stopped or of questions that judge, has no part in it.
         """
-        plain = self._answers.get(PLAIN, {})
-        if not plain or len(plain) < len(self._known[PLAIN]):
+        if not all(i in self._answers.get(name, {}) for name in (PLAIN, *names) for i in items):
             return None
-        gold = [self._targets[i] for i in plain]
-        temperature = fit_temperature(list(plain.values()), gold)
-        base = dict(zip(plain, choice_log_probability(list(plain.values()), gold, temperature), strict=True))
-        found = {}
-        for name in names:
-            mine = self._answers.get(name, {})
-            if len(mine) < len(self._known[name]):
-                return None
-            right = [self._targets[i] for i in mine]
-            scored = choice_log_probability(list(mine.values()), right, temperature)
-            found[name] = float(np.mean([x - base[i] for i, x in zip(mine, scored, strict=True)]))
-        return found
+        gold = [self._targets[i] for i in items]
+        plain = [self._answers[PLAIN][i] for i in items]
+        temperature = fit_temperature(plain, gold)
+        base = choice_log_probability(plain, gold, temperature)
+        return {
+            name: float(np.mean(choice_log_probability([self._answers[name][i] for i in items], gold, temperature)
+                                - base))
+            for name in names
+        }  # fmt: skip
 
     def _values(self, name: str, items: Sequence[int]) -> Values:
         return np.array([self._known[name][i] for i in items])
@@ -428,9 +425,11 @@ def sweep(
                 few = _in_order(measure, few)
                 pilot = list(gains(request.names, few, "pilot").values())
                 note(progress, outlook(measure, few, pilot, worth, now / len(loops)))
+            seen: list[int] = []
             while True:
                 answer = gains(request.names, request.items, request.stage)
-                request = steps.send(RaceAnswer(answer, scores.choice_gains(request.names)))
+                seen += request.items.tolist()
+                request = steps.send(RaceAnswer(answer, scores.choice_gains(request.names, seen)))
         except StopIteration as e:
             decision: Decision = e.value
         plain = scores.of(None, range(n), PLAIN)  # of items that no loop needed any more, too

@@ -78,8 +78,7 @@ def _against(study: Study, type_: str, loops: Sequence[str], other: str) -> list
     found = []
     for loop, v in judged.items():
         p = float(ps.get(loop, v.gain.p))
-        word = v.word if p <= LEVEL else SAME if v.small else UNSURE
-        found.append(AcrossFiles(study.file(type_), loop, study.file(other), v.gain, p, _WORDS[word]))
+        found.append(AcrossFiles(study.file(type_), loop, study.file(other), v.gain, p, _WORDS[v.word]))
     return found
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError
+from ggufloop.files import file_sha256
 from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.items import Measure, TextMeasure
 from ggufloop.measure.journal import Journal
@@ -32,7 +33,7 @@ from ggufloop.measure.stats import Values
 from ggufloop.measure.sweep import CachedScores, Look, outlook
 from ggufloop.measure.sweep_run import SweepPlan, opened_sweep, seconds
 from ggufloop.measure.tasks import Comparison, compare
-from ggufloop.measure.verdict import ACCURACY, LEVEL, POWER, Verdict, adjusted_level, judge
+from ggufloop.measure.verdict import ACCURACY, LEVEL, POWER, Verdict, adjusted_level, chances, judge
 from ggufloop.models.info import describe
 from ggufloop.opening import open_model
 from ggufloop.progress import Progress, duration, named, note, silent
@@ -41,15 +42,17 @@ SHARE = 0.4
 """Of the items, to choose with: that needs no level, only the better half in front."""
 
 LEAST = 10
+FEW_FLIPS = 50
 JOURNAL = "answer.jsonl"
 
 
 @dataclass(frozen=True)
 class OtherFile:
-    """A file without a loop on the items that judge. score: its mean; plain: it minus the first file plain; looped: the
-    first file under its loop minus it."""
+    """A file without a loop on the items that judge. name: tells it from the others; score: its mean; plain: it minus
+    the first file plain; looped: the first file under its loop minus it."""
 
-    path: Path
+    name: str
+    nbytes: int
     score: float
     plain: Verdict
     looped: Verdict
@@ -68,6 +71,8 @@ class Finding:
     """
 
     path: Path
+    name: str
+    nbytes: int
     measure: Measure
     loops: tuple[LoopSpec, ...]
     chosen: Decision | None
@@ -109,8 +114,8 @@ def run_answer(
     Raises UsageError for a budget below what the least takes, GgufloopError for too few items or a file that cuts the
     text into other tokens, and as `run_sweep`; KeyboardInterrupt leaves what is done in the folder.
     """
-    for other in against:
-        describe(other)  # refuses what is no model before anything is computed
+    nbytes = [sum(part.stat().st_size for part in describe(file).files) for file in (path, *against)]  # or refuses it
+    name, *names = told_apart([path, *against])
 
     def opened(path: Path, loops: Sequence[LoopSpec], journal: str, told: Progress) -> Any:
         return opened_sweep(path, loops, plan, folder / journal, settings, None, verbose, told)
@@ -119,9 +124,9 @@ def run_answer(
         if isinstance(measure, TextMeasure):
             _check_text(path, measure, against, plan, settings)
         costs = [loop.relative_cost(llm.n_layer()) for loop in loops]
-        sizes = [other.stat().st_size / path.stat().st_size for other in against]
+        sizes = [size / nbytes[0] for size in nbytes[1:]]
         first = CachedScores(llm, measure, journal, progress, 1)
-        n = _items(first, measure, costs, sizes, plan, journal, progress)
+        n = _items(first, measure, loops, costs, sizes, plan, journal, progress)
         parts, worth = _parted(measure, n, len(loops), plan.seed), plan.worth_of(measure)
         look = Look(measure.name, n, plan.seed, worth, tuple(map(str, loops)))
         number = look.number(journal)
@@ -142,31 +147,50 @@ def run_answer(
             before, after = (scores.questions(each, parts.judging) for each in (None, loop))
             paired = compare(before, after, worth, level)
         verdict = paired.verdict if paired is not None else _judge(measure, parts.judging, looped - plain, worth, level)
+        flips = None if paired is None else paired.gained + paired.lost
         identity, cost = measure.identity(), loop.relative_cost(llm.n_layer())
     columns = {PLAIN: plain, str(loop): looped}
     others = []
-    for other in against:
-        told = named(progress, other.stem)
-        with opened(other, (), f"answer-{other.stem}.jsonl", told) as (llm, (its,), journal, _):
+    for other, called, size in zip(against, names, nbytes[1:], strict=True):
+        told = named(progress, called)
+        kept = f"answer-{other.stem}-{file_sha256(other)[:8]}.jsonl"  # two folders may each have a file of this name
+        with opened(other, (), kept, told) as (llm, (its,), journal, _):
             if its.identity() != identity:
                 raise GgufloopError(f"{other.name} is asked something else than {path.name}.",
                                     "compare quantisations of one model, or take a task.")  # fmt: skip
             found = CachedScores(llm, its, journal, told, len(parts.judging) / its.n)
-            mine = columns[other.name] = found.of(None, parts.judging, "judging,")
-        pair = [_judge(measure, parts.judging, x, worth, LEVEL) for x in (mine - plain, looped - mine)]
-        others.append(OtherFile(other, float(mine.mean()), *pair))
+            mine = columns[called + other.suffix] = found.of(None, parts.judging, "judging,")
+        pair = [_judge(measure, parts.judging, x, worth, level) for x in (mine - plain, looped - mine)]
+        others.append(OtherFile(called, size, float(mine.mean()), *pair))
     return Finding(
-        path, measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()), float(looped.mean()),
-        {name: values.tolist() for name, values in columns.items()}, parts.judging, seen(verdict, level), cost, n,
-        number, tuple(others),
+        path, name, nbytes[0], measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()),
+        float(looped.mean()), {column: values.tolist() for column, values in columns.items()}, parts.judging,
+        seen(verdict, level, flips), cost, n, number, tuple(others),
     )  # fmt: skip
 
 
-def seen(verdict: Verdict, level: float = LEVEL) -> float:
-    """The smallest gain a test like this one finds in 80 %, by the normal formula; nothing changed: as if one had."""
+def told_apart(files: Sequence[Path]) -> list[str]:
+    """The files by name, without the ending, and by so many folders as no two have the same."""
+    parts = [file.absolute().with_suffix("").parts[1:] for file in files]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def seen(verdict: Verdict, level: float = LEVEL, flips: int | None = None) -> float:
+    """The smallest gain a test like this one finds in 80 %: by the normal formula, McNemar's exact test of few flips,
+    which sees less, by simulation. flips: answers that changed; none: as if one had."""
     gain, normal = verdict.gain, NormalDist()
-    spread = gain.sd or math.sqrt(1 / gain.n)
-    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * spread / math.sqrt(gain.n)
+    if flips is None or flips >= FEW_FLIPS:
+        return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)) * gain.sd / math.sqrt(gain.n)
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        (found,) = chances(gain.n, max(1, flips) / gain.n, verdict.worth, [middle], level=level, runs=400)
+        low, high = (low, middle) if found.helps >= POWER else (middle, high)
+    return high
 
 
 def _judge(measure: Measure, items: Sequence[int], diff: Values, worth: float, level: float) -> Verdict:
@@ -180,32 +204,43 @@ def _split(n: int, n_loops: int) -> int:
 
 
 def _parted(measure: Measure, n: int, n_loops: int, seed: int) -> _Parts:
-    order = np.random.default_rng(seed).permutation(measure.n)[:n].tolist()
-    places = measure.places
+    """n items at random, and of more items these as well: no item is ever in the other part.
 
-    def sort(items: list[int]) -> list[int]:
-        return sorted(items, key=lambda i: (0, i) if places is None else places[i])
+    Of a text the front chooses and the rest judges, for a chunk says something of its neighbours.
+    """
+    order, places = np.random.default_rng(seed).permutation(measure.n).tolist(), measure.places
 
-    cut = _split(n, n_loops)
-    return _Parts(sort(order[:cut]), sort(order[cut:]))
+    def place(i: int) -> tuple[int, int]:
+        return (0, i) if places is None else places[i]
+
+    row = order if places is None else sorted(order, key=place)
+    front, cut = set(row[: _split(measure.n, n_loops)]), _split(n, n_loops)
+    choosing = [i for i in order if i in front][:cut]
+    judging = [i for i in order if i not in front][: n - cut]
+    return _Parts(sorted(choosing, key=place), sorted(judging, key=place))
 
 
 def _items(
-    scores: CachedScores, measure: Measure, costs: Sequence[float], sizes: Sequence[float], plan: SweepPlan,
-    journal: Journal, progress: Progress,
+    scores: CachedScores, measure: Measure, loops: Sequence[LoopSpec], costs: Sequence[float], sizes: Sequence[float],
+    plan: SweepPlan, journal: Journal, progress: Progress,
 ) -> int:  # fmt: skip
     """How many items the budget allows, by the speed of the plain model on the first; said before the rest."""
     if measure.n < LEAST:
-        raise GgufloopError(f"{measure.name} has {measure.n} {measure.item}s, too few to say anything of a loop.",
+        has = f"{measure.name} has {measure.n} {measure.item}{'s' * (measure.n != 1)}"
+        raise GgufloopError(f"{has}, too few to say anything of a loop.",
                             f"{LEAST} is the least, thousands give an answer.")  # fmt: skip
-    kept = next((r["items"][0] for r in journal.records if r.get("budget") == str(plan.budget)), None)
+    asked = f"{plan.budget} for {', '.join(map(str, loops))}"
+    kept = next((r["items"][0] for r in journal.records if r.get("budget") == asked), None)
     if kept is not None:
         return int(kept)
-    few = _parted(measure, min(measure.least, measure.n), 1, plan.seed).judging
+    low = min(measure.n, math.ceil(measure.least / SHARE) if len(costs) > 1 else measure.least)
+    parts = _parted(measure, low, len(costs), plan.seed)
+    few = (parts.choosing or parts.judging)[: measure.least]
     scores.of(None, few[:1], "timing")  # the first is slower
-    warm = scores.seconds[PLAIN]
+    warm, known = scores.seconds[PLAIN], scores.items_scored()[PLAIN]
     scores.of(None, few, "timing")
-    each = (scores.seconds[PLAIN] - warm) / (len(few) - 1) or warm / scores.items_scored()[PLAIN]
+    fresh = scores.items_scored()[PLAIN] - known  # fewer where a run was stopped
+    each = (scores.seconds[PLAIN] - warm) / fresh if fresh else warm / known
 
     def needs(n: int) -> float:
         choosing = _split(n, len(costs))
@@ -213,12 +248,11 @@ def _items(
         return each * (n + float(np.mean(costs)) * race + (n - choosing) * (max(costs) + sum(sizes)))
 
     budget = math.inf if plan.budget is None else seconds(plan.budget)
-    low = min(measure.n, math.ceil(measure.least / SHARE) if len(costs) > 1 else measure.least)
     if needs(low) > budget:
         raise UsageError(f"{low} {measure.item}s of {measure.name} take {duration(needs(low))}, and the budget is "
                          f"{duration(budget)}.", "give that much, or fewer loops.")  # fmt: skip
     n = bisect_right(range(low, measure.n + 1), budget, key=needs) + low - 1
-    journal.add({"budget": str(plan.budget), "items": [n]})
+    journal.add({"budget": asked, "items": [n]})
     choosing = _split(n, len(costs))
     first = f"{choosing} choose among {len(costs)} loops, {n - choosing} others judge" if choosing else f"{n} judge"
     note(progress, f"{n} of {measure.available} {measure.item}s: {first}; about {duration(needs(n))}.")
@@ -234,7 +268,7 @@ def _choose(
     places, worth = measure.places, plan.worth_of(measure)
     steps = decide(list(by_name), len(parts.choosing), plan.seed, finalists=plan.finalists, least=measure.least,
                    worth=worth, places=None if places is None else [places[i] for i in parts.choosing])  # fmt: skip
-    answer, told = None, False
+    asked: list[int] = []
     try:
         request: Request = next(steps)
         while True:
@@ -242,16 +276,15 @@ def _choose(
             found = scores.of_each({name: by_name[name] for name in request.names}, items, "choosing,")
             plain = scores.of(None, items, "choosing,")
             gains = {name: values - plain for name, values in found.items()}
-            if not told:
+            if not asked:
                 note(progress, outlook(measure, items, list(gains.values()), worth, LEVEL, len(parts.judging)))
-                told = True
-            answer = RaceAnswer(gains, scores.choice_gains(request.names))
-            request = steps.send(answer)
+            asked += items
+            request = steps.send(RaceAnswer(gains, scores.choice_gains(request.names, asked)))
     except StopIteration as e:
         decision: Decision = e.value
-    whole = [c for c in decision.loops if c.whole] or list(decision.loops)
-    ranks = scores.choice_gains([c.name for c in whole]) or {c.name: c.gain.mean for c in whole}
-    return decision, by_name[max(whole, key=lambda c: ranks[c.name]).name]
+    last = [c for c in decision.loops if c.gain.n == len(asked)]
+    ranks = scores.choice_gains([c.name for c in last], asked) or {c.name: c.gain.mean for c in last}
+    return decision, by_name[max(last, key=lambda c: ranks[c.name]).name]
 
 
 def _check_text(

@@ -15,10 +15,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ggufloop.errors import UsageError
 from ggufloop.files import file_sha256
-from ggufloop.models.gguf import read_header
 from ggufloop.models.info import ModelInfo, describe
 from ggufloop.progress import Progress, note, silent
 from ggufloop.quant.quantize import (
@@ -29,7 +29,6 @@ from ggufloop.quant.quantize import (
     file_type,
     planned_bytes,
     quantize,
-    read_provenance,
 )
 from ggufloop.quant.snr import TensorSnr, decibel, tensor_snr, window_snr
 from ggufloop.study.file import File
@@ -72,12 +71,28 @@ def is_made(word: str) -> bool:
     return word != SOURCE and not _is_path(word)
 
 
-def tidy(folder: Path, named: Iterable[str] = ()) -> None:
-    """Delete the files that were made in `folder`, but those that --types names as they are."""
+_MADE = ".made"
+"""The names of files that were made beside it and are no longer wanted than a study lasts."""
+
+
+def quantized(source: Path, target: Path, type_: str, **how: Any) -> Quantized:
+    """`quantize`, and a note for `tidy` of a file that was not there before."""
+    found = quantize(source, target, type_, **how)
+    if found.made:
+        with target.with_name(_MADE).open("a", encoding="utf-8") as file:
+            file.write(f"{target.name}\n")
+    return found
+
+
+def tidy(folder: Path, named: Iterable[str] = (), keep: bool = False) -> None:
+    """Delete the files that studies made in `folder`, but those that --types names as they are. What was there before,
+    or was kept once, is the user's. keep: delete none, from now on either."""
     spared = [Path(word).expanduser().resolve() for word in named if _is_path(word)]
-    for path in folder.glob("*.gguf"):
-        if path.resolve() not in spared and read_provenance(read_header(path)):
-            path.unlink()
+    note = folder / _MADE
+    for name in note.read_text(encoding="utf-8").splitlines() if note.is_file() and not keep else ():
+        if (folder / name).resolve() not in spared:
+            (folder / name).unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is none, or it holds something else
         folder.rmdir()
 
@@ -113,7 +128,7 @@ def reference(
     for file in done:
         if file.type == type_:
             return LadderFile(target, file)
-    quantize(source, target, type_, threads=threads, progress=progress)
+    quantized(source, target, type_, threads=threads, progress=progress)
     return LadderFile(target, _file(target, type_, math.inf, math.inf, f"{source.name} dequantised"))
 
 
@@ -148,7 +163,7 @@ def make(
             return LadderFile(path, file)
     how = f"{path.name} as it is"
     if is_made(word):
-        how = _fallbacks(quantize(ref.path, path, file_type(word), threads=threads, progress=progress))
+        how = _fallbacks(quantized(ref.path, path, file_type(word), threads=threads, progress=progress))
     tensors = tensor_snr(path, ref.path, progress=progress)
     matrices = [t for t in tensors if t.is_matrix]
     whole = decibel(sum(t.signal for t in matrices), sum(t.noise for t in matrices))
@@ -171,7 +186,7 @@ def varied(
     known: the SNR of tensors of the file without overrides, which is put there if it is empty.
     """
     path = folder / default_name(ref.path, base, *([re.sub(r"[^\w.]+", "-", name)] if overrides else []))
-    how = _fallbacks(quantize(ref.path, path, base, overrides=overrides, threads=threads, progress=progress))
+    how = _fallbacks(quantized(ref.path, path, base, overrides=overrides, threads=threads, progress=progress))
     tensors = tensor_snr(path, ref.path, known=known, progress=progress)
     if known is not None and not known:
         known |= {t.name: t for t in tensors}

@@ -12,7 +12,6 @@ and go on; machines share a protocol by its steps. What a step found is scores b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,14 +163,12 @@ def _first(protocol: Protocol, step: ProtocolStep) -> str:
 
 def run_step(
     path: Path, protocol: Protocol, step: ProtocolStep, out: Path, settings: ContextSettings | None = None, *,
-    only: Sequence[str] = (), progress: Progress = silent,
+    part: bool = False, progress: Progress = silent,
 ) -> list[Score]:  # fmt: skip
-    """Measure a step and return the score of every item under every loop. only: these loops of it, and no placebo.
+    """Measure a step and return the score of every item under every loop. part: of some of its loops, and no placebo.
 
     Raises UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves in the journals what is done.
     """
-    if only:
-        step = replace(step, loops=tuple(name for name in step.loops if name in only))
     specs = protocol.specs(step, path)
     names = {str(loop): name for name, loop in specs.items()}
     settings = settings or ContextSettings()
@@ -179,11 +176,11 @@ def run_step(
     for task in step.tasks:
         told, place = named(progress, task), out / step.name / task
         tasks = EvalPlan((task,), offline=True).load(told)
-        for loop, plan in _plans(task, step, specs, "" if only else _first(protocol, step)):
+        for loop, plan in _plans(task, step, specs, "" if part else _first(protocol, step)):
             result = run_eval(path, loop, plan, place, settings, tasks=tasks, progress=told)
             if isinstance(result, EvalResult):
                 found |= {s.key: s for s in scores.of_eval(path.name, result, names)}
-        if only:
+        if part:
             continue
         plan = EvalPlan((task,), offline=True, drawn=step.sample)
         other = replace(settings, flash_attn="off" if settings.uses_flash(path) else "on")

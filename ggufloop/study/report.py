@@ -125,7 +125,8 @@ def headline(study: Study) -> str:
     """What the study comes to, in a sentence: does looping help?"""
     said = [(t, loop, v) for t in study.types for loop, v in analysis.verdicts(study, t).items()]
     if not said:
-        return next(iter(pareto.summary([study])), "nothing can be said yet: no cell has two chunks.").capitalize()
+        front = next(iter(pareto.summary([study])), "nothing can be said yet: no cell has two chunks.")
+        return f"{front[0].upper()}{front[1:]}"
     n, words = len(said), [v.word for _, _, v in said]
     helping = [each for each in said if each[2].word == HELPS]
     if helping:

@@ -126,8 +126,8 @@ def run_study(
         study = job.measure(study, ladder)
         for entry in ladder if plan.tasks else ():
             study = job.ask(study, entry)
-        if models is None and shard is None and not keep:
-            ladder_files.tidy(job.models, plan.types)
+        if models is None and shard is None:
+            ladder_files.tidy(job.models, plan.types, keep)
     return study
 
 
@@ -164,8 +164,8 @@ def run_texts(
         found[place] = run_study(path, loops, replace(plan, text=text), place, settings, verbose=verbose, begun=begun,
                                  shard=shard, progress=told, keep=keep,
                                  models=None if len(texts) == 1 else folder / "models")  # fmt: skip
-    if len(texts) > 1 and shard is None and not keep:
-        ladder_files.tidy(folder / "models", plan.types)
+    if len(texts) > 1 and shard is None:
+        ladder_files.tidy(folder / "models", plan.types, keep)
     return found
 
 

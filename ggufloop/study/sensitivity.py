@@ -130,8 +130,7 @@ def run_sensitivity(
             study = _measured(job, study, [ref, *made])
             for file in made:
                 file.path.unlink(missing_ok=True)
-        if not keep:
-            ladder_files.tidy(job.models)
+        ladder_files.tidy(job.models, keep=keep)
     return study
 
 

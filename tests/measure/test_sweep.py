@@ -338,7 +338,7 @@ def test_a_race_over_questions_is_ranked_by_their_answers(tiny_llm: Any, tmp_pat
     with Journal.open(tmp_path / "j", measure.identity(), partial(check_record, [measure])) as journal:
         scores = CachedScores(tiny_llm, measure, journal, silent, 3)
         scores.of_each(loops, range(8), "race")
-        ranks = scores.choice_gains(list(loops))
+        ranks = scores.choice_gains(list(loops), range(8))
     asked = {}
     for name, loop in ((PLAIN, None), *loops.items()):
         tiny_llm.set_loop(loop)
@@ -351,7 +351,9 @@ def test_a_race_over_questions_is_ranked_by_their_answers(tiny_llm: Any, tmp_pat
     with Journal.open(tmp_path / "j", measure.identity(), partial(check_record, [measure])) as journal:
         again = CachedScores(tiny_llm, measure, journal, silent, 3)
         again.of_each(loops, range(8), "race")
-        assert again.choice_gains(list(loops)) == ranks
+        again.of(loops["2:5 k=2"], range(12), "judging")  # which have no part in it
+        assert again.choice_gains(list(loops), range(8)) == ranks
+        assert again.choice_gains(list(loops), range(9)) is None
     for odd, message in (
         ({"targets": [9]}, "answers to"),
         ({"answers": [[-1.0]], "targets": [1]}, "no question offers"),

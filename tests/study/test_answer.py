@@ -6,7 +6,10 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,13 @@ from support.sweeps import FakeEngine, FakeMeasure
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.dependence import paired_mean
+from ggufloop.measure.endpoints import guard
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.perplexity import chunk_at, tokenize
 from ggufloop.measure.sweep_run import SweepPlan
-from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE
+from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE, judge_flips
 from ggufloop.study import answer, answer_report
-from ggufloop.study.answer import Finding, run_answer
+from ggufloop.study.answer import Finding, run_answer, seen, told_apart
 from ggufloop.study.collection import collect
 
 TinyModel = Callable[[str], Path]
@@ -67,7 +71,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
                 yield FakeEngine(), [of[path]], journal, {}
 
         monkeypatch.setattr(answer, "opened_sweep", opened)
-        monkeypatch.setattr(answer, "describe", lambda path: None)
+        monkeypatch.setattr(answer, "describe", lambda path: SimpleNamespace(files=[path]))
         return run_answer(files[0], loops, plan, tmp_path / folder, against=files[1:])
 
     return call
@@ -107,6 +111,38 @@ def test_a_stopped_run_goes_on(ask: Ask) -> None:
             ask([FakeMeasure(120, {str(LOOPS[2]): 0.05}, stop_after=stop)], folder=f"s{stop}")
         found = ask([FakeMeasure(120, {str(LOOPS[2]): 0.05})], folder=f"s{stop}")
         assert (found.loop, found.verdict) == (whole.loop, whole.verdict)
+
+
+def test_no_item_changes_parts_and_a_text_is_cut_in_two() -> None:
+    """The chunks before and behind one that judges say something of it: where they choose, the gain is too good."""
+    text = FakeMeasure(240)
+    text.places = [(0, int(i)) for i in np.random.default_rng(3).permutation(240)]
+    for measure in (FakeMeasure(240), text):
+        parts = [answer._parted(measure, n, 12, 1) for n in (20, 100, 101, 240)]
+        for less, more in pairwise(parts):
+            assert set(less.choosing) <= set(more.choosing)
+            assert set(less.judging) <= set(more.judging)
+        assert [len(p.choosing) for p in parts] == [8, 40, 40, 96]
+        assert sorted(parts[-1].choosing + parts[-1].judging) == list(range(240))
+    places = [text.places[i] for i in parts[-1].choosing + parts[-1].judging]
+    assert places == sorted(places)
+
+
+def test_stopped_while_timing_is_timed_alike(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that were scored before the stop take no time after it, and are not what an item takes."""
+    clock = [0.0]
+
+    class Slow(FakeMeasure):
+        def value(self, name: str, item: int) -> float:
+            clock[0] += 1
+            return super().value(name, item)
+
+    monkeypatch.setattr("ggufloop.measure.sweep.time.perf_counter", lambda: clock[0])
+    plan = SweepPlan(tasks=("fake",), budget="500s")
+    whole = ask([Slow(1000)], LOOPS[:1], "whole", plan)
+    with pytest.raises(KeyboardInterrupt):
+        ask([Slow(1000, stop_after=2)], LOOPS[:1], "stopped", plan)
+    assert ask([Slow(1000)], LOOPS[:1], "stopped", plan).used == whole.used == 234
 
 
 def test_of_loops_without_effect_few_are_said_to_help(ask: Ask) -> None:
@@ -164,6 +200,71 @@ def test_the_paragraph(ask: Ask, gain: float, n: int, word: str, first: str, las
     assert said.endswith(last)
     assert f"{found.verdict.gain.mean:+.4f} nats [" in said
     assert "It evaluates 1.13 times the layers" in said
+
+
+def test_what_is_said_of_a_chosen_loop_is_of_that_loop(ask: Ask) -> None:
+    """That the one that was chosen hurts says nothing of the eleven others."""
+    harm = {str(loop): -0.1 for loop in LOOPS}
+    said = answer_report.paragraph(ask([FakeMeasure(240, harm)]))
+    assert said.startswith("The loop that was chosen hurts a on fake.")
+
+
+def test_nothing_is_left_to_go_on_with(ask: Ask) -> None:
+    """All items were judged, which 80 % of the time are enough: no budget has more of them."""
+    found = ask([FakeMeasure(20, {str(LOOPS[0]): 0.002})], LOOPS[:1])
+    enough = replace(found, verdict=replace(found.verdict, needed=20))
+    said = answer_report.paragraph(enough)
+    assert "if there is an effect it is hardly larger: take a longer text. Leave it off until then." in said
+    assert "with the 0 left" not in said
+
+
+def test_a_model_at_chance_judges_no_loop(ask: Ask) -> None:
+    found = ask([Quiz(1200, {str(LOOPS[3]): 0.10})], [LOOPS[3]])
+    assert (found.paired is not None, found.verdict.word) == (True, HELPS)
+    guessing = replace(found, paired=replace(found.paired, guard=guard([0, 1] * 50, [0] * 100, [2] * 100)))
+    said = answer_report.paragraph(guessing)
+    assert said.startswith("Whether looping helps a on quiz cannot be told: plain is not known to be above chance.")
+    assert said.endswith("Leave the loop off, and ask a task that this model can answer.")
+    assert "Use it" not in said
+    assert answer_report.comparisons(guessing).rows[0][-1] == "at chance"
+
+
+def test_a_later_look_says_its_level_everywhere(ask: Ask) -> None:
+    ask([FakeMeasure(120)], LOOPS[:1])
+    found = ask([FakeMeasure(120), FakeMeasure(120, {PLAIN: 0.01})], LOOPS[1:2])
+    assert found.look == 2
+    assert "tested at level 0.025: no confirmation." in answer_report.paragraph(found)
+    assert "97.5 % intervals" in answer_report.markdown(found, None)
+    assert {v.gain.level for o in found.others for v in (o.plain, o.looped)} == {0.975}
+
+
+def test_a_budget_is_of_its_loops(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits one loop does not fit twelve."""
+    clock = iter(range(10**9))
+    monkeypatch.setattr("ggufloop.measure.sweep.time.perf_counter", lambda: next(clock))
+    plan = SweepPlan(tasks=("fake",), budget="200s")
+    assert ask([FakeMeasure(500)], LOOPS, plan=plan).used < ask([FakeMeasure(500)], LOOPS[:1], plan=plan).used
+    assert ask([FakeMeasure(500)], LOOPS, "again", plan).used == ask([FakeMeasure(500)], LOOPS, plan=plan).used
+
+
+def test_the_gain_that_would_have_been_found_is_found() -> None:
+    """Of 48 answers six have to change for McNemar's test to say anything: 80 % of the time that takes 16 points."""
+    rng = np.random.default_rng(1)
+    for n, flips in ((48, 0), (120, 6), (1200, 60)):
+        effect = seen(judge_flips(flips // 2, flips - flips // 2, n, 0.01), flips=flips)
+        share = max(flips, 1) / n
+        for gain, least, most in ((effect, 0.75, 0.86), (0.7 * effect, 0.0, 0.65)):
+            of = max(share, gain)
+            drawn = rng.multinomial(n, ((of + gain) / 2, (of - gain) / 2, 1 - of), size=300)
+            power = np.mean([judge_flips(int(b), int(c), n, 0.01).word == HELPS for b, c, _ in drawn])
+            assert least <= power <= most, (n, gain)
+
+
+def test_files_of_one_name_are_told_apart() -> None:
+    files = [Path("/m/a/x.Q4_0.gguf"), Path("/m/b/x.Q4_0.gguf"), Path("/m/b/y.gguf")]
+    assert told_apart(files) == ["a/x.Q4_0", "b/x.Q4_0", "b/y"]
+    assert told_apart(files[1:]) == ["x.Q4_0", "y"]
+    assert told_apart([Path("/a/x.gguf"), Path("/b/q/x.gguf"), Path("/c/q/x.gguf")]) == ["a/x", "b/q/x", "c/q/x"]
 
 
 def test_too_few_items_and_too_little_time(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

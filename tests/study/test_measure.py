@@ -328,6 +328,8 @@ def test_files_stay_until_all_is_measured(
     assert mine.exists()
     assert run(*asked, "--keep", "--chunks", 3, name=str(source))[0] == 0
     assert there() == made
+    assert run(*asked, "--chunks", 4, name=str(source))[0] == 0
+    assert there() == made  # they were asked for
 
 
 def interrupted(*args: object, **more: object) -> None:

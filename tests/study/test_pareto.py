@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def test_it_is_in_the_table_of_a_study(tmp_path: Path) -> None:
     page = report.html(s, {}, "again")
     assert "<h2>KLD against bytes</h2>" in page
     assert "no: Q4x" in page
+    assert re.search(r"headline\">Front of [^<]*Q4x[^<]*</p>", page)  # types as they are written
 
 
 def boxes(texts: Sequence[object]) -> list[object]:

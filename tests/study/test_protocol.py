@@ -87,6 +87,20 @@ def test_what_is_no_protocol(change: tuple[str, str], message: str, tmp_path: Pa
     assert "\n" not in e.value.message
 
 
+def test_steps_without_the_loops_that_are_named_are_left_out(
+    cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Nor planned: a sweep of no loops is none."""
+    protocol = tmp_path / "p.toml"
+    protocol.write_text(SMALL.replace('texts = ["pydoc"]', 'texts = ["pydoc"]\nloops = ["naive"]'))
+    words = ["study", "run", protocol, "--model", tiny_model("llama"), "--out", tmp_path / "out", "-t", "1"]
+    wrong = cli(*words, "--steps", "text", "--loops", "recipe")
+    assert (wrong.code, wrong.err.splitlines()[0]) == (2, "error: none of these steps has recipe.")
+    words += ["--plan", "--tokens-per-second", "1000"]
+    plan = cli(*words, "--steps", "questions,text", "--loops", "recipe")
+    assert [line.split()[0] for line in plan.out.splitlines()] == ["questions", "llama.gguf:"]
+
+
 def test_a_protocol_from_the_first_step_to_the_verdict(
     cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path
 ) -> None:

@@ -28,7 +28,7 @@ class FakeMeasure:
     """Scores that follow from loop and item, and a note of everything that was asked for."""
 
     name, item, unit, least = "fake", "chunk", "nats per token", 8
-    places = None
+    places: Sequence[tuple[int, int]] | None = None
 
     def __init__(self, n: int, gains: dict[str, float] | None = None, stop_after: int | None = None) -> None:
         self.n = self.available = n

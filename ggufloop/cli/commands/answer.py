@@ -35,6 +35,7 @@ from ggufloop.measure.sweep_run import CONTEXT, SEED, SweepPlan
 from ggufloop.measure.verdict import ACCURACY, NATS, WORTHS
 from ggufloop.study import answer_report
 from ggufloop.study.answer import Finding, run_answer
+from ggufloop.tasks.own import task_name
 
 WINDOWS, KS = 6, "2,3"
 
@@ -93,13 +94,13 @@ def command(
     others = [model_from_flags(word, None, None, flags["offline"]) for word in against]
     path = resolve_model(flags)
     plan = replace(plan, template=template_from_flags(flags, path))
-    if path in others or len(set(others)) < len(others):
+    if len({file.resolve() for file in (path, *others)}) <= len(others):
         raise UsageError("a file is compared with itself.", "give each --against once, and not MODEL.")
     if flags["k"] is None and flags["recipe"] is None:
         flags["k"] = KS
     loops = sweep_loops(path, flags, most=WINDOWS)
-    asked = source.name if source is not None else ",".join(named)
-    folder = out or Path("answers") / f"{path.stem}-{Path(asked).stem}"
+    asked = Path(source.name).stem if source is not None else ",".join(map(task_name, named))
+    folder = out or Path("answers") / f"{path.stem}-{asked}"
     try:
         with shown() as progress:
             found = run_answer(path, loops, plan, folder, settings, against=others, verbose=ctx.obj["verbose"],

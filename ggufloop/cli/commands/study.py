@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def run(
     chosen = split_list(only, "--loops") if only is not None else []
     if unknown_loop := next((name for name in chosen if name not in plan.loops), None):
         raise UsageError(f"no loop {unknown_loop!r} is in this protocol.", f"its loops: {', '.join(plan.loops)}.")
+    if chosen:
+        kept = [replace(step, loops=tuple(name for name in step.loops if name in chosen)) for step in todo]
+        todo = [step for step in kept if step.loops]
+        if not todo:
+            raise UsageError(f"none of these steps has {' or '.join(chosen)}.", "name others with --steps or --loops.")
     if only_plan:
         _tell_plan(path, plan, todo, settings, speed, shards)
         return
@@ -89,7 +95,8 @@ def run(
     try:
         for step in todo:
             with shown() as progress:
-                found |= {s.key: s for s in run_step(path, plan, step, out, settings, only=chosen, progress=progress)}
+                found |= {s.key: s for s in run_step(path, plan, step, out, settings, part=bool(chosen),
+                                                     progress=progress)}  # fmt: skip
             scores.write(target, found.values())
             terminal.note(f"{step.name}: done, its scores are in {target}.")
     except KeyboardInterrupt:
