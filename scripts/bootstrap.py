@@ -36,8 +36,15 @@ EXTRAS = {
     "ruff": {"dev"},
     "mypy": {"dev"},
 }
-OF_SUBCOMMAND = {"eval": {"eval"}, "compare": {"lab"}, "shannon": {"lab"}}
-OF_OPTION = {"--plot": {"lab"}, "--tasks": {"eval"}}
+OF_SUBCOMMAND = {
+    "answer": {"eval", "lab"},
+    "compare": {"lab"},
+    "eval": {"eval"},
+    "longctx": {"eval"},
+    "shannon": {"lab"},
+    "study": {"eval", "lab"},
+}
+OF_OPTION = {"--plot": {"lab"}, "--task": {"eval"}, "--tasks": {"eval"}}
 LIBRARIES = {"ggufloop": [[]], "pytest": [["--with-tools"], ["--stock", "--with-tools"]], "ruff": [], "mypy": []}
 # Commands of ggufloop that run no model, or that build the library themselves.
 NO_LIBRARY = {"", "build", "doctor", "version", "pull", "list", "inspect", "completion"}

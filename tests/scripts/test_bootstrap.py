@@ -179,12 +179,26 @@ def test_what_a_server_needs_is_a_library_with_its_program(checkout: Checkout) -
 
 
 def test_what_tasks_need_is_installed_for_tasks_only(checkout: Checkout) -> None:
-    checkout.run("ggufloop", "run", "eval", "--task", "tasks")
+    checkout.run("ggufloop", "run", "eval", "-p", "tasks")
     assert checkout.events() == ["venv", "pip [chat]", "build "]
     checkout.run("ggufloop", "-v", "eval", "m")
     assert checkout.events() == ["pip [chat,eval]", "build "]
     checkout.run("ggufloop", "sweep", "m", "--tasks", "brackets")
+    checkout.run("ggufloop", "longctx", "m")
     assert checkout.events() == []
+
+
+@pytest.mark.parametrize("flag", ["--task", "--tasks=mine.csv"])
+def test_what_tasks_need_is_installed_for_every_name_of_theirs(checkout: Checkout, flag: str) -> None:
+    checkout.run("ggufloop", "sweep", "m", flag, "mine.csv")
+    assert checkout.events() == ["venv", "pip [chat,eval]", "build "]
+
+
+@pytest.mark.parametrize("command", [("answer", "m", "--text", "a.txt"), ("study", "run", "p.toml")])
+def test_what_questions_and_figures_need_is_installed_at_once(checkout: Checkout, command: tuple[str, ...]) -> None:
+    """Of the README's second command: nobody is to be told of an extra by the first one they try."""
+    checkout.run("ggufloop", *command)
+    assert checkout.events() == ["venv", "pip [chat,eval,lab]", "build "]
 
 
 def test_what_reports_need_is_installed_for_compare_and_shannon(checkout: Checkout) -> None:
