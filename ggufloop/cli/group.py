@@ -13,6 +13,7 @@ import traceback
 
 import click
 
+from ggufloop import __version__
 from ggufloop.cli.help import Group
 from ggufloop.cli.streams import OutputLost, guarded
 from ggufloop.cli.width import remark
@@ -101,6 +102,9 @@ class _Commands(Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(
+    __version__, message="ggufloop %(version)s", help="Print the version; `ggufloop version`: of all parts."
+)
 def cli() -> None:
     """Run a window of a GGUF model's layers again, and measure whether it helps."""
 
