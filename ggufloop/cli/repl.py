@@ -18,6 +18,7 @@ from ggufloop.cli import terminal
 from ggufloop.cli.context import Opened
 from ggufloop.cli.loop_options import Suggest
 from ggufloop.cli.types import OneOf
+from ggufloop.cli.width import tell
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.generate.chat import Conversation
 from ggufloop.generate.complete import Answer, Emit, Stopped, first_difference
@@ -167,12 +168,12 @@ class Repl:
             "context": self._context(),
         }
         for name, value in rows.items():
-            click.echo(f"{name:9} {value}")
+            tell(f"{name:9} {value}\n")
 
     def do_stats(self, rest: str) -> None:
         for loop, total in self.chat.totals().items():
             answers = "1 answer" if total.answers == 1 else f"{total.answers} answers"
-            click.echo(f"{terminal.describe(loop)}: {answers} | {terminal.speeds(total)}")
+            tell(f"{terminal.describe(loop)}: {answers} | {terminal.speeds(total)}\n")
         click.echo(f"context: {self._context()}")
 
     def _context(self) -> str:
