@@ -13,7 +13,6 @@ import traceback
 
 import click
 
-from ggufloop import __version__
 from ggufloop.cli.help import Group
 from ggufloop.cli.streams import OutputLost, guarded
 from ggufloop.cli.width import remark
@@ -101,10 +100,15 @@ class _Commands(Group):
                 formatter.write_dl([(command.ljust(10), text) for command, text in commands.items()])
 
 
+def _tell_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        cli.main(["version"], prog_name="ggufloop", standalone_mode=False)
+        ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(
-    __version__, message="ggufloop %(version)s", help="Print the version; `ggufloop version`: of all parts."
-)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version,
+              help="Print versions, as `ggufloop version` does.")  # fmt: skip
 def cli() -> None:
     """Run a window of a GGUF model's layers again, and measure whether it helps."""
 
