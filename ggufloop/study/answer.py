@@ -62,7 +62,8 @@ class OtherFile:
 class Finding:
     """What came out.
 
-    chosen     how the loop was chosen, on items of their own; None where only one was asked about
+    chosen     how the loop was chosen, on items of their own; None where only one was asked about. ranks: what decided,
+               of the loops that were scored on all of these: choice log-probability gained, or the mean gain
     loop       the one that was judged, and by verdict on the other items; paired: all there is to say of questions
     plain, looped    mean scores on what judged; scores: of each item there, by the name of a column
     seen       the smallest gain that would have been found in 80 %
@@ -76,6 +77,7 @@ class Finding:
     measure: Measure
     loops: tuple[LoopSpec, ...]
     chosen: Decision | None
+    ranks: dict[str, float]
     loop: LoopSpec
     verdict: Verdict
     paired: Comparison | None
@@ -136,9 +138,9 @@ def run_answer(
         )
         total = (n + (race + len(parts.judging)) * float(np.mean(costs))) / measure.n
         scores = CachedScores(llm, measure, journal, progress, total)
-        chosen, loop = None, loops[0]
+        chosen, loop, ranks = None, loops[0], dict[str, float]()
         if parts.choosing:
-            chosen, loop = _choose(scores, measure, loops, parts, plan, progress)
+            chosen, loop, ranks = _choose(scores, measure, loops, parts, plan, progress)
         plain, looped = (scores.of(each, parts.judging, "judging,") for each in (None, loop))
         llm.set_loop(None)
         look.keep(journal)
@@ -163,7 +165,7 @@ def run_answer(
         pair = [_judge(measure, parts.judging, x, worth, level) for x in (mine - plain, looped - mine)]
         others.append(OtherFile(called, size, float(mine.mean()), *pair))
     return Finding(
-        path, name, nbytes[0], measure, tuple(loops), chosen, loop, verdict, paired, float(plain.mean()),
+        path, name, nbytes[0], measure, tuple(loops), chosen, ranks, loop, verdict, paired, float(plain.mean()),
         float(looped.mean()), {column: values.tolist() for column, values in columns.items()}, parts.judging,
         seen(verdict, level, flips), cost, n, number, tuple(others),
     )  # fmt: skip
@@ -262,8 +264,8 @@ def _items(
 def _choose(
     scores: CachedScores, measure: Measure, loops: Sequence[LoopSpec], parts: _Parts, plan: SweepPlan,
     progress: Progress,
-) -> tuple[Decision, LoopSpec]:  # fmt: skip
-    """The race on the items that choose, and the best of those that ran it to its end."""
+) -> tuple[Decision, LoopSpec, dict[str, float]]:  # fmt: skip
+    """The race on the items that choose, the best of those that ran it to its end, and what said so of them."""
     by_name = {str(loop): loop for loop in loops}
     places, worth = measure.places, plan.worth_of(measure)
     steps = decide(list(by_name), len(parts.choosing), plan.seed, finalists=plan.finalists, least=measure.least,
@@ -284,7 +286,7 @@ def _choose(
         decision: Decision = e.value
     last = [c for c in decision.loops if c.gain.n == len(asked)]
     ranks = scores.choice_gains([c.name for c in last], asked) or {c.name: c.gain.mean for c in last}
-    return decision, by_name[max(last, key=lambda c: ranks[c.name]).name]
+    return decision, by_name[max(last, key=lambda c: ranks[c.name]).name], ranks
 
 
 def _check_text(

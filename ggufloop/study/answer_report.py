@@ -31,7 +31,7 @@ def _headline(a: Finding) -> str:
         HELPS: f"Looping helps {what}{', by less than would matter' if a.verdict.small else ''}.",
         HURTS: f"{looping} hurts {what}.",
         SAME: f"{looping} has no effect that matters on {what}: none larger than {amount(a, a.verdict.worth)}.",
-        UNSURE: f"Whether looping helps {what}, {len(a.judging)} {of}s cannot tell.",
+        UNSURE: f"{len(a.judging)} {of}s cannot tell whether looping helps {what}.",
     }[a.verdict.word]
 
 
@@ -61,10 +61,9 @@ def _choice(a: Finding) -> list[str]:
     if choice is None or choice.word in (a.verdict.word, UNSURE):
         return []
     e = choice.gain
-    moved = f"{e.mean:+.3f} nats [{e.low:+.3f}, {e.high:+.3f}]"
     return [
         "The right answer's log-probability among those offered, which tells smaller effects, moves by "
-        f"{moved}: by it alone, {choice.phrase(a.measure.item)}{' nats' * (choice.word == SAME)}."
+        f"{e.mean:+.3f} nats [{e.low:+.3f}, {e.high:+.3f}]; a point of accuracy goes with about {choice.worth:g}."
     ]
 
 
@@ -158,10 +157,10 @@ def _across(a: Finding, v: Verdict) -> str:
 def tried(a: Finding) -> Table:
     """The loops on the items that chose, which quote none of them: the best of many is partly luck."""
     rows: list[list[Cell]] = [
-        [c.name, c.gain.n, c.gain.mean, c.gain.low, c.gain.high, c.name == str(a.loop)]
+        [c.name, c.gain.n, a.ranks.get(c.name), c.gain.mean, c.gain.low, c.gain.high, c.name == str(a.loop)]
         for c in (a.chosen.loops if a.chosen is not None else ())
     ]
-    return Table(columns("loop", "n:d", "gain:+.4f", "low:+.4f", "high:+.4f", "chosen"), rows)
+    return Table(columns("loop", "n:d", "ranked by:+.4f", "gain:+.4f", "low:+.4f", "high:+.4f", "chosen"), rows)
 
 
 def items(a: Finding) -> Table:
@@ -178,10 +177,10 @@ def markdown(a: Finding, figure: str | None) -> str:
               comparisons(a).render("md")]  # fmt: skip
     if a.chosen is not None:
         ranked = a.paired is not None and a.paired.choice is not None
-        by = "the right answer's log-probability among those offered" if ranked else "mean gain"
+        by = "what the right answer's log-probability among those offered gained" if ranked else "mean gain"
         parts += ["## How the loop was chosen",
-                  f"On {a.chosen.n} {a.measure.item}s that judge nothing, by {by}. The gains below are of these: the "
-                  "best of many is partly luck.", tried(a).render("md")]  # fmt: skip
+                  f"On {a.chosen.n} {a.measure.item}s that judge nothing, by {by} (`ranked by`). The gains below are of "
+                  "these: the best of many is partly luck.", tried(a).render("md")]  # fmt: skip
     return "\n\n".join(each.rstrip("\n") for each in parts) + "\n"
 
 

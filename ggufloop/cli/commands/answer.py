@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ggufloop.cli import terminal
 from ggufloop.cli.context import batch_options, context_from_flags, resolve_model
 from ggufloop.cli.help import Command
 from ggufloop.cli.loop_options import loop_list_options
@@ -128,6 +129,8 @@ def _publish(found: Finding, folder: Path) -> None:
 
         figure = "answer.png"
         style.save(answer_figure(found), folder / figure)
+    else:
+        terminal.note("no figure is drawn without matplotlib: pip install 'ggufloop[lab]'.")
     write_text(folder / "answer.md", answer_report.markdown(found, figure))
     write_text(folder / "answer.csv", flat(answer_report.comparisons(found)).render("csv"))
     write_text(folder / "loops.csv", flat(answer_report.tried(found)).render("csv"))
