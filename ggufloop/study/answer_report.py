@@ -179,7 +179,7 @@ def markdown(a: Finding, figure: str | None) -> str:
         ranked = a.paired is not None and a.paired.choice is not None
         by = "what the right answer's log-probability among those offered gained" if ranked else "mean gain"
         parts += ["## How the loop was chosen",
-                  f"On {a.chosen.n} {a.measure.item}s that judge nothing, by {by} (`ranked by`). The gains below are of "
+                  f"On {a.chosen.n} {a.measure.item}s that judge nothing, by {by} (`ranked by`). Gains below are of "
                   "these: the best of many is partly luck.", tried(a).render("md")]  # fmt: skip
     return "\n\n".join(each.rstrip("\n") for each in parts) + "\n"
 
