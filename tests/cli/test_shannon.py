@@ -191,7 +191,7 @@ def test_forms_carry_the_same_numbers(family: Path, cli: Cli) -> None:
     assert whole["settings"]["starts"] == 4
     rows = list(csv.DictReader(io.StringIO(run(cli, *words, "-o", "csv")[0])))
     assert [row["law"] for row in rows] == ["chinchilla", "openai"]
-    assert float(rows[0]["RMSE"]) == chinchilla["rmse"]
+    assert float(rows[0]["rmse"]) == chinchilla["rmse"]
     assert f"{chinchilla['rmse']:.4f}" in run(cli, *words, "-o", "md")[0]
     assert run(cli, *words, "-o", "json")[0] == run(cli, *words, "-o", "json")[0]  # the seed decides
 
