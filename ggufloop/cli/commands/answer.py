@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import textwrap
 from dataclasses import replace
@@ -38,6 +39,7 @@ from ggufloop.study import answer_report
 from ggufloop.study.answer import Finding, run_answer
 from ggufloop.tasks.own import task_name
 
+_TOGETHER = re.compile(r"`[^`]*`|[\d.]+ %|--\w+ \S+")  # a loop, a share, a flag: no line ends in them
 WINDOWS, KS = 6, "2,3"
 
 
@@ -116,7 +118,8 @@ def command(
 
 def _said(found: Finding, folder: Path) -> str:
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    lines = textwrap.wrap(answer_report.paragraph(found), width, break_on_hyphens=False)
+    whole = _TOGETHER.sub(lambda m: m[0].replace(" ", "\0"), answer_report.paragraph(found))
+    lines = [line.replace("\0", " ") for line in textwrap.wrap(whole, width, break_on_hyphens=False)]
     return "\n".join([*lines, "", f"report: {folder / 'answer.md'}", ""])
 
 
