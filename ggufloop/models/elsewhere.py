@@ -141,7 +141,7 @@ def _ollama() -> Iterator[Elsewhere]:
                 host, space, model, tag = manifest.parts[-4:]
                 layers = reading.json(manifest.read_bytes())["layers"]
                 stated = [layer["digest"] for layer in layers if layer["mediaType"] == _MODEL_LAYER]
-                digest = [match[1] for match in map(_DIGEST.fullmatch, stated) if match][0]  # noqa: RUF015  # IndexError
+                digest = [match[1] for match in map(_DIGEST.fullmatch, stated) if match][0]  # noqa: RUF015  # its IndexError is caught
                 blob = folder / "blobs" / f"sha256-{digest}"
                 with blob.open("rb") as f:
                     if f.read(4) != b"GGUF":

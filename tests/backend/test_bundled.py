@@ -6,7 +6,6 @@ A wheel stands in here whose libraries are text files; the real one takes a comp
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -213,16 +212,6 @@ def test_the_binding_of_a_wheel_goes_before_another(tmp_path: Path) -> None:
 
 
 # the script
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_wheel", ROOT / "scripts" / "make_wheel.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_what_a_wheel_is_made_of(script: ModuleType, tmp_path: Path) -> None:
