@@ -95,10 +95,10 @@ def _floor(outcome: Outcome) -> list[str]:
     """What of a gain is the arithmetic's, in words; nothing where it was not asked for."""
     if outcome.floor is None:
         return []
-    again, m = outcome.floor.found, outcome.measure
+    again, d, m = outcome.floor.found, outcome.floor.found.difference, outcome.measure
     return [f"Noise floor: {outcome.floor.loop} differs from itself with its damping moved by {NUDGE:g} by "
-            f"{again.difference.show('+.5f')} {m.unit}, by {again.typical:.2g} on a typical {m.item}; "
-            f"{again.changed} of {again.difference.n} {m.item}s differ.", ""]  # fmt: skip
+            f"{d.mean:+.5f} [{d.low:+.5f}, {d.high:+.5f}] {m.unit} on average over {d.n} {m.item}s, by "
+            f"{again.typical:.2g} on a typical one; {again.changed} of them differ.", ""]  # fmt: skip
 
 
 def _reading(d: Decision, item: str) -> list[str]:

@@ -141,14 +141,16 @@ def _ollama() -> Iterator[Elsewhere]:
                 host, space, model, tag = manifest.parts[-4:]
                 layers = reading.json(manifest.read_bytes())["layers"]
                 stated = [layer["digest"] for layer in layers if layer["mediaType"] == _MODEL_LAYER]
-                digest = [match[1] for match in map(_DIGEST.fullmatch, stated) if match][0]  # noqa: RUF015  # its IndexError is caught
-                blob = folder / "blobs" / f"sha256-{digest}"
+                found = [match[1] for match in map(_DIGEST.fullmatch, stated) if match]
+                if not found:
+                    continue
+                blob = folder / "blobs" / f"sha256-{found[0]}"
                 with blob.open("rb") as f:
                     if f.read(4) != b"GGUF":
                         continue
                 where = [] if host == "registry.ollama.ai" else [host]
                 named = [*where, *([] if (space, where) == ("library", []) else [space]), f"{model}:{tag}"]
-                yield Elsewhere(OLLAMA, "ollama:" + "/".join(named), blob, blob.stat().st_size, digest)
+                yield Elsewhere(OLLAMA, "ollama:" + "/".join(named), blob, blob.stat().st_size, found[0])
 
 
 def _models(folder: Path, paths: Iterable[Path]) -> Iterator[tuple[str, list[Path]]]:

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+import make_wheel
 import pytest
 from support import ROOT
 
@@ -214,8 +214,8 @@ def test_the_binding_of_a_wheel_goes_before_another(tmp_path: Path) -> None:
 # the script
 
 
-def test_what_a_wheel_is_made_of(script: ModuleType, tmp_path: Path) -> None:
-    script.project(parts(tmp_path / "parts"), "manylinux_2_36_x86_64", tmp_path / "project")
+def test_what_a_wheel_is_made_of(tmp_path: Path) -> None:
+    make_wheel.project(parts(tmp_path / "parts"), "manylinux_2_36_x86_64", tmp_path / "project")
     made = tmp_path / "project" / "ggufloop" / "bundled"
     assert Backend.load(made) == replace(Backend.load(tmp_path / "parts"), directory=made)  # type: ignore[type-var]
     assert (made / "sapphirerapids.so").read_text() == "sapphirerapids"
@@ -226,7 +226,7 @@ def test_what_a_wheel_is_made_of(script: ModuleType, tmp_path: Path) -> None:
     assert 'license-files = ["LICENSE", "ggufloop/bundled/licenses/*"]' in text
 
 
-def test_a_library_that_needs_what_is_not_in_the_wheel_is_refused(script: ModuleType) -> None:
+def test_a_library_that_needs_what_is_not_in_the_wheel_is_refused() -> None:
     folder = library.locate().directory  # compiled here, for here
     with pytest.raises(BackendError, match=r"^libllama\.so\.0 needs .*libstdc\+\+\.so\.6"):
-        script.platform_tag([folder / "libllama.so.0", folder / "libggml.so.0", folder / "libggml-base.so.0"])
+        make_wheel.platform_tag([folder / "libllama.so.0", folder / "libggml.so.0", folder / "libggml-base.so.0"])

@@ -167,6 +167,11 @@ def test_the_leading_loop_is_run_again(tmp_path: Path) -> None:
     assert (outcome.decision, outcome.cost.spent) == (plain.decision, plain.cost.spent)
     pairs = [[measure.value(str(each), i) for i in range(240)] for each in (best, nudged(best))]
     assert (plain.floor, outcome.floor) == (None, SweepFloor(str(best), noise_floor(*pairs)))
+    costs = {str(loop): 1.0 for loop in WINDOWS}
+    said = sweep_report.text(SweepResult(Path("m"), tuple(WINDOWS), 3, {}, costs, (outcome,)))
+    mean = np.mean(np.subtract(pairs[1], pairs[0]))
+    assert f"Noise floor: {best} differs from itself with its damping moved by 1e-05 by {mean:+.5f} [" in said
+    assert "nats per token on average over 240 chunks" in said
     averages = [LoopSpec((a, a + 4), k=2, solver="average") for a in (1, 5)]
     assert run(FakeMeasure(30), tmp_path / "m", averages, floor=True).floor is None, "nothing to move"
 
