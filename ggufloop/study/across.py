@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ggufloop.loop import PLAIN
-from ggufloop.measure.stats import PairedEstimate, holm
-from ggufloop.measure.verdict import HELPS, HURTS, LEVEL, SAME, UNSURE, judge
-from ggufloop.study.analysis import WORTH
+from ggufloop.measure.stats import PairedEstimate
+from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE
+from ggufloop.study.analysis import WORTH, judged
 from ggufloop.study.file import File, Study
 from ggufloop.table import Cell as TableCell
 from ggufloop.table import Column, Table
@@ -69,17 +69,10 @@ def _against(study: Study, type_: str, loops: Sequence[str], other: str) -> list
         mine, theirs = study.paired((type_, loop), (other, PLAIN))
         if len(mine.chunks) > 1:
             diffs[loop] = theirs.values("nll") - mine.values("nll")
-    named = [loop for loop in diffs if loop != PLAIN]
-    judged = {
-        loop: judge(x, WORTH, documents=[0] * len(x), level=LEVEL / (1 if loop == PLAIN else len(named)))
-        for loop, x in diffs.items()
-    }
-    ps = dict(zip(named, holm([judged[loop].gain.p for loop in named]), strict=True)) if named else {}
-    found = []
-    for loop, v in judged.items():
-        p = float(ps.get(loop, v.gain.p))
-        found.append(AcrossFiles(study.file(type_), loop, study.file(other), v.gain, p, _WORDS[v.word]))
-    return found
+    looped = {loop: x for loop, x in diffs.items() if loop != PLAIN}
+    said = judged({loop: x for loop, x in diffs.items() if loop == PLAIN}) | judged(looped)
+    return [AcrossFiles(study.file(type_), loop, study.file(other), v.gain, v.p, _WORDS[v.word])
+            for loop, v in said.items()]  # fmt: skip
 
 
 def nearest(study: Study) -> list[AcrossFiles]:

@@ -14,6 +14,7 @@ Numerator and denominator are of the same chunks, so chunks are resampled whole 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from ggufloop.loop import PLAIN
 from ggufloop.measure.stats import (
     Estimate,
     PairedEstimate,
+    Values,
     holm,
     mean_interval,
     paired_bootstrap,
@@ -135,16 +137,19 @@ def noise(study: Study) -> tuple[list[float], list[float], list[float]]:
 
 def verdicts(study: Study, type_: str) -> dict[str, LoopGain]:
     """Of each loop this file was measured under on two chunks at least that the plain model has too."""
-    loops = [loop for loop in study.loops if loop != PLAIN and _is_measured(study, type_, loop)]
-    judged = []
-    for loop in loops:
-        looped, plain = (cell.values("nll") for cell in study.paired((type_, loop), (type_, PLAIN)))
-        judged.append(judge(plain - looped, WORTH, documents=[0] * len(plain), level=LEVEL / len(loops)))
-    found = {}
-    for loop, v, p in zip(loops, judged, holm([v.gain.p for v in judged]), strict=True):
-        word = v.word if p <= LEVEL else SAME if v.small else UNSURE
-        found[loop] = LoopGain(v.gain, float(p), word)
-    return found
+    diffs = {}
+    for loop in study.loops:
+        if loop != PLAIN and _is_measured(study, type_, loop):
+            looped, plain = (cell.values("nll") for cell in study.paired((type_, loop), (type_, PLAIN)))
+            diffs[loop] = plain - looped
+    return judged(diffs)
+
+
+def judged(diffs: Mapping[str, Values]) -> dict[str, LoopGain]:
+    """Of differences of chunks, which are neighbours in one text, by name; corrected for all of them together."""
+    found = {name: judge(x, WORTH, documents=[0] * len(x), level=LEVEL / len(diffs)) for name, x in diffs.items()}
+    ps = holm([v.gain.p for v in found.values()])
+    return {name: LoopGain(v.gain, float(p), v.word) for (name, v), p in zip(found.items(), ps, strict=True)}
 
 
 def _is_measured(study: Study, type_: str, loop: str) -> bool:

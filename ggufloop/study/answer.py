@@ -133,10 +133,9 @@ def run_answer(
         look = Look(measure.name, n, plan.seed, worth, tuple(map(str, loops)))
         number = look.number(journal)
         level = adjusted_level(LEVEL, number, plan.looks)
-        race = (
-            planned_cost(len(loops), len(parts.choosing), plan.finalists, True, measure.least) if parts.choosing else 0
-        )
-        total = (n + (race + len(parts.judging)) * float(np.mean(costs))) / measure.n
+        total = (
+            n + (_race(measure, len(parts.choosing), len(loops), plan) + len(parts.judging)) * float(np.mean(costs))
+        ) / measure.n
         scores = CachedScores(llm, measure, journal, progress, total)
         chosen, loop, ranks = None, loops[0], dict[str, float]()
         if parts.choosing:
@@ -205,6 +204,11 @@ def _split(n: int, n_loops: int) -> int:
     return max(4, int(SHARE * n)) if n_loops > 1 else 0
 
 
+def _race(measure: Measure, choosing: int, n_loops: int, plan: SweepPlan) -> int:
+    """Loops times items that choosing takes at most."""
+    return planned_cost(n_loops, choosing, plan.finalists, True, measure.least) if choosing else 0
+
+
 def _parted(measure: Measure, n: int, n_loops: int, seed: int) -> _Parts:
     """n items at random, and of more items these as well: no item is ever in the other part.
 
@@ -246,7 +250,7 @@ def _items(
 
     def needs(n: int) -> float:
         choosing = _split(n, len(costs))
-        race = planned_cost(len(costs), choosing, plan.finalists, True, measure.least) if choosing else 0
+        race = _race(measure, choosing, len(costs), plan)
         return each * (n + float(np.mean(costs)) * race + (n - choosing) * (max(costs) + sum(sizes)))
 
     budget = math.inf if plan.budget is None else seconds(plan.budget)
