@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufloop import reading
-from ggufloop.measure.journal import Journal
+from ggufloop.measure.journal import Journal, beside
 from ggufloop.measure.slices import Answered, Answers, Slice, check_answered
 from ggufloop.measure.verdict import ACCURACY, CHOICE, LEVEL, WORTHS
 
@@ -54,6 +54,16 @@ class EvalJournal:
         self.devices = [run.device for run in runs]
         self.answers = Answers((r for r in records if isinstance(r, Answered)), lambda a: journal.add(asdict(a)))
         self.dropped = journal.dropped
+
+    def take_over(self, path: Path, header: Mapping[str, Any], slices: Sequence[Slice]) -> None:
+        """Take the answers of shards whose journals lie beside this one. Raises GgufloopError for a damaged one."""
+        known = {(each.task, each.start): each for each in slices}
+        for shard in beside(path, header):
+            for record in read_journal(shard, known)[1]:
+                if isinstance(record, Started):
+                    self.devices.append(record.device)
+                elif self.answers.find(record.loop, record.task, record.start, record.kind) is None:
+                    self.answers.add(record)
 
     def begin(self, started: Started) -> None:
         """Note a run, unless it is the last one that goes on."""

@@ -5,7 +5,8 @@
     found.runs["plain"].items["brackets"], found.compared["brackets"].verdict
 
 Every answer is in a journal when the next slice begins, and the same call goes on from there. Without `out` it lies in
-the cache until the run is done. A shard answers its part of the questions and leaves the rest to `merge`.
+the cache until the run is done. A shard answers its part of the questions and leaves the rest to `merge`, or to a run
+by itself with the same `out`, which finds the answers of the shards there.
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ def run_eval(
     with open_journal(target, header, slices) as kept:
         if kept.dropped:
             note(progress, kept.dropped)
+        if shard is None:
+            kept.take_over(target, header, slices)
         llm = open_model(path, settings, verbose=verbose, progress=progress)
         try:
             started = Started(tuple(map(loop_text, loops)), plan.paired, device_of(llm), settings.threads)

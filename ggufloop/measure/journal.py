@@ -4,6 +4,7 @@
         for record in journal.records: ...           # of an earlier run with the same header
         journal.add({"loop": "12:16 k=2", ...})      # on disk when this returns
     append(path, {...})                              # the same to a journal that is not open, such as a study's
+    for shard in beside(path, header): ...           # journals of shards of that run, in the same folder
 
 The first line says what the run is of. A file with another first line is refused with what differs, so numbers of two
 models never meet in one table. A line is written at once and synced. What a crash or a bad disk left at the end of the
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -30,6 +31,8 @@ Check = Callable[[dict[str, Any]], object]
 """Raises ValueError for a record that the run cannot have written, of a header GgufloopError too."""
 Compare = Callable[[Path, dict[str, Any], dict[str, Any]], None]
 """Raises GgufloopError if the header there is of another run than the one here, naming what differs."""
+_OF_SHARD = ("shard", "racing")
+"""What the first line of a shard's journal says of its own."""
 
 
 def _anything(record: dict[str, Any]) -> None:
@@ -117,6 +120,16 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._file.close()
         self._lock.release()
+
+
+def beside(path: Path, header: Record) -> Iterator[Path]:
+    """The journals of shards in the folder of a journal that are of the run it is of. Raises GgufloopError for a file
+    called so that is damaged."""
+    whole = json.loads(reading.line(header))
+    for shard in sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
+        there = Journal.header(shard) or {}
+        if {**there, **dict.fromkeys(_OF_SHARD)} == {**whole, **dict.fromkeys(_OF_SHARD)}:
+            yield shard
 
 
 def append(path: Path, record: Record) -> None:

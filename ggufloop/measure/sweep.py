@@ -180,6 +180,19 @@ class SweepPart:
     measures: tuple[PartMeasure, ...]
 
 
+def take_scores(journal: Journal, records: Iterable[dict[str, Any]]) -> None:
+    """Add to an open journal the scores of another that it lacks; what else the other holds is left there."""
+    have = {(r["measure"], r["loop"], i) for r in journal.records if _has_scores(r) for i in r["items"]}
+    for record in records:
+        if _has_scores(record) and not all((record["measure"], record["loop"], i) in have for i in record["items"]):
+            journal.add(record)
+            journal.records.append(record)
+
+
+def _has_scores(record: dict[str, Any]) -> bool:
+    return "items" in record and "loop" in record
+
+
 def check_record(measures: Sequence[Measure], record: dict[str, Any]) -> None:
     """Raise ValueError for a record that a sweep of these measures has not written. Before a budget cuts them."""
     if "budget" in record:

@@ -23,7 +23,7 @@ from ggufloop.measure.items import drawn
 from ggufloop.measure.journal import Journal
 from ggufloop.measure.merge import check_missing, check_same, headers_of, shards_of, short
 from ggufloop.measure.slices import file_name
-from ggufloop.measure.sweep import PartMeasure, SweepPart, check_record, part_of, sweep
+from ggufloop.measure.sweep import PartMeasure, SweepPart, check_record, part_of, sweep, take_scores
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.measure.verdict import LEVEL
 from ggufloop.progress import Progress, silent
@@ -101,12 +101,7 @@ def merge_sweeps(paths: Sequence[Path], out: Path | None = None, progress: Progr
         folder = out / model.stem if out is not None else Path(stack.enter_context(TemporaryDirectory()))
         target = folder / file_name(KIND, None)
         with Journal.open(target, header, partial(check_record, measures)) as journal:
-            have = {(r["measure"], r["loop"], i) for r in journal.records if "items" in r and "loop" in r
-                    for i in r["items"]}  # fmt: skip
-            for record in records:
-                if not all((record["measure"], record["loop"], i) in have for i in record["items"]):
-                    journal.add(record)
-                    journal.records.append(record)
+            take_scores(journal, records)
             outcomes = [
                 sweep(llm, loops, cast(Any, measure), journal, seed=part.seed, racing=False, worth=worth,
                       level=LEVEL / len(measures), looks=part.looks)

@@ -30,7 +30,7 @@ from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.eval_journal import device_of
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
-from ggufloop.measure.journal import Journal
+from ggufloop.measure.journal import Journal, beside
 from ggufloop.measure.multiple_choice import SEQUENCES
 from ggufloop.measure.selection import FINALISTS
 from ggufloop.measure.slices import Shard, ShardDone
@@ -43,6 +43,7 @@ from ggufloop.measure.sweep import (
     registered,
     score_all,
     sweep,
+    take_scores,
 )
 from ggufloop.measure.verdict import HURTS, LEVEL, WORTHS
 from ggufloop.models.registry import save_loop
@@ -237,9 +238,17 @@ def opened_sweep(
         with Journal.open(target, header, partial(check_record, measures)) as kept:
             if kept.dropped:
                 note(progress, kept.dropped)
+            if shard is None:
+                _take_over(kept, header, measures)
             yield llm, measures, kept, header
     finally:
         llm.close()
+
+
+def _take_over(journal: Journal, header: Mapping[str, Any], measures: Sequence[Measure]) -> None:
+    """Take the scores of shards whose journals lie beside this one. Raises GgufloopError for a damaged one."""
+    for shard in beside(journal.path, header):
+        take_scores(journal, Journal.lines(shard, partial(check_record, measures), "journal of a sweep")[1:])
 
 
 def journal_path(path: Path, given: Path | None) -> Path:

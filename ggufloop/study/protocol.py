@@ -6,8 +6,8 @@
 
 The file names loops by their settings behind the window, and steps: tasks of lm-eval, or texts, under which loops, how
 many, of which models. Every step keeps its journals in a folder of its own, OUT/STEP/TASK, so a run may stop anywhere
-and go on; machines share a protocol by its steps. What a step found is scores by item (`scores.py`), which
-`protocol_report.py` judges.
+and go on; machines share it by shards, and a run by itself takes over what shards have left there. What a step found is
+scores by item (`scores.py`), which `protocol_report.py` judges.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from ggufloop.loop import PLAIN, LoopSpec
 from ggufloop.measure.corpus import local
 from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
 from ggufloop.measure.planning import Planned, plan_eval, plan_sweep
-from ggufloop.measure.sweep_run import SweepPlan, run_sweep
+from ggufloop.measure.slices import Shard, file_name
+from ggufloop.measure.sweep_run import SweepPlan, run_shard, run_sweep
+from ggufloop.measure.workers import eval_by_workers, sweep_by_workers
 from ggufloop.models.info import describe
 from ggufloop.opening import check_loops
 from ggufloop.progress import Progress, named, silent
@@ -163,9 +165,10 @@ def _first(protocol: Protocol, step: ProtocolStep) -> str:
 
 def run_step(
     path: Path, protocol: Protocol, step: ProtocolStep, out: Path, settings: ContextSettings | None = None, *,
-    part: bool = False, progress: Progress = silent,
+    part: bool = False, shard: Shard | None = None, workers: int = 1, progress: Progress = silent,
 ) -> list[Score]:  # fmt: skip
-    """Measure a step and return the score of every item under every loop. part: of some of its loops, and no placebo.
+    """Measure a step and return the score of every item under every loop. part: of some of its loops, and no placebo;
+    shard: only this part of the items, of which no score is returned; workers: so many processes.
 
     Raises UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves in the journals what is done.
     """
@@ -176,21 +179,28 @@ def run_step(
     for task in step.tasks:
         told, place = named(progress, task), out / step.name / task
         tasks = EvalPlan((task,), offline=True).load(told)
-        for loop, plan in _plans(task, step, specs, "" if part else _first(protocol, step)):
-            result = run_eval(path, loop, plan, place, settings, tasks=tasks, progress=told)
+        asked: list[tuple[LoopSpec | None, EvalPlan, Path, ContextSettings, dict[str, str]]]
+        asked = [(loop, plan, place, settings, names)
+                 for loop, plan in _plans(task, step, specs, "" if part else _first(protocol, step))]  # fmt: skip
+        if not part:
+            other = replace(settings, flash_attn="off" if settings.uses_flash(path) else "on")
+            asked.append((None, EvalPlan((task,), offline=True, drawn=step.sample),
+                          place.with_name(f"{task}-placebo"), other, {PLAIN: scores.PLACEBO}))  # fmt: skip
+        for loop, plan, where, how, called in asked:
+            result = (eval_by_workers(workers, path, loop, plan, where, how, progress=told) if workers > 1 else
+                      run_eval(path, loop, plan, where, how, tasks=tasks, shard=shard, progress=told))  # fmt: skip
             if isinstance(result, EvalResult):
-                found |= {s.key: s for s in scores.of_eval(path.name, result, names)}
-        if part:
-            continue
-        plan = EvalPlan((task,), offline=True, drawn=step.sample)
-        other = replace(settings, flash_attn="off" if settings.uses_flash(path) else "on")
-        result = run_eval(path, None, plan, place.with_name(f"{task}-placebo"), other, tasks=tasks, progress=told)
-        if isinstance(result, EvalResult):
-            found |= {s.key: s for s in scores.of_eval(path.name, result, {PLAIN: scores.PLACEBO})}
+                found |= {s.key: s for s in scores.of_eval(path.name, result, called)}
     for text in step.texts:
-        journal = out / step.name / text / path.stem / "sweep.jsonl"
+        place = out / step.name / text
+        journal = place / path.stem / file_name("sweep", shard)
         journal.parent.mkdir(parents=True, exist_ok=True)
-        swept = run_sweep(path, list(specs.values()), _sweep_plan(step, text, progress), journal,
-                          replace(settings, n_ctx=step.ctx_size), progress=named(progress, text))  # fmt: skip
-        found |= {s.key: s for s in scores.of_sweep(path.name, swept, journal, names)}
+        loops, swept = list(specs.values()), _sweep_plan(step, text, progress)
+        how, told = replace(settings, n_ctx=step.ctx_size), named(progress, text)
+        if shard is not None:
+            run_shard(path, loops, swept, shard, journal, how, progress=told)
+            continue
+        judged = (sweep_by_workers(workers, path, loops, swept, place, how, progress=told) if workers > 1 else
+                  run_sweep(path, loops, swept, journal, how, progress=told))  # fmt: skip
+        found |= {s.key: s for s in scores.of_sweep(path.name, judged, journal, names)}
     return list(found.values())

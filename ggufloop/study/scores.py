@@ -1,6 +1,7 @@
 """Scores by item: what a protocol leaves behind, one row per question or chunk and loop, in a compressed csv.
 
     write(path, scores)                          # loads in pandas as well: pandas.read_csv("x.csv.xz")
+    scores, gone = joined(read(path), found)     # loops stay beside the plain answers they were measured with
     for score in read(path): score.measure, score.loop, score.item, score.value
 
 Everything that is said of a protocol's runs can be made again from these rows, without a model.
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,13 +96,30 @@ def of_sweep(model: str, result: SweepResult, journal: Path, names: Mapping[str,
                 yield Score(model, record["measure"], NATS, name, record["loop"], "{} {}".format(*places[i]), value)
 
 
+def joined(kept: Iterable[Score], found: Iterable[Score]) -> tuple[list[Score], list[str]]:
+    """Scores of an earlier run and of a new one, and what had to go, as 'MEASURE: LOOP'.
+
+    Plain answers that were computed elsewhere are rounded otherwise. Loops that were measured beside others than the
+    new ones are not compared with these: they go.
+    """
+    old, new = {s.key: s for s in kept}, {s.key: s for s in found}
+    changed = {key[0] for key, s in new.items() if key in old and s.loop == PLAIN and _row(s) != _row(old[key])}
+    gone = [key for key in old if key[0] in changed and key not in new]
+    left = {key: s for key, s in old.items() if key not in set(gone)}
+    return list((left | new).values()), list(dict.fromkeys(f"{measure}: {loop}" for measure, loop, _ in gone))
+
+
+def _row(score: Score) -> list[Any]:
+    return [f"{value:.6g}" if isinstance(value, float) else value for value in astuple(score)]
+
+
 def write(path: Path, scores: Iterable[Score]) -> None:
     """Raises GgufloopError if it cannot be written."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([field.name for field in fields(Score)])
     for score in sorted(scores, key=lambda s: (s.model, s.measure, s.loop, s.item)):
-        rows.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in astuple(score)])
+        rows.writerow(_row(score))
     with atomic_file(path) as partial:
         partial.write_bytes(lzma.compress(text.getvalue().encode()))
 

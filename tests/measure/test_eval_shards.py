@@ -129,6 +129,27 @@ def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, mon
         merge_evals(parts)
 
 
+def test_a_run_by_itself_takes_over_what_shards_have_left(cli: Cli, asked: list[str], tmp_path: Path) -> None:
+    """One of two is there: only the other half is computed, and the answers are those of a run without shards."""
+    alone = cli(*asked, "--out", tmp_path / "one", "-o", "json")
+    first = tmp_path / "two" / "llama" / "eval-1-of-2.jsonl"
+    cli(*asked, "--out", tmp_path / "two", "--shard", "1/2")
+    other = lines(first)
+    other[0]["limit"] = 9
+    (first.parent / "eval-1-of-3.jsonl").write_text("".join(json.dumps(r) + "\n" for r in other))  # of another run
+    changed = lines(first)
+    for r in changed[2:]:
+        r["answers"] = [[[-1.0, False]] * len(question) for question in r["answers"]]
+    whole = first.with_name("eval.jsonl")
+    assert cli(*asked, "--out", tmp_path / "two", "-o", "json").out == alone.out
+    assert answers(whole) == answers(tmp_path / "one" / "llama" / "eval.jsonl")
+    whole.unlink()
+    first.write_text("".join(json.dumps(r) + "\n" for r in changed))  # so that it is seen who computed what
+    cli(*asked, "--out", tmp_path / "two")
+    told, right = answers(whole), answers(tmp_path / "one" / "llama" / "eval.jsonl")
+    assert {key for key in right if told[key] != right[key]} == set(answers(first))
+
+
 def test_a_sample_is_drawn_and_its_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path) -> None:
     asked = [word for word in asked if word not in ("--limit", "10")] + ["--sample", "9"]
     alone = cli(*asked, "-o", "json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ import pytest
 from scipy.stats import binomtest
 from support import ROOT
 
-from ggufloop.engine import ACTIVE
+from ggufloop.engine import ACTIVE, LoopedLlama
 from ggufloop.errors import GgufloopError
+from ggufloop.measure import slices
 from ggufloop.measure.verdict import ACCURACY, NATS
 from ggufloop.models import registry
 from ggufloop.study import protocol_report
 from ggufloop.study.protocol import plan_step, read_protocol
-from ggufloop.study.scores import Score, read, write
+from ggufloop.study.scores import Score, joined, read, write
 
 if TYPE_CHECKING:
     from support.cli import Cli
@@ -136,6 +138,51 @@ def test_a_protocol_from_the_first_step_to_the_verdict(
     assert (wrong.code, wrong.err.splitlines()[0]) == (2, "error: no step 'texts' is for this model.")
     assert "plain tokens per second, timed here" in cli(*words, "--plan", "--steps", "text").out
     assert cli("study", "report", protocol, protocol).err.startswith(f"error: {protocol} holds no scores")
+
+
+def test_shards_and_workers_of_a_protocol_are_one_run(
+    cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, of questions and texts; what shards have left is not computed again."""
+    monkeypatch.setattr(slices, "SCORED", 4)
+    assert ACTIVE.patch_id  # loaded before this test's cache, which has no library
+    protocol = tmp_path / "p.toml"
+    protocol.write_text(SMALL)
+    words = ["study", "run", protocol, "--model", tiny_model("llama"), "-t", "1", "--no-try", "--steps",
+             "questions,text"]  # fmt: skip
+    alone = cli(*words, "--out", tmp_path / "one")
+    assert alone.code == 0, alone.err
+    for i in (1, 2):
+        part = cli(*words, "--out", tmp_path / "two", "--shard", f"{i}/2")
+        assert (part.code, part.out) == (0, ""), part
+        assert f"questions: shard {i}/2 is done." in part.err
+        assert not (tmp_path / "two" / "llama.csv.xz").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(LoopedLlama, "eval", None)  # neither asks the model anything
+        patch.setattr(LoopedLlama, "logits", None)
+        together = cli(*words, "--out", tmp_path / "two")
+    assert (together.code, together.out) == (0, alone.out), together.err
+    assert (tmp_path / "two" / "llama.csv.xz").read_bytes() == (tmp_path / "one" / "llama.csv.xz").read_bytes()
+    monkeypatch.setattr(slices, "SCORED", 64)  # as other processes have it
+    monkeypatch.setenv("GGUFLOOP_LIB_DIR", str(ACTIVE.directory))
+    alone = cli(*words, "--out", tmp_path / "whole")
+    workers = cli(*words, "--out", tmp_path / "three", "--workers", "2")
+    assert (workers.code, workers.out) == (0, alone.out), workers.err
+
+
+def test_loops_are_not_compared_with_plain_answers_of_another_machine() -> None:
+    """A later run of one loop brings its own plain answers; a loop that was measured beside others is left out."""
+    old = [*made("a", "one", 20, 3, 1), *made("a", "two", 20, 3, 1)]
+    other = [replace(s, loop="layer") for s in old if s.loop == "recipe"]
+    same, gone = joined([*old, *other], [s for s in old if s.measure == "one"])
+    assert (len(same), gone) == (len(old) + len(other), [])
+    plain, *_ = [replace(s, choice=s.choice - 1e-3) for s in old]
+    here = [plain, *(s for s in old[1:] if s.measure == "one")]
+    left, gone = joined([*old, *other], here)
+    assert gone == ["one: layer"]
+    assert {(s.measure, s.loop) for s in left} == {("one", "plain"), ("one", "recipe"), ("two", "plain"),
+                                                   ("two", "recipe"), ("two", "layer")}  # fmt: skip
+    assert plain in left
 
 
 def test_plan_counts_plain_once(tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path) -> None:

@@ -14,6 +14,7 @@ from ggufloop.cli.context import batch_options, context_from_flags, resolve_mode
 from ggufloop.cli.help import Command, Group
 from ggufloop.cli.options import model_options, split_list
 from ggufloop.cli.progress import shown
+from ggufloop.cli.shards import Parts, parts_from_flags, shard_options
 from ggufloop.cli.types import output_option, show
 from ggufloop.errors import UsageError
 from ggufloop.measure.planning import timed
@@ -43,29 +44,22 @@ def command() -> None:
               "where all takes too long; the rest is a later call.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", default="results",
               show_default=True, help="Journals by step, and the scores in MODEL.csv.xz.")  # fmt: skip
-@click.option("--plan", "only_plan", is_flag=True, help="Say what it takes, and do nothing.")
-@click.option("--tokens-per-second", "speed", type=click.FloatRange(min=0, min_open=True), metavar="X",
-              help="For --plan: of the plain model, such as a GPU's (default: timed on this machine).")  # fmt: skip
-@click.option(
-    "--shards",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=1,
-    help="For --plan: machines that share its steps.",
-)
+@shard_options
 @batch_options
 def run(
     protocol: Path,
     steps: str | None,
     only: str | None,
     out: Path,
-    only_plan: bool,
-    speed: float | None,
-    shards: int,
     **flags: Any,
 ) -> None:
-    """Run a protocol on a model, or the steps of it that are left. After Ctrl-C the same command goes on."""
+    """Run a protocol on a model, or the steps of it that are left. After Ctrl-C the same command goes on.
+
+    Machines share it by --shard I/N into one DIR, or into folders that are copied into one. The same command without
+    --shard then finds their answers there, and judges.
+    """
     plan = read_protocol(protocol)
+    parts = parts_from_flags(flags, out)
     settings = context_from_flags(flags)
     path = resolve_model(flags)
     entry = entry_for(path)
@@ -86,30 +80,38 @@ def run(
         todo = [step for step in kept if step.loops]
         if not todo:
             raise UsageError(f"none of these steps has {' or '.join(chosen)}.", "name others with --steps or --loops.")
-    if only_plan:
-        _tell_plan(path, plan, todo, settings, speed, shards)
+    if parts.plan:
+        _tell_plan(path, plan, todo, settings, parts)
         return
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{path.stem}.csv.xz"
-    found = {s.key: s for s in (scores.read(target) if target.exists() else [])}
+    found = scores.read(target) if target.exists() else []
     try:
         for step in todo:
             with shown() as progress:
-                found |= {s.key: s for s in run_step(path, plan, step, out, settings, part=bool(chosen),
-                                                     progress=progress)}  # fmt: skip
-            scores.write(target, found.values())
+                new = run_step(path, plan, step, out, settings, part=bool(chosen), shard=parts.shard,
+                               workers=parts.workers, progress=progress)  # fmt: skip
+            if parts.shard is not None:
+                terminal.note(f"{step.name}: shard {parts.shard} is done.")
+                continue
+            found, gone = scores.joined(found, new)
+            if gone:
+                terminal.note(f"left out, as plain was computed elsewhere and answers otherwise: {'; '.join(gone)}. "
+                              "With these in --loops too they are measured beside it.")  # fmt: skip
+            scores.write(target, found)
             terminal.note(f"{step.name}: done, its scores are in {target}.")
     except KeyboardInterrupt:
         terminal.note("stopped; what is done is kept, and the same command goes on.")
         raise
-    _tell(protocol_report.judged(found.values(), plan.roles, plan.apart), "text")
+    if parts.shard is not None:
+        terminal.note(f"its answers are in {out}; when all shards are there, the same command without --shard judges.")
+        return
+    _tell(protocol_report.judged(found, plan.roles, plan.apart), "text")
 
 
-def _tell_plan(
-    path: Path, plan: Protocol, todo: list[ProtocolStep], settings: ContextSettings, given: float | None, shards: int
-) -> None:
-    with shown() as progress, timed(path, settings, True, given, progress) as (speed, _, _):
-        how = "timed here" if given is None else "as given"
+def _tell_plan(path: Path, plan: Protocol, todo: list[ProtocolStep], settings: ContextSettings, parts: Parts) -> None:
+    with shown() as progress, timed(path, settings, True, parts.speed, progress) as (speed, _, _):
+        how = "timed here" if parts.speed is None else "as given"
     total = 0.0
     for step in todo:
         with shown() as progress:
@@ -119,7 +121,7 @@ def _tell_plan(
         tokens = sum(cell.tokens for each in planned for cell in each.cells)
         total += hours
         click.echo(f"{step.name:16} {items:8,} items  {tokens / 1e6:8.2f} M tokens  {hours:7.2f} h")
-    each = f", {total / shards:.1f} h on each of {shards} machines" if shards > 1 else ""
+    each = f", {total / parts.of:.1f} h for each of {parts.of} shards" if parts.of > 1 else ""
     click.echo(f"{path.name}: {total:.1f} h at {speed:.0f} plain tokens per second, {how}{each}.")
 
 
