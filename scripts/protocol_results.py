@@ -2,75 +2,132 @@
 
     python3 scripts/bootstrap.py python scripts/protocol_results.py [--plot docs/protocol.png]
 
-Every loop against plain, as `ggufloop study report` has it; then the one gain that was to be reproduced, on questions
-that had neither chosen nor confirmed it, and how answers spread over the letters.
+The page's first table, which a test looks for in it; every loop against plain, as `ggufloop study report` has it; the
+one gain that was to be reproduced, on questions that had neither chosen nor confirmed it; how answers spread over the
+letters.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from ggufloop.figures import forest, style
 from ggufloop.loop import PLAIN
-from ggufloop.measure.verdict import ACCURACY, WORTHS, judge_flips
+from ggufloop.measure.verdict import ACCURACY, SAME, WORTHS, Verdict, judge_flips
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import read_protocol
+from ggufloop.study.protocol_report import ALL, AT_CHANCE, JudgedLoop
 from ggufloop.study.scores import Score
-from ggufloop.table import Column, Table
+from ggufloop.table import Cell, Column, Table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+REPRODUCED = "wordnet_definitions"
 SEEN = 1700
-"""Questions of wordnet_definitions before this one chose a loop or confirmed it, before the protocol."""
+"""Questions of it before this one chose a loop or confirmed it, before the protocol."""
+REGISTERED = "no-anchor"
+"""The loop that was to be asked of those."""
 LETTERS = "ABCDE"
 
 
 def numbered(found: Sequence[Score], loop: str) -> dict[int, Score]:
-    """The answers to wordnet_definitions under a loop, by the question's number."""
-    return {int(s.item.split()[1]): s for s in found if s.measure == "wordnet_definitions" and s.loop == loop}
+    """The answers to it under a loop, by the question's number."""
+    return {int(s.item.split()[1]): s for s in found if s.measure == REPRODUCED and s.loop == loop}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A loop on wordnet_definitions from a question on. share: right under plain."""
+
+    n: int
+    share: float
+    gained: int
+    lost: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """At an accuracy that would matter."""
+        return judge_flips(self.gained, self.lost, self.n, WORTHS[ACCURACY])
+
+
+def asked(found: Sequence[Score], loop: str, first: int) -> Asked:
+    """The questions that loop and plain have answered, from number `first` on."""
+    plain, mine = numbered(found, PLAIN), numbered(found, loop)
+    pairs = [(mine[i].value, plain[i].value) for i in sorted(plain) if i >= first and i in mine]
+    return Asked(len(pairs), sum(b for _, b in pairs) / len(pairs), sum(a > b for a, b in pairs),
+                 sum(a < b for a, b in pairs))  # fmt: skip
 
 
 def reproduced(found: Sequence[Score]) -> Table:
     """Each loop on the questions not seen before, and on all."""
-    plain = numbered(found, PLAIN)
-    rows = []
-    for loop in dict.fromkeys(s.loop for s in found if s.measure == "wordnet_definitions" and s.loop != PLAIN):
-        mine = numbered(found, loop)
+    rows: list[list[Cell]] = []
+    for loop in dict.fromkeys(s.loop for s in found if s.measure == REPRODUCED and s.loop != PLAIN):
         for what, first in (("fresh", SEEN), ("all", 0)):
-            asked = [i for i in sorted(plain) if i >= first and i in mine]
-            gained = sum(mine[i].value > plain[i].value for i in asked)
-            lost = sum(mine[i].value < plain[i].value for i in asked)
-            v = judge_flips(gained, lost, len(asked), WORTHS[ACCURACY])
-            share = sum(plain[i].value for i in asked) / len(asked)
-            gain = v.gain
-            rows.append([loop, what, len(asked), share, gain.mean, gain.low, gain.high, gained, lost, gain.p, v.word])
+            a = asked(found, loop, first)
+            gain = a.verdict.gain
+            rows.append([loop, what, a.n, a.share, gain.mean, gain.low, gain.high, a.gained, a.lost, gain.p,
+                         a.verdict.word])  # fmt: skip
     columns = (Column("loop"), Column("questions"), Column("n"), Column("plain", ".4f"), Column("gain", "+.4f"),
                Column("low", "+.4f"), Column("high", "+.4f"), Column("right"), Column("wrong"), Column("p", ".2g"),
                Column("verdict"))  # fmt: skip
     return Table(columns, rows)
 
 
+def headline(rows: Sequence[JudgedLoop], found: Sequence[Score]) -> Table:
+    """The primary loops: one look each, as registered, and all of them together."""
+    cells: list[list[Cell]] = []
+    for r in rows:
+        if r.role != "primary" or r.unit != ACCURACY:
+            continue
+        model = "all models" if r.model == ALL else re.sub(r"[.-](I?Q\d\w*)\.gguf$", r" \1", r.model, flags=re.I)
+        task = "**all tasks**" if r.measure == ALL else r.measure
+        loop = f"`{r.settings}`" if r.settings else r.loop
+        if r.measure == REPRODUCED:
+            if r.loop == REGISTERED:
+                a = asked(found, r.loop, SEEN)
+                cells.append([model, f"{task}, fresh questions", *_said(a.n, a.share, loop, a.verdict), a.verdict.word])
+            task += ", all questions (exploration)"
+        v = r.verdict
+        word = AT_CHANCE if r.at_chance else f"{v.word} {100 * v.worth:g}" if v.word == SAME else v.word
+        cells.append([model, task, *_said(v.gain.n, r.plain, loop, v), word])
+    names = ("model, file", "task", "n", "plain", "loop", "gain, points", "")
+    return Table(tuple(map(Column, names)), cells)
+
+
+def _said(n: int, plain: float, loop: str, v: Verdict) -> list[str]:
+    mean, low, high = (100 * share for share in (v.gain.mean, v.gain.low, v.gain.high))
+    return [f"{n:,}", f"{100 * plain:.1f} %", loop, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"]
+
+
 def letters(found: Sequence[Score]) -> Table:
     """Which answer is chosen how often."""
-    rows = []
-    for loop in dict.fromkeys(s.loop for s in found if s.measure == "wordnet_definitions"):
+    rows: list[list[Cell]] = []
+    for loop in dict.fromkeys(s.loop for s in found if s.measure == REPRODUCED):
         mine = list(numbered(found, loop).values())
         rows.append([loop, *(sum(s.letter == i for s in mine) / len(mine) for i in range(4))])
     return Table((Column("loop"), *(Column(LETTERS[i], ".3f") for i in range(4))), rows)
+
+
+def measured() -> tuple[list[JudgedLoop], list[Score]]:
+    """Every loop of the protocol that was run, judged, and the scores by item."""
+    protocol = read_protocol(DOCS / "protocol.toml")
+    found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
+    return protocol_report.judged(found, protocol.roles, protocol.apart), found
 
 
 @click.command()
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png")
 def main(plot: Path | None) -> None:
     """Print the tables."""
-    protocol = read_protocol(DOCS / "protocol.toml")
-    found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
-    rows = protocol_report.judged(found, protocol.roles, protocol.apart)
+    rows, found = measured()
+    click.echo(headline(rows, found).render("md"))
     click.echo(protocol_report.text(rows))
     if numbered(found, PLAIN):
-        click.echo(f"wordnet_definitions; fresh: from question {SEEN} on\n\n{reproduced(found).render('md')}")
+        click.echo(f"{REPRODUCED}; fresh: from question {SEEN} on\n\n{reproduced(found).render('md')}")
         click.echo(letters(found).render("md"))
     if plot is not None:
         style.save(forest.forest(rows, "Damped loops on 4-bit files, as the protocol has it"), plot)

@@ -5,24 +5,24 @@ style.save(forest(rows, "Damped loops on 4-bit files"), path)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ggufloop.figures.style import BETTER, INK, WORSE, fit, short, style
-from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS
+from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS, SAME, UNSURE
 from ggufloop.study.protocol_report import ALL, JudgedLoop
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOOKS = {HELPS: (BETTER, ">"), HURTS: (WORSE, "<"), "": (INK, "o")}
-"""Colour and form by verdict. What cannot be told, or is nothing, is hollow."""
+LOOKS = {HELPS: (BETTER, ">"), HURTS: (WORSE, "<"), SAME: (INK, "s"), UNSURE: (INK, "o")}
+"""Colour and form by verdict. What cannot be told is hollow."""
 _ROW = 0.27  # inches
 
 
 def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
     """Primary loops on tasks, in points of accuracy; right of the line the loop is better. Pooled rows are thick, their
-    names bold; the numbers stand at the right."""
+    names bold; the numbers stand at the right. A measure of another window than its model's names it."""
     from matplotlib.figure import Figure
 
     shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.at_chance]
@@ -30,15 +30,16 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
     models = {r.model for r in shown}
     title = f"{title}, {models.pop()}" if len(models) == 1 else title
     several = len(models) > 1
+    windows = {r.model: _window(r) for r in shown if r.measure == ALL}
     with style():
         figure = Figure(figsize=(9.0, 1.3 + _ROW * max(len(shown), 4)), layout="constrained")
         figure.suptitle(fit(title, 9.0, 11), x=0.01, ha="left", fontsize=11, color=INK)
         axes = figure.add_subplot()
         for i, r in enumerate(shown):
-            color, form = LOOKS.get(r.verdict.word, LOOKS[""])
+            color, form = LOOKS[r.verdict.word]
             mean, low, high = (100 * x for x in (r.gain.mean, r.gain.low, r.gain.high))
             axes.plot([low, high], [-i, -i], color=color, linewidth=2.6 if r.measure == ALL else 1.2)
-            fill = color if r.verdict.word in LOOKS else "white"
+            fill = "white" if r.verdict.word == UNSURE else color
             axes.plot([mean], [-i], form, color=color, markerfacecolor=fill, markersize=6)
             axes.annotate(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n = {r.gain.n:,}", (1.01, -i),
                           xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5,
@@ -46,7 +47,7 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
             if i and r.model != shown[i - 1].model:
                 axes.axhline(0.5 - i, color=INK, linewidth=0.5)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks([-i for i in range(len(shown))], [_label(r, several) for r in shown])
+        axes.set_yticks([-i for i in range(len(shown))], [_label(r, several, windows) for r in shown])
         for text, r in zip(axes.get_yticklabels(), shown, strict=True):
             text.set_fontweight("bold" if r.measure == ALL else "normal")
         axes.set_ylim(-len(shown) + 0.4, 0.6)
@@ -61,12 +62,20 @@ def _legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=color, marker=form, markerfacecolor=color if word else "white", label=word or "neither")
+        Line2D([], [], color=color, marker=form, markerfacecolor="white" if word == UNSURE else color,
+               label=f"{word} what would matter" if word == SAME else word)
         for word, (color, form) in LOOKS.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3)
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(LOOKS))
 
 
-def _label(r: JudgedLoop, several: bool) -> str:
+def _window(r: JudgedLoop) -> str:
+    return r.settings.split(" ")[0]
+
+
+def _label(r: JudgedLoop, several: bool, windows: Mapping[str, str]) -> str:
     model = "all models, " if r.model == ALL else f"{short(r.model.removesuffix('.gguf'), 24)}, "
-    return f"{model * several}{'all tasks' if r.measure == ALL else r.measure}, {r.loop}"
+    usual = windows.get(r.model, _window(r))
+    measure = "all tasks" if r.measure == ALL else r.measure
+    at = f" at {_window(r)}" if _window(r) and (r.measure == ALL or _window(r) != usual) else ""
+    return f"{model * several}{measure}{at}, {r.loop}"

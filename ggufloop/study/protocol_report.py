@@ -31,9 +31,9 @@ _ORDER = ("primary", "secondary", "control", PLACEBO)
 
 @dataclass(frozen=True)
 class JudgedLoop:
-    """A loop against plain. model, measure: ALL for pooled rows. plain: its mean; gained, lost: answers that became
-    right and wrong, None for texts; choice: by the choice log-probability, secondary; p: for the pooled rows of single
-    models under a primary loop after Holm's correction."""
+    """A loop against plain. model, measure: ALL for pooled rows; settings: of the loop, '' if they differ. plain: its
+    mean; gained, lost: answers that became right and wrong, None for texts; choice: by the choice log-probability,
+    secondary; p: for the pooled rows of single models under a primary loop after Holm's correction."""
 
     model: str
     measure: str
@@ -106,7 +106,8 @@ def _row(
         changes = np.array([a.value - b.value for a, b in order])
         verdict = judge(changes, WORTHS[unit], documents=[int(a.item.split()[0]) for a, _ in order])
         choice, counts = None, (None, None)
-    settings = pairs[0][0].settings if measure != ALL else ""
+    different = {a.settings for a, _ in pairs}
+    settings = different.pop() if len(different) == 1 else ""
     mean = float(np.mean([b.value for _, b in pairs]))
     return JudgedLoop(
         model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, chance
@@ -150,7 +151,7 @@ def table(rows: Sequence[JudgedLoop]) -> Table:
 
 
 def numbers(rows: Sequence[JudgedLoop]) -> Table:
-    """The same for programs: a loop by its name in the protocol and by its settings, which pooled rows have several of;
+    """The same for programs: a loop by its name in the protocol and by its settings, if it has the same for all models;
     the unit, and the verdict's word."""
     cells = [
         [*cells[:-1], r.unit, r.settings or None, AT_CHANCE if r.at_chance else r.verdict.word, r.verdict.worth]
