@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ggufloop.errors import UsageError
 from ggufloop.measure.stats import PairedEstimate, Values, holm, numbers
-from ggufloop.measure.verdict import EQUIVALENCE, HURTS, SAME, UNSURE, WORTHS, Verdict, judge
+from ggufloop.measure.verdict import EQUIVALENCE, HURTS, WORTHS, Verdict, corrected, judge
 from ggufloop.measure.verdict import HELPS as HELPS
 
 Items = NDArray[np.intp]
@@ -232,12 +232,7 @@ def decide(
 
 def _loop(name: str, v: Verdict, p: float, level: float, whole: bool, enough: bool) -> Judged:
     """The word of one loop by its corrected p."""
-    word = UNSURE
-    if enough and p <= level:
-        word = HELPS if v.gain.mean > 0 else HURTS
-    elif enough and v.small:
-        word = SAME
-    return Judged(name, Verdict(word, v.gain, v.near, v.worth, v.needed), p, v.near.high < v.worth, whole)
+    return Judged(name, corrected(v, p, level, enough), p, v.near.high < v.worth, whole)
 
 
 def judge_all(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -111,6 +111,16 @@ def _verdict(
     elif enough and -worth < near.low and near.high < worth:
         word = SAME
     return Verdict(word, gain, near, worth, needed(gain, worth, level, equivalence))
+
+
+def corrected(v: Verdict, p: float, level: float = LEVEL, enough: bool = True) -> Verdict:
+    """The verdict by its p after a correction for several tests; intervals stay. enough: whether anything is said."""
+    word = UNSURE
+    if enough and p <= level:
+        word = HELPS if v.gain.mean > 0 else HURTS
+    elif enough and v.small:
+        word = SAME
+    return replace(v, word=word)
 
 
 def needed(gain: PairedEstimate, worth: float, level: float = LEVEL, equivalence: float = EQUIVALENCE) -> int:

@@ -32,7 +32,7 @@ from ggufloop.measure.stats import (
     ratio_of_means,
     wilson,
 )
-from ggufloop.measure.verdict import HELPS, HURTS, NATS, SAME, UNSURE, WORTHS, judge
+from ggufloop.measure.verdict import HELPS, HURTS, LEAST, NATS, SAME, UNSURE, WORTHS, corrected, judge
 from ggufloop.study.file import Cell, File, Study
 
 if TYPE_CHECKING:
@@ -146,10 +146,14 @@ def verdicts(study: Study, type_: str) -> dict[str, LoopGain]:
 
 
 def judged(diffs: Mapping[str, Values]) -> dict[str, LoopGain]:
-    """Of differences of chunks, which are neighbours in one text, by name; corrected for all of them together."""
+    """Of differences of chunks, which are neighbours in one text, by name, for all of them together: the word by Holm's
+    p, which is sharper than the intervals, Bonferroni's."""
     found = {name: judge(x, WORTH, documents=[0] * len(x), level=LEVEL / len(diffs)) for name, x in diffs.items()}
     ps = holm([v.gain.p for v in found.values()])
-    return {name: LoopGain(v.gain, float(p), v.word) for (name, v), p in zip(found.items(), ps, strict=True)}
+    return {
+        name: LoopGain(v.gain, float(p), corrected(v, float(p), enough=len(diffs[name]) >= LEAST).word)
+        for (name, v), p in zip(found.items(), ps, strict=True)
+    }
 
 
 def _is_measured(study: Study, type_: str, loop: str) -> bool:

@@ -12,7 +12,8 @@ from support.studies import HEADER
 
 from ggufloop.loop import PLAIN
 from ggufloop.measure.dependence import paired_mean
-from ggufloop.study import across, report
+from ggufloop.measure.verdict import HELPS, UNSURE
+from ggufloop.study import across, analysis, report
 from ggufloop.study import file as studies
 from ggufloop.study.file import Chunk, File, Study
 
@@ -95,3 +96,15 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
     for study in (one, few):
         assert across.summary([study]) == []
         assert across.across(study) == []
+
+
+def test_words_are_by_holms_p() -> None:
+    """As the p that stands beside them: .04 of two loops, the other of which is sure, is no "cannot tell"."""
+    rng = np.random.default_rng(1)
+    sure, near = rng.normal(-0.5, 0.01, 40), rng.normal(0, 0.05, 40)
+    near += 3.4 * near.std(ddof=1) / math.sqrt(40) - near.mean()
+    alone, both = analysis.judged({"near": near}), analysis.judged({"sure": sure, "near": near})
+    assert 0.025 < alone["near"].p < 0.05
+    assert both["near"].p == pytest.approx(alone["near"].p)
+    assert both["near"].word == alone["near"].word == HELPS
+    assert analysis.judged({"other": near, "near": near})["near"].word == UNSURE
