@@ -139,18 +139,19 @@ def _sweep_plan(step: ProtocolStep, text: str, progress: Progress) -> SweepPlan:
 
 
 def plan_step(
-    path: Path, protocol: Protocol, step: ProtocolStep, *, speed: float, progress: Progress = silent
+    path: Path, protocol: Protocol, step: ProtocolStep, *, speed: float, part: bool = False, progress: Progress = silent
 ) -> list[Planned]:
-    """What a step will take, at a speed of so many tokens per second."""
+    """What a step will take, at a speed of so many tokens per second. part: as `run_step` has it."""
     specs = protocol.specs(step, path)
     check_loops(path, list(specs.values()))
     found: list[Planned] = []
     for task in step.tasks:
         tasks = EvalPlan((task,), offline=True).load()
-        for i, (loop, plan) in enumerate(_plans(task, step, specs, _first(protocol, step))):
+        for i, (loop, plan) in enumerate(_plans(task, step, specs, "" if part else _first(protocol, step))):
             planned = plan_eval(path, loop, plan, speed=speed, tasks=tasks, progress=progress)
             cells = [cell for cell in planned.cells if cell.loop != PLAIN or i == 0]  # plain is asked once,
-            cells += [replace(cell, loop=scores.PLACEBO) for cell in cells if cell.loop == PLAIN]  # and so
+            if not part:
+                cells += [replace(cell, loop=scores.PLACEBO) for cell in cells if cell.loop == PLAIN]  # and so
             found.append(replace(planned, cells=tuple(cells)))
     for text in step.texts:
         swept = _sweep_plan(step, text, progress)

@@ -193,6 +193,9 @@ def test_plan_counts_plain_once(tiny_model: Callable[[str], Path], tmp_path: Pat
     cells = [cell.loop for each in planned for cell in each.cells]
     assert cells.count("plain") == cells.count("placebo") == 1
     assert len(cells) == 5  # and the recipe, its neighbour and naive
+    few = plan_step(tiny_model("llama"), protocol, protocol.steps[0], speed=100.0, part=True)
+    assert sorted(cell.loop for each in few for cell in each.cells) == ["1:5 k=2 solver=naive", "1:5 k=3 beta=0.5",
+                                                                        "plain"]  # fmt: skip
 
 
 def made(model: str, measure: str, n: int, gained: int, lost: int, right: float = 0.6) -> list[Score]:

@@ -81,7 +81,7 @@ def run(
         if not todo:
             raise UsageError(f"none of these steps has {' or '.join(chosen)}.", "name others with --steps or --loops.")
     if parts.plan:
-        _tell_plan(path, plan, todo, settings, parts)
+        _tell_plan(path, plan, todo, settings, parts, bool(chosen))
         return
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{path.stem}.csv.xz"
@@ -109,13 +109,15 @@ def run(
     _tell(protocol_report.judged(found, plan.roles, plan.apart), "text")
 
 
-def _tell_plan(path: Path, plan: Protocol, todo: list[ProtocolStep], settings: ContextSettings, parts: Parts) -> None:
+def _tell_plan(
+    path: Path, plan: Protocol, todo: list[ProtocolStep], settings: ContextSettings, parts: Parts, part: bool
+) -> None:
     with shown() as progress, timed(path, settings, True, parts.speed, progress) as (speed, _, _):
         how = "timed here" if parts.speed is None else "as given"
     total = 0.0
     for step in todo:
         with shown() as progress:
-            planned = plan_step(path, plan, step, speed=speed, progress=progress)
+            planned = plan_step(path, plan, step, speed=speed, part=part, progress=progress)
         hours = sum(each.total for each in planned)
         items = sum(cell.items for each in planned for cell in each.cells)
         tokens = sum(cell.tokens for each in planned for cell in each.cells)
