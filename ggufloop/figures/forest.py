@@ -22,20 +22,31 @@ _ROW = 0.27  # inches
 
 def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
     """Primary loops on tasks, in points of accuracy; right of the line the loop is better. Pooled rows are thick, their
-    names bold; the numbers stand at the right. A measure of another window than its model's names it."""
+    names bold; the numbers stand at the right. Of several models each has a heading. A measure of another window than
+    its model's names it."""
     from matplotlib.figure import Figure
 
     shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.at_chance]
     shown.sort(key=lambda r: (r.model == ALL, r.model, r.measure == ALL, r.measure, r.loop))
     models = {r.model for r in shown}
     title = f"{title}, {models.pop()}" if len(models) == 1 else title
-    several = len(models) > 1
     windows = {r.model: _window(r) for r in shown if r.measure == ALL}
+    several = len(models) > 1
+    lines: list[JudgedLoop | str] = []
+    for i, r in enumerate(shown):
+        if several and (not i or r.model != shown[i - 1].model):
+            lines.append("all models" if r.model == ALL else short(r.model.removesuffix(".gguf"), 40))
+        lines.append(r)
     with style():
-        figure = Figure(figsize=(9.0, 1.3 + _ROW * max(len(shown), 4)), layout="constrained")
+        figure = Figure(figsize=(9.0, 1.3 + _ROW * max(len(lines), 4)), layout="constrained")
         figure.suptitle(fit(title, 9.0, 11), x=0.01, ha="left", fontsize=11, color=INK)
         axes = figure.add_subplot()
-        for i, r in enumerate(shown):
+        for i, line in enumerate(lines):
+            if isinstance(line, str):
+                if i:
+                    axes.axhline(0.5 - i, color=INK, linewidth=0.5)
+                continue
+            r = line
             color, form = LOOKS[r.verdict.word]
             mean, low, high = (100 * x for x in (r.gain.mean, r.gain.low, r.gain.high))
             axes.plot([low, high], [-i, -i], color=color, linewidth=2.6 if r.measure == ALL else 1.2)
@@ -44,13 +55,14 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
             axes.annotate(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n = {r.gain.n:,}", (1.01, -i),
                           xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5,
                           annotation_clip=False)  # fmt: skip
-            if i and r.model != shown[i - 1].model:
-                axes.axhline(0.5 - i, color=INK, linewidth=0.5)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks([-i for i in range(len(shown))], [_label(r, several, windows) for r in shown])
-        for text, r in zip(axes.get_yticklabels(), shown, strict=True):
-            text.set_fontweight("bold" if r.measure == ALL else "normal")
-        axes.set_ylim(-len(shown) + 0.4, 0.6)
+        axes.set_yticks([-i for i in range(len(lines))],
+                        [line if isinstance(line, str) else _label(line, windows) for line in lines])  # fmt: skip
+        for text, line in zip(axes.get_yticklabels(), lines, strict=True):
+            text.set_fontstyle("italic" if isinstance(line, str) else "normal")
+            text.set_fontweight("bold" if isinstance(line, JudgedLoop) and line.measure == ALL else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-len(lines) + 0.4, 0.6)
         axes.set_xlabel("points gained over plain, 95 % intervals")
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
@@ -73,9 +85,8 @@ def _window(r: JudgedLoop) -> str:
     return r.settings.split(" ")[0]
 
 
-def _label(r: JudgedLoop, several: bool, windows: Mapping[str, str]) -> str:
-    model = "all models, " if r.model == ALL else f"{short(r.model.removesuffix('.gguf'), 24)}, "
+def _label(r: JudgedLoop, windows: Mapping[str, str]) -> str:
     usual = windows.get(r.model, _window(r))
     measure = "all tasks" if r.measure == ALL else r.measure
     at = f" at {_window(r)}" if _window(r) and (r.measure == ALL or _window(r) != usual) else ""
-    return f"{model * several}{measure}{at}, {r.loop}"
+    return f"{measure}{at}, {r.loop}"
