@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -126,7 +127,7 @@ def beside(path: Path, header: Record) -> Iterator[Path]:
     """The journals of shards in the folder of a journal that are of the run it is of. Raises GgufloopError for a file
     called so that is damaged."""
     whole = json.loads(reading.line(header))
-    for shard in sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
+    for shard in sorted(path.parent.glob(f"{escape(path.stem)}-*-of-*{path.suffix}")):
         there = Journal.header(shard) or {}
         if {**there, **dict.fromkeys(_OF_SHARD)} == {**whole, **dict.fromkeys(_OF_SHARD)}:
             yield shard

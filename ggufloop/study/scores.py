@@ -104,8 +104,8 @@ def joined(kept: Iterable[Score], found: Iterable[Score]) -> tuple[list[Score], 
     """
     old, new = {s.key: s for s in kept}, {s.key: s for s in found}
     changed = {key[0] for key, s in new.items() if key in old and s.loop == PLAIN and _row(s) != _row(old[key])}
-    gone = [key for key in old if key[0] in changed and key not in new]
-    left = {key: s for key, s in old.items() if key not in set(gone)}
+    gone = {key: None for key in old if key[0] in changed and key not in new}
+    left = {key: s for key, s in old.items() if key not in gone}
     return list((left | new).values()), list(dict.fromkeys(f"{measure}: {loop}" for measure, loop, _ in gone))
 
 
