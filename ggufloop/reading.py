@@ -205,6 +205,11 @@ def line(record: Mapping[str, Any]) -> bytes:
     return json_.dumps(record, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
+def storable(text: str) -> str:
+    """A text as a line can hold it, and as it comes back from there: zero bytes and half characters are replaced."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True)
 class Lines(Generic[T]):
     """What a file of JSON lines holds, each line with its number.

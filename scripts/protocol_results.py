@@ -21,7 +21,7 @@ from ggufloop.loop import PLAIN
 from ggufloop.measure.verdict import ACCURACY, SAME, WORTHS, Verdict, judge_flips
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import read_protocol
-from ggufloop.study.protocol_report import ALL, AT_CHANCE, JudgedLoop
+from ggufloop.study.protocol_report import ALL, JudgedLoop
 from ggufloop.study.scores import Score
 from ggufloop.table import Cell, Column, Table
 
@@ -92,7 +92,7 @@ def headline(rows: Sequence[JudgedLoop], found: Sequence[Score]) -> Table:
                 cells.append([model, f"{task}, fresh questions", *_said(a.n, a.share, loop, a.verdict), a.verdict.word])
             task += ", all questions (exploration)"
         v = r.verdict
-        word = AT_CHANCE if r.at_chance else f"{v.word} {100 * v.worth:g}" if v.word == SAME else v.word
+        word = r.unfit or (f"{v.word} {100 * v.worth:g}" if v.word == SAME else v.word)
         cells.append([model, task, *_said(v.gain.n, r.plain, loop, v), word])
     names = ("model, file", "task", "n", "plain", "loop", "gain, points", "")
     return Table(tuple(map(Column, names)), cells)

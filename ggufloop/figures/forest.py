@@ -26,7 +26,7 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
     its model's names it."""
     from matplotlib.figure import Figure
 
-    shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.at_chance]
+    shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.unfit]
     shown.sort(key=lambda r: (r.model == ALL, r.model, r.measure == ALL, r.measure, r.loop))
     models = {r.model for r in shown}
     title = f"{title}, {models.pop()}" if len(models) == 1 else title

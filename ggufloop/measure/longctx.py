@@ -28,6 +28,7 @@ from ggufloop.measure.journal import Journal
 from ggufloop.measure.stats import Estimate, mean_interval, wilson
 from ggufloop.models.template import ChatTemplate
 from ggufloop.progress import Progress, Step, silent
+from ggufloop.reading import storable
 from ggufloop.tasks import ruler
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _count(llm: LoopedLlama, template: ChatTemplate | None) -> ruler.Count:
 def _answer(llm: LoopedLlama, template: ChatTemplate | None, sample: ruler.Sample) -> str:
     tokens = prompt_tokens(llm, _text(template, sample.prompt, sample.prefix.rstrip() if template else sample.prefix))
     room = min(sample.new_tokens, llm.n_ctx() - len(tokens))
-    return complete(llm, tokens, Sampling(temp=0.0, seed=0, n=max(room, 1))).text
+    return storable(complete(llm, tokens, Sampling(temp=0.0, seed=0, n=max(room, 1))).text)
 
 
 def cells(found: Scores) -> list[LengthCell]:

@@ -20,7 +20,7 @@ from ggufloop.errors import UsageError, nearest
 from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
-from ggufloop.measure.journal import Journal
+from ggufloop.measure.journal import Journal, beside
 from ggufloop.measure.longctx import CEILING, FLOOR, LengthCell, cells, check_record, long_context
 from ggufloop.measure.verdict import HELPS, HURTS, UNSURE
 from ggufloop.opening import check_loops, open_model
@@ -93,12 +93,23 @@ def run_long_context(
         with Journal.open(journal_path(path, journal), header, check_record) as kept:
             if kept.dropped:
                 note(progress, kept.dropped)
+            _take_over(kept, header)
             prose = plan.prose.text if plan.prose else ""
             return cells(long_context(llm, loops, plan.tasks, plan.lengths, plan.n, kept, seed=plan.seed,
                                       chat=plan.chat, arguments=plan.template, prose=prose,
                                       progress=progress))  # fmt: skip
     finally:
         llm.close()
+
+
+def _take_over(journal: Journal, header: Mapping[str, Any]) -> None:
+    """Take what is answered in journals of shards beside this one. Raises GgufloopError for a damaged one."""
+    have = {(r["length"], r["task"], r["loop"], r["sample"]) for r in journal.records}
+    for shard in beside(journal.path, header):
+        for r in Journal.lines(shard, check_record, "journal of long contexts")[1:]:
+            if (r["length"], r["task"], r["loop"], r["sample"]) not in have:
+                journal.add(r)
+                journal.records.append(r)
 
 
 def journal_path(path: Path, journal: Path | None) -> Path:

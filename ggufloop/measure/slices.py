@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ggufloop import reading
 from ggufloop.errors import GgufloopError, UsageError
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def _written(kind: str, answer: Any) -> Any:
         return [_number(answer[0]), bool(answer[1])]
     if kind == ROLLING:
         return _number(answer)
-    return str(answer).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return reading.storable(str(answer))
 
 
 def _number(value: float) -> float | str:

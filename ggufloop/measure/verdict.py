@@ -34,11 +34,12 @@ EQUIVALENCE = 0.05  # to each side, so of a 90 % interval
 POWER = 0.8
 LEAST = 8  # scores other than right or wrong; fewer say nothing
 
-ACCURACY, NATS, CHOICE = "accuracy", "nats per token", "choice log-probability"
+ACCURACY, NATS, CHOICE, RECALL = "accuracy", "nats per token", "choice log-probability", "recall"
 WORTHS = {
     ACCURACY: 0.01,  # a point
     NATS: 0.01,  # 1 % of perplexity
     CHOICE: 0.13,  # a point of accuracy is .13 to .19 nats of margin; the lower end, so that less is called nothing
+    RECALL: 0.01,
 }
 """The smallest gain that would matter, by the unit of a measure."""
 

@@ -2,35 +2,24 @@
 
     protocol = read_protocol(Path("docs/protocol.toml"))
     for step in protocol.steps_for("smollm2-135m"):
-        scores += run_step(path, protocol, step, Path("results"))
+        step.tasks, protocol.specs(step, path)
 
-The file names loops by their settings behind the window, and steps: tasks of lm-eval, or texts, under which loops, how
-many, of which models. Every step keeps its journals in a folder of its own, OUT/STEP/TASK, so a run may stop anywhere
-and go on; machines share it by shards, and a run by itself takes over what shards have left there. What a step found is
-scores by item (`scores.py`), which `protocol_report.py` judges.
+The file names loops by their settings behind the window, and steps: tasks of lm-eval, texts, lengths of RULER's tasks,
+or a ladder of quantisations on texts; under which loops, how many, of which models. `protocol_run.py` runs them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufloop import reading, recipes
-from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import GgufloopError, UsageError, nearest
-from ggufloop.loop import PLAIN, LoopSpec
-from ggufloop.measure.corpus import local
-from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
-from ggufloop.measure.planning import Planned, plan_eval, plan_sweep
-from ggufloop.measure.slices import Shard, file_name
-from ggufloop.measure.sweep_run import SweepPlan, run_shard, run_sweep
-from ggufloop.measure.workers import eval_by_workers, sweep_by_workers
+from ggufloop.loop import LoopSpec
+from ggufloop.measure.longctx_run import SAMPLES, LongPlan
 from ggufloop.models.info import describe
-from ggufloop.opening import check_loops
-from ggufloop.progress import Progress, named, silent
-from ggufloop.study import scores
-from ggufloop.study.scores import Score
+from ggufloop.study import ladder_files
 
 KEYS = ("loops", "roles", "step")
 _LIKE = "docs/protocol.toml shows what a protocol holds."
@@ -39,13 +28,21 @@ PRIMARY, SECONDARY, CONTROL = ROLES = ("primary", "secondary", "control")
 
 @dataclass(frozen=True)
 class ProtocolStep:
-    """tasks of lm-eval, or texts, under some loops by their names. sample: questions drawn of each task; chunks of
-    ctx_size tokens, of each text. models: as `ggufloop list` names them; empty for all. window: if not its own."""
+    """Tasks of lm-eval, texts, or tasks of RULER's, under some loops by their names, or by settings of their own.
+
+    sample   questions drawn of each task; of RULER's, samples of each at each of the lengths
+    chunks   of ctx_size tokens, of each text; types: of the files to be made of the model, each measured on the texts
+    models   as `ggufloop list` names them; empty for all
+    window   if not the model's own
+    """
 
     name: str
     loops: tuple[str, ...]
     tasks: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    ruler: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
     sample: int | None = None
     chunks: int | None = None
     ctx_size: int = 512
@@ -75,7 +72,7 @@ class Protocol:
     def specs(self, step: ProtocolStep, path: Path) -> dict[str, LoopSpec]:
         """The loops of a step on a model file, by name. Raises UsageError for a model too small for the window."""
         window = step.window or "{}:{}".format(*window_of(path))
-        return {name: LoopSpec.parse(f"{window} {self.loops[name]}") for name in step.loops}
+        return {name: LoopSpec.parse(f"{window} {self.loops.get(name, name)}") for name in step.loops}
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -109,99 +106,33 @@ def read_protocol(path: Path) -> Protocol:
 def _step(table: dict[str, Any], loops: dict[str, str]) -> ProtocolStep:
     named_ = {key.replace("-", "_"): value for key, value in table.items()}
     step = reading.build(ProtocolStep, {"loops": list(loops), **named_})
-    if step.window is not None:
-        try:
-            LoopSpec.parse(f"{step.window} k=2")
-        except UsageError as e:
-            raise ValueError(f"step {step.name}: {e.message}") from None
-    unknown = next((name for name in step.loops if name not in loops), None)
+    own = [name for name in step.loops if name not in loops]
+    unknown = next((name for name in own if "=" not in name), None)
     if unknown is not None:
         raise ValueError(f"step {step.name}: no loop is called {unknown!r}")
-    if bool(step.tasks) == bool(step.texts):
-        raise ValueError(f"step {step.name}: it has tasks or texts, one of them")
-    if any(count is not None and count < 1 for count in (step.sample, step.chunks, step.ctx_size)):
-        raise ValueError(f"step {step.name}: sample, chunks and ctx-size are counts")
+    try:
+        for text in [*(f"1:2 {name}" for name in own), *([f"{step.window} k=2"] if step.window is not None else [])]:
+            LoopSpec.parse(text)
+        for type_ in step.types:
+            ladder_files.type_name(type_)
+        if step.ruler and step.lengths:
+            long_plan(step, step.ruler)
+    except UsageError as e:
+        raise ValueError(f"step {step.name}: {e.message}") from None
+    if sum(map(bool, (step.tasks, step.texts, step.ruler))) != 1:
+        raise ValueError(f"step {step.name}: it has tasks, texts or ruler, one of them")
+    if bool(step.ruler) != bool(step.lengths) or (step.types and not step.texts):
+        raise ValueError(f"step {step.name}: lengths go with ruler, and types with texts")
+    if any(count is not None and count < 1 for count in (step.sample, step.chunks, step.ctx_size, *step.lengths)):
+        raise ValueError(f"step {step.name}: sample, chunks, ctx-size and lengths are counts")
     return step
+
+
+def long_plan(step: ProtocolStep, tasks: tuple[str, ...]) -> LongPlan:
+    """What is asked of some of the step's tasks of RULER's. Raises UsageError for one that is not known."""
+    return LongPlan(step.lengths, tasks, step.sample or SAMPLES)
 
 
 def window_of(path: Path) -> tuple[int, int]:
     """The published rule: the middle four layers, or those published for the model. Raises UsageError."""
     return recipes.recipe_window("paper", describe(path).n_layer, path.name)
-
-
-def _plans(task: str, step: ProtocolStep, specs: dict[str, LoopSpec], primary: str) -> list[tuple[LoopSpec, EvalPlan]]:
-    return [(loop, EvalPlan((task,), paired=True, floor=name == primary, offline=True, drawn=step.sample))
-            for name, loop in specs.items()]  # fmt: skip
-
-
-def _sweep_plan(step: ProtocolStep, text: str, progress: Progress) -> SweepPlan:
-    return SweepPlan(local(text, progress=progress), chunk=step.ctx_size, chunks=step.chunks, racing=False)
-
-
-def plan_step(
-    path: Path, protocol: Protocol, step: ProtocolStep, *, speed: float, part: bool = False, progress: Progress = silent
-) -> list[Planned]:
-    """What a step will take, at a speed of so many tokens per second. part: as `run_step` has it."""
-    specs = protocol.specs(step, path)
-    check_loops(path, list(specs.values()))
-    found: list[Planned] = []
-    for task in step.tasks:
-        tasks = EvalPlan((task,), offline=True).load()
-        for i, (loop, plan) in enumerate(_plans(task, step, specs, "" if part else _first(protocol, step))):
-            planned = plan_eval(path, loop, plan, speed=speed, tasks=tasks, progress=progress)
-            cells = [cell for cell in planned.cells if cell.loop != PLAIN or i == 0]  # plain is asked once,
-            if not part:
-                cells += [replace(cell, loop=scores.PLACEBO) for cell in cells if cell.loop == PLAIN]  # and so
-            found.append(replace(planned, cells=tuple(cells)))
-    for text in step.texts:
-        swept = _sweep_plan(step, text, progress)
-        found.append(plan_sweep(path, list(specs.values()), swept, speed=speed, progress=progress))
-    return found
-
-
-def _first(protocol: Protocol, step: ProtocolStep) -> str:
-    """The loop that is run once more with its damping moved."""
-    return next((name for name in step.loops if protocol.roles.get(name) == PRIMARY), "")
-
-
-def run_step(
-    path: Path, protocol: Protocol, step: ProtocolStep, out: Path, settings: ContextSettings | None = None, *,
-    part: bool = False, shard: Shard | None = None, workers: int = 1, progress: Progress = silent,
-) -> list[Score]:  # fmt: skip
-    """Measure a step and return the score of every item under every loop. part: of some of its loops, and no placebo;
-    shard: only this part of the items, of which no score is returned; workers: so many processes.
-
-    Raises UsageError, GgufloopError and BackendError; KeyboardInterrupt leaves in the journals what is done.
-    """
-    specs = protocol.specs(step, path)
-    names = {str(loop): name for name, loop in specs.items()}
-    settings = settings or ContextSettings()
-    found: dict[tuple[str, str, str], Score] = {}
-    for task in step.tasks:
-        told, place = named(progress, task), out / step.name / task
-        tasks = EvalPlan((task,), offline=True).load(told)
-        asked: list[tuple[LoopSpec | None, EvalPlan, Path, ContextSettings, dict[str, str]]]
-        asked = [(loop, plan, place, settings, names)
-                 for loop, plan in _plans(task, step, specs, "" if part else _first(protocol, step))]  # fmt: skip
-        if not part:
-            other = replace(settings, flash_attn="off" if settings.uses_flash(path) else "on")
-            asked.append((None, EvalPlan((task,), offline=True, drawn=step.sample),
-                          place.with_name(f"{task}-placebo"), other, {PLAIN: scores.PLACEBO}))  # fmt: skip
-        for loop, plan, where, how, called in asked:
-            result = (eval_by_workers(workers, path, loop, plan, where, how, progress=told) if workers > 1 else
-                      run_eval(path, loop, plan, where, how, tasks=tasks, shard=shard, progress=told))  # fmt: skip
-            if isinstance(result, EvalResult):
-                found |= {s.key: s for s in scores.of_eval(path.name, result, called)}
-    for text in step.texts:
-        place = out / step.name / text
-        journal = place / path.stem / file_name("sweep", shard)
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        loops, swept = list(specs.values()), _sweep_plan(step, text, progress)
-        how, told = replace(settings, n_ctx=step.ctx_size), named(progress, text)
-        if shard is not None:
-            run_shard(path, loops, swept, shard, journal, how, progress=told)
-            continue
-        judged = (sweep_by_workers(workers, path, loops, swept, place, how, progress=told) if workers > 1 else
-                  run_sweep(path, loops, swept, journal, how, progress=told))  # fmt: skip
-        found |= {s.key: s for s in scores.of_sweep(path.name, judged, journal, names)}
-    return list(found.values())

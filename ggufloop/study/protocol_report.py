@@ -3,9 +3,9 @@
     rows = judged(scores, roles)
     table(rows).render("md"); sentences(rows)
 
-Every loop is compared with plain on the same items. A task whose plain accuracy is not above chance judges no loop: its
-rows say so and it is in no pooled figure. Pooled rows put all questions of a model, or of all models, together; Holm's
-correction is over the primary loops of all models.
+Every loop is compared with plain on the same items. A task whose plain accuracy is not above chance judges no loop, nor
+does a length at which plain finds nothing or all: its rows say so, and it is in no pooled figure. Pooled rows put all
+questions of a model, or of all models, together; Holm's correction is over the primary loops of all models.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 
 from ggufloop.loop import PLAIN
 from ggufloop.measure.endpoints import guard
+from ggufloop.measure.longctx import CEILING, FLOOR
 from ggufloop.measure.stats import PairedEstimate, holm
-from ggufloop.measure.verdict import ACCURACY, CHOICE, WORTHS, Verdict, judge, judge_flips
+from ggufloop.measure.verdict import ACCURACY, CHOICE, RECALL, WORTHS, Verdict, judge, judge_flips
 from ggufloop.study.scores import NUDGED, PLACEBO, Score
 from ggufloop.table import Cell, Column, Table
 
@@ -33,7 +34,8 @@ _ORDER = ("primary", "secondary", "control", PLACEBO)
 class JudgedLoop:
     """A loop against plain. model, measure: ALL for pooled rows; settings: of the loop, '' if they differ. plain: its
     mean; gained, lost: answers that became right and wrong, None for texts; choice: by the choice log-probability,
-    secondary; p: for the pooled rows of single models under a primary loop after Holm's correction."""
+    secondary; p: for the pooled rows of single models under a primary loop after Holm's correction. unfit: why plain's
+    scores judge no loop, '' if they do."""
 
     model: str
     measure: str
@@ -47,7 +49,7 @@ class JudgedLoop:
     gained: int | None
     lost: int | None
     choice: Verdict | None
-    at_chance: bool
+    unfit: str
 
     @property
     def gain(self) -> PairedEstimate:
@@ -57,7 +59,7 @@ class JudgedLoop:
     @property
     def word(self) -> str:
         """What is said of it."""
-        return AT_CHANCE if self.at_chance else self.verdict.phrase("item")
+        return self.unfit or self.verdict.phrase("item")
 
 
 def judged(scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[str] = ()) -> list[JudgedLoop]:
@@ -70,17 +72,17 @@ def judged(scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[
     pooled: dict[tuple[str, str], list[tuple[Score, Score]]] = {}
     for (model, measure), loops in sorted(groups.items()):
         plain = loops.get(PLAIN, {})
-        chance = _at_chance(list(plain.values()))
+        unfit = _unfit(list(plain.values()))
         for loop, items in sorted(loops.items(), key=lambda each: (_ORDER.index(_role(each[0], roles)), each[0])):
             pairs = [(items[item], plain[item]) for item in plain if item in items]
             if loop == PLAIN or len(pairs) < 2:
                 continue
-            found.append(_row(model, measure, loop, _role(loop, roles), pairs, chance))
-            if found[-1].unit == ACCURACY and not chance and measure not in apart:
+            found.append(_row(model, measure, loop, _role(loop, roles), pairs, unfit))
+            if found[-1].unit == ACCURACY and not unfit and measure not in apart:
                 for name in (model, ALL) if len(models) > 1 else (model,):
                     pooled.setdefault((name, loop), []).extend(pairs)
     together = [
-        _row(model, ALL, loop, _role(loop, roles), pairs, False)
+        _row(model, ALL, loop, _role(loop, roles), pairs, "")
         for (model, loop), pairs in sorted(pooled.items(), key=lambda each: (each[0][0] == ALL, each[0]))
     ]
     return [*found, *_corrected(together)]
@@ -91,7 +93,7 @@ def _role(loop: str, roles: Mapping[str, str]) -> str:
 
 
 def _row(
-    model: str, measure: str, loop: str, role: str, pairs: Sequence[tuple[Score, Score]], chance: bool
+    model: str, measure: str, loop: str, role: str, pairs: Sequence[tuple[Score, Score]], unfit: str
 ) -> JudgedLoop:
     unit = pairs[0][0].unit
     if unit == ACCURACY:
@@ -101,6 +103,9 @@ def _row(
         changes = np.array([a.choice - b.choice for a, b in pairs])
         choice = judge(changes, WORTHS[CHOICE]) if np.isfinite(changes).all() else None
         counts: tuple[int | None, int | None] = (gained, lost)
+    elif unit == RECALL:
+        verdict = judge([a.value - b.value for a, b in pairs], WORTHS[unit])
+        choice, counts = None, (None, None)
     else:
         order = sorted(pairs, key=lambda pair: tuple(map(int, pair[0].item.split())))
         changes = np.array([a.value - b.value for a, b in order])
@@ -109,16 +114,18 @@ def _row(
     different = {a.settings for a, _ in pairs}
     settings = different.pop() if len(different) == 1 else ""
     mean = float(np.mean([b.value for _, b in pairs]))
-    return JudgedLoop(
-        model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, chance
-    )
+    return JudgedLoop(model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, unfit)
 
 
-def _at_chance(plain: Sequence[Score]) -> bool:
-    """Whether the plain model cannot judge a loop. Where no answers are offered there is no chance."""
+def _unfit(plain: Sequence[Score]) -> str:
+    """Why the plain model cannot judge a loop, '' if it can. Where no answers are offered there is no chance."""
+    if plain and plain[0].unit == RECALL:
+        mean = float(np.mean([s.value for s in plain]))
+        return "at the floor" if mean < FLOOR else "at the ceiling" if mean > CEILING else ""
     if not plain or plain[0].unit != ACCURACY or min(s.n_choices for s in plain) < 2:
-        return False
-    return guard([s.value for s in plain], [s.letter for s in plain], [s.n_choices for s in plain]).at_chance
+        return ""
+    chosen, choices = [s.letter for s in plain], [s.n_choices for s in plain]
+    return AT_CHANCE if guard([s.value for s in plain], chosen, choices).at_chance else ""
 
 
 def _corrected(rows: list[JudgedLoop]) -> list[JudgedLoop]:
@@ -154,7 +161,7 @@ def numbers(rows: Sequence[JudgedLoop]) -> Table:
     """The same for programs: a loop by its name in the protocol and by its settings, if it has the same for all models;
     the unit, and the verdict's word."""
     cells = [
-        [*cells[:-1], r.unit, r.settings or None, AT_CHANCE if r.at_chance else r.verdict.word, r.verdict.worth]
+        [*cells[:-1], r.unit, r.settings or None, r.unfit or r.verdict.word, r.verdict.worth]
         for r, cells in zip(rows, table(rows).rows, strict=True)
     ]
     names = ["name" if column.name == "loop" else column.name for column in COLUMNS[:-1]]

@@ -26,19 +26,23 @@ from ggufloop.loop import PLAIN
 from ggufloop.measure.endpoints import choice_log_probability, fit_temperature
 from ggufloop.measure.eval_run import EvalResult
 from ggufloop.measure.journal import Journal
+from ggufloop.measure.longctx_run import LongPlan
 from ggufloop.measure.sweep_run import SweepResult
 from ggufloop.measure.tasks import Item
-from ggufloop.measure.verdict import ACCURACY, NATS
+from ggufloop.measure.verdict import ACCURACY, NATS, RECALL
+from ggufloop.study.file import Study
 
 PLACEBO, NUDGED = "placebo", "nudged"
+RULER = "ruler"
 
 
 @dataclass(frozen=True)
 class Score:
     """One item under one loop, by the loop's name in the protocol.
 
-    unit     accuracy: value is 1 or 0; nats per token: the mean log-probability of a chunk's scored tokens
-    item     number of the question, after its task, or of the chunk, after its text's
+    unit     accuracy: value is 1 or 0; nats per token: the mean log-probability of a chunk's scored tokens; recall: the
+             share of what RULER asks for that was found
+    item     number of the question or sample, after its task, or of the chunk, after its text's
     choice   choice log-probability in nats, NaN where no answers are offered
     letter   which answer was chosen, of n_choices; -1 where none is offered
     """
@@ -87,13 +91,32 @@ def _choices(items: Sequence[Item], temperature: float) -> list[float]:
 
 
 def of_sweep(model: str, result: SweepResult, journal: Path, names: Mapping[str, str]) -> Iterator[Score]:
-    """The scores of a sweep of one text, from its journal."""
+    """The scores of a sweep of one text, from its journal; those of loops that have no name were not asked for."""
     places = result.outcomes[0].measure.places or ()
     for record in Journal.lines(journal)[1:]:
-        if "scores" in record:
-            name = names.get(record["loop"], PLAIN)
+        name = {**names, PLAIN: PLAIN}.get(record.get("loop", ""))
+        if "scores" in record and name is not None:
             for i, value in zip(record["items"], record["scores"], strict=True):
                 yield Score(model, record["measure"], NATS, name, record["loop"], "{} {}".format(*places[i]), value)
+
+
+def of_study(model: str, study: Study, names: Mapping[str, str]) -> Iterator[Score]:
+    """The scores of a ladder on one text, a measure for each of its files."""
+    for (type_, loop), cell in study.cells.items():
+        name = {**names, PLAIN: PLAIN}.get(loop)
+        for chunk in cell.chunks if name is not None else ():
+            measure = f"{study.header.text} {type_}"
+            yield Score(model, measure, NATS, name or PLAIN, loop, f"0 {chunk.index}", -chunk.nll)
+
+
+def of_long(model: str, plan: LongPlan, journal: Path, names: Mapping[str, str]) -> Iterator[Score]:
+    """The scores of RULER's tasks from their journal, a measure for each length."""
+    for record in Journal.lines(journal)[1:]:
+        name = {**names, PLAIN: PLAIN}.get(record["loop"])
+        asked = record["length"] in plan.lengths and record["task"] in plan.tasks and record["sample"] < plan.n
+        if name is not None and asked:
+            item = f"{record['task']} {record['sample']}"
+            yield Score(model, f"{RULER} {record['length']}", RECALL, name, record["loop"], item, record["score"])
 
 
 def joined(kept: Iterable[Score], found: Iterable[Score]) -> tuple[list[Score], list[str]]:

@@ -161,3 +161,23 @@ def test_a_real_model_reads_a_needle(smollm2: Path, journal: Callable[[], Journa
     sample = next(ruler.samples("niah_single_1", lambda text: len(llm.tokenize(text.encode())), 600, 1))
     assert 550 < len(llm.tokenize((sample.prompt + sample.prefix).encode())) + 128 <= 600
     llm.close()
+
+
+def test_an_answer_that_is_no_text_comes_back(journal: Callable[[], Journal]) -> None:
+    """A model may write a zero byte, or half of a character: the journal is read again all the same."""
+
+    class Noise(Reader):
+        def generate(self, tokens: list[int], **sampling: float) -> Iterator[int]:
+            Reader.asked += 1
+            yield from [5, 0xE2, 0x82, 7]
+
+        def is_eog(self, token: int) -> bool:
+            return token == 7
+
+        def detokenize(self, tokens: list[int], prev_tokens: object = None, special: bool = False) -> bytes:
+            return bytes(0 if token == 5 else token for token in tokens)
+
+    found = long_context(Noise(), [], ["niah_single_1"], [2600], 2, journal())
+    Reader.asked = 0
+    assert long_context(Noise(), [], ["niah_single_1"], [2600], 2, journal()) == found
+    assert Reader.asked == 0

@@ -17,10 +17,12 @@ from support import ROOT
 from ggufloop.engine import ACTIVE, LoopedLlama
 from ggufloop.errors import GgufloopError
 from ggufloop.measure import slices
-from ggufloop.measure.verdict import ACCURACY, NATS
+from ggufloop.measure.verdict import ACCURACY, NATS, RECALL
 from ggufloop.models import registry
+from ggufloop.study import file as studies
 from ggufloop.study import protocol_report
-from ggufloop.study.protocol import plan_step, read_protocol
+from ggufloop.study.protocol import read_protocol
+from ggufloop.study.protocol_run import plan_step
 from ggufloop.study.scores import Score, joined, read, write
 
 if TYPE_CHECKING:
@@ -69,13 +71,17 @@ def test_the_protocol_of_the_docs_is_one() -> None:
     [
         (("[loops]", "[loop]"), "has no 'loops'"),
         (("k=3 beta=0.5", "k=3 beta=5"), "loop recipe: beta 5 is not a number in the range"),
+        (("sample = 12", "lengths = [1024]"), "step questions: lengths go with ruler, and types with texts"),
+        (('tasks = ["brackets"]', 'ruler = ["vtt"]\nlengths = [1024]'), "step questions: task 'vtt' is not one"),
+        (('texts = ["pydoc"]', 'texts = ["pydoc"]\ntypes = ["Q99"]'), "step text: "),
+        (("sample = 12", 'loops = ["k=0"]'), "step questions: "),
         (('primary = ["recipe"]', 'primary = ["recipes"]'), "roles: 'recipes' is no loop or role"),
         (("sample = 12", 'sample = "12"'), "sample is '12', not"),
         (("sample = 12", "samples = 12"), "'samples' is no field of it"),
-        (("sample = 12", "sample = 0"), "step questions: sample, chunks and ctx-size are counts"),
+        (("sample = 12", "sample = 0"), "step questions: sample, chunks, ctx-size and lengths are counts"),
         (("sample = 12", 'loops = ["recipes"]'), "step questions: no loop is called 'recipes'"),
         (("sample = 12", 'window = "3:2"'), "step questions: window 3:2"),
-        (('tasks = ["brackets"]', ""), "step questions: it has tasks or texts, one of them"),
+        (('tasks = ["brackets"]', ""), "step questions: it has tasks, texts or ruler, one of them"),
         (("[roles]", "[role]"), "'role' is nothing a protocol has"),
         (("[[step]]", "[[step"), "protocol.toml: "),
     ],
@@ -170,6 +176,81 @@ def test_shards_and_workers_of_a_protocol_are_one_run(
     assert (workers.code, workers.out) == (0, alone.out), workers.err
 
 
+def test_ladders_and_long_contexts_are_steps(
+    cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as its own command measures it, shards or none; loops may be settings of the step's own."""
+    assert ACTIVE.patch_id  # loaded before this test's cache, which has no library
+    monkeypatch.setenv("GGUFLOOP_LIB_DIR", str(ACTIVE.directory))
+    protocol, out = tmp_path / "p.toml", tmp_path / "out"
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and the dog does not mind at all. " * 60)
+    protocol.write_text(f"""
+[loops]
+recipe = "k=3 beta=0.5"
+[[step]]
+name = "ladder"
+texts = [{str(text)!r}]
+types = ["Q8_0", "Q4_0"]
+chunks = 8
+ctx-size = 64
+[[step]]
+name = "long"
+ruler = ["vt", "niah_single_1"]
+lengths = [2600]
+sample = 2
+loops = ["recipe", "k=2"]
+""")
+    model = tiny_model("llama")
+    words = ["study", "run", protocol, "--model", model, "-t", "1", "--no-try"]
+    plan = cli(*words, "--plan", "--tokens-per-second", "1000")
+    assert [line.split()[:4:3] for line in plan.out.splitlines()[:2]] == [["ladder", "0.00"], ["long", "0.03"]]
+    assert [line.split()[1] for line in plan.out.splitlines()[:2]] == ["48", "12"]  # 8 chunks of 3 files, 4 samples
+    alone = cli(*words, "--out", out)
+    assert alone.code == 0, alone.err
+    found = read(out / "llama.csv.xz")
+    measures = {(s.measure.split("/")[-1], s.loop, s.unit) for s in found}
+    assert measures == {
+        *((f"text.txt {type_}", loop, NATS) for type_ in ("F32", "Q8_0", "Q4_0") for loop in ("plain", "recipe")),
+        *(("ruler 2600", loop, RECALL) for loop in ("plain", "recipe", "k=2")),
+    }
+    rows = json.loads(cli("study", "report", protocol, out / "llama.csv.xz", "-o", "json").out)
+    assert {row["verdict"] for row in rows if row["measure"].startswith("ruler")} == {"at the floor"}
+    (study,) = (out / "ladder").rglob("study.jsonl")
+    cell = studies.read(study).cell("Q4_0", "1:5 k=3 beta=0.5")
+    mine = {s.item: s.value for s in found if s.measure.endswith("Q4_0") and s.loop == "recipe"}
+    assert mine == {f"0 {c.index}": pytest.approx(-c.nll, rel=1e-5) for c in cell.chunks}
+    for i in (1, 2):
+        assert cli(*words, "--out", tmp_path / "two", "--shard", f"{i}/2").code == 0
+    together = cli(*words, "--out", tmp_path / "two")
+    assert (together.code, together.out) == (0, alone.out), together.err
+
+
+def test_a_length_at_which_plain_finds_nothing_judges_no_loop() -> None:
+    scores = [Score("a", f"ruler {length}", RECALL, loop, "x", f"vt {i}", value)
+              for i in range(20)
+              for length, loop, value in ((1024, "plain", 0.5), (1024, "recipe", 0.5 + 0.1 * (i % 2)),
+                                          (4096, "plain", 0.0), (4096, "recipe", 1.0))]  # fmt: skip
+    words = {row.measure: row.word for row in protocol_report.judged(scores, {"recipe": "primary"})}
+    assert words == {"ruler 1024": "helps", "ruler 4096": "at the floor"}
+
+
+def test_a_loop_of_an_earlier_run_is_not_taken_for_plain(
+    cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path
+) -> None:
+    """Its scores are in the journal of the text when another loop is asked for."""
+    assert ACTIVE.patch_id
+    protocol, out = tmp_path / "p.toml", tmp_path / "out"
+    protocol.write_text(SMALL)
+    words = ["study", "run", protocol, "--model", tiny_model("llama"), "-t", "1", "--no-try", "--steps", "text"]
+    cli(*words, "--out", out, "--loops", "naive")
+    ran = cli(*words, "--out", out, "--loops", "recipe")
+    alone = cli(*words, "--out", tmp_path / "alone", "--loops", "recipe")
+    assert (ran.code, alone.code) == (0, 0)
+    plain = [[s for s in read(folder / "llama.csv.xz") if s.loop == "plain"] for folder in (out, tmp_path / "alone")]
+    assert [(s.item, s.value) for s in plain[0]] == [(s.item, s.value) for s in plain[1]]
+
+
 def test_loops_are_not_compared_with_plain_answers_of_another_machine() -> None:
     """A later run of one loop brings its own plain answers; a loop that was measured beside others is left out."""
     old = [*made("a", "one", 20, 3, 1), *made("a", "two", 20, 3, 1)]
@@ -216,7 +297,7 @@ def test_rows_and_pooled_rows_are_exact_tests() -> None:
     by = {(r.model, r.measure): r for r in rows}
     assert (by["a", "one"].gained, by["a", "one"].lost, by["a", "one"].gain.n) == (30, 8, 400)
     assert by["a", "one"].p == pytest.approx(binomtest(8, 38).pvalue)
-    assert by["b", "guess"].at_chance
+    assert by["b", "guess"].unfit == "at chance"
     assert by["b", "guess"].word == "at chance"
     assert (by["a", "all"].gained, by["a", "all"].lost, by["b", "all"].gain.n) == (35, 17, 200)
     assert by["all", "all"].gain.mean == pytest.approx((36 - 18) / 900)

@@ -20,7 +20,8 @@ from ggufloop.errors import UsageError
 from ggufloop.measure.planning import timed
 from ggufloop.models.registry import entry_for
 from ggufloop.study import protocol_report, scores
-from ggufloop.study.protocol import Protocol, ProtocolStep, plan_step, read_protocol, run_step
+from ggufloop.study.protocol import Protocol, ProtocolStep, read_protocol
+from ggufloop.study.protocol_run import plan_step, run_step
 
 _PROTOCOL = click.argument("protocol", type=click.Path(path_type=Path, dir_okay=False))
 
@@ -73,8 +74,9 @@ def run(
             )
         todo = [step for step in todo if step.name in words]
     chosen = split_list(only, "--loops") if only is not None else []
-    if unknown_loop := next((name for name in chosen if name not in plan.loops), None):
-        raise UsageError(f"no loop {unknown_loop!r} is in this protocol.", f"its loops: {', '.join(plan.loops)}.")
+    known = dict.fromkeys([*plan.loops, *(name for step in todo for name in step.loops)])
+    if unknown_loop := next((name for name in chosen if name not in known), None):
+        raise UsageError(f"no loop {unknown_loop!r} is in this protocol.", f"its loops: {', '.join(known)}.")
     if chosen:
         kept = [replace(step, loops=tuple(name for name in step.loops if name in chosen)) for step in todo]
         todo = [step for step in kept if step.loops]
