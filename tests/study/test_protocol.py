@@ -217,6 +217,8 @@ loops = ["recipe", "k=2"]
     rows = json.loads(cli("study", "report", protocol, out / "llama.csv.xz", "-o", "json").out)
     assert {row["verdict"] for row in rows if row["measure"].startswith("ruler")} == {"at the floor"}
     (study,) = (out / "ladder").rglob("study.jsonl")
+    assert "recipe" not in (study.parent / "table.md").read_text()  # as compare has it: by settings
+    assert str(study.parent / "report.html") in alone.err
     cell = studies.read(study).cell("Q4_0", "1:5 k=3 beta=0.5")
     mine = {s.item: s.value for s in found if s.measure.endswith("Q4_0") and s.loop == "recipe"}
     assert mine == {f"0 {c.index}": pytest.approx(-c.nll, rel=1e-5) for c in cell.chunks}

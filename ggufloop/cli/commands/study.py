@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def run(
                 terminal.note(f"left out, as plain was computed elsewhere and answers otherwise: {'; '.join(gone)}. "
                               "With these in --loops too they are measured beside it.")  # fmt: skip
             scores.write(target, found)
+            for file in sorted((out / step.name / path.stem).rglob("study.jsonl")) if step.types else ():
+                terminal.note(f"{step.name}: what the files are worth is in {_published(file, protocol, path, step)}.")
             terminal.note(f"{step.name}: done, its scores are in {target}.")
     except KeyboardInterrupt:
         terminal.note("stopped; what is done is kept, and the same command goes on.")
@@ -109,6 +112,15 @@ def run(
         terminal.note(f"its answers are in {out}; when all shards are there, the same command without --shard judges.")
         return
     _tell(protocol_report.judged(found, plan.roles, plan.apart), "text")
+
+
+def _published(file: Path, protocol: Path, model: Path, step: ProtocolStep) -> Path:
+    """The page of a ladder's study."""
+    from ggufloop.figures import page
+    from ggufloop.study import file as studies
+
+    again = shlex.join(["ggufloop", "study", "run", str(protocol), "--model", str(model), "--steps", step.name])
+    return page.publish(studies.read(file), file.parent, again)
 
 
 def _tell_plan(
