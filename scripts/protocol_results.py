@@ -9,6 +9,7 @@ letters.
 
 from __future__ import annotations
 
+import lzma
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +19,20 @@ import click
 
 from ggufloop.figures import forest, style
 from ggufloop.loop import PLAIN
+from ggufloop.measure.stats import mean_interval
 from ggufloop.measure.verdict import ACCURACY, SAME, WORTHS, Verdict, judge_flips
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import read_protocol
 from ggufloop.study.protocol_report import ALL, JudgedLoop
 from ggufloop.study.scores import Score
 from ggufloop.table import Cell, Column, Table
+from ggufloop.tasks.loading import load_tasks
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REPRODUCED = "wordnet_definitions"
 SEEN = 1700
 """Questions of it before this one chose a loop or confirmed it, before the protocol."""
+OFFERED = DOCS / "data" / "wordnet_answers.csv.xz"
 REGISTERED = "no-anchor"
 """The loop that was to be asked of those."""
 LETTERS = "ABCDE"
@@ -112,6 +116,42 @@ def letters(found: Sequence[Score]) -> Table:
     return Table((Column("loop"), *(Column(LETTERS[i], ".3f") for i in range(4))), rows)
 
 
+def write_offered(path: Path = OFFERED) -> None:
+    """Of each question the letter of the right answer, and how many characters each answer has."""
+    docs = load_tasks([REPRODUCED], offline=True).leaves[REPRODUCED].eval_docs
+    rows = ["".join(f"{value}," for value in (doc["answer"], *map(len, doc["choices"]))).rstrip(",") for doc in docs]
+    path.write_bytes(lzma.compress("\n".join(["answer,A,B,C,D", *rows, ""]).encode()))
+
+
+def flips(found: Sequence[Score]) -> Table:
+    """Where the registered loop's gain comes from: by the letter of the right answer, and by its length among the four
+    (of equal ones neither is the longest). Exploration: the groups were not registered."""
+    offered = [[int(word) for word in line.split(",")]
+               for line in lzma.decompress(OFFERED.read_bytes()).decode().splitlines()[1:]]  # fmt: skip
+    plain, mine = numbered(found, PLAIN), numbered(found, REGISTERED)
+    groups: dict[str, list[int]] = {f"right answer is {letter}": [] for letter in LETTERS[:4]}
+    groups |= {f"right answer is {what}": [] for what in ("the shortest", "between", "the longest")}
+    for i, (right, *lengths) in enumerate(offered):
+        others = lengths[:right] + lengths[right + 1 :]
+        length = lengths[right]
+        what = "the shortest" if length < min(others) else "the longest" if length > max(others) else "between"
+        groups[f"right answer is {LETTERS[right]}"].append(i)
+        groups[f"right answer is {what}"].append(i)
+    rows: list[list[Cell]] = []
+    for name, items in groups.items():
+        gained = sum(mine[i].value > plain[i].value for i in items)
+        lost = sum(mine[i].value < plain[i].value for i in items)
+        gain = judge_flips(gained, lost, len(items), WORTHS[ACCURACY]).gain
+        share = sum(plain[i].value for i in items) / len(items)
+        rows.append([name, len(items), share, gain.mean, gain.low, gain.high, gained, lost])
+    change = mean_interval([offered[i][1 + mine[i].letter] - offered[i][1 + plain[i].letter] for i in plain])
+    rows.append(
+        ["characters chosen, looped minus plain", change.n, None, change.mean, change.low, change.high, None, None]
+    )
+    return Table((Column("where"), Column("n"), Column("plain", ".4f"), Column("gain", "+.4f"), Column("low", "+.4f"),
+                  Column("high", "+.4f"), Column("right"), Column("wrong")), rows)  # fmt: skip
+
+
 def measured() -> tuple[list[JudgedLoop], list[Score]]:
     """Every loop of the protocol that was run, judged, and the scores by item."""
     protocol = read_protocol(DOCS / "protocol.toml")
@@ -121,14 +161,19 @@ def measured() -> tuple[list[JudgedLoop], list[Score]]:
 
 @click.command()
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png")
-def main(plot: Path | None) -> None:
+@click.option("--offered", is_flag=True, help="Write how long the answers are that the questions offer, and end.")
+def main(plot: Path | None, offered: bool) -> None:
     """Print the tables."""
+    if offered:
+        write_offered()
+        return
     rows, found = measured()
     click.echo(headline(rows, found).render("md"))
     click.echo(protocol_report.text(rows))
     if numbered(found, PLAIN):
         click.echo(f"{REPRODUCED}; fresh: from question {SEEN} on\n\n{reproduced(found).render('md')}")
         click.echo(letters(found).render("md"))
+        click.echo(flips(found).render("md"))
     if plot is not None:
         style.save(forest.forest(rows, "Damped loops on 4-bit files, as the protocol has it"), plot)
 
