@@ -23,13 +23,15 @@ from ggufloop.measure.stats import mean_interval
 from ggufloop.measure.verdict import ACCURACY, SAME, WORTHS, Verdict, judge_flips
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import read_protocol
-from ggufloop.study.protocol_report import ALL, JudgedLoop
+from ggufloop.study.protocol_report import ALL, JudgedLoop, repeats
 from ggufloop.study.scores import Score
 from ggufloop.table import Cell, Column, Table
 from ggufloop.tasks.loading import load_tasks
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-REPRODUCED = "wordnet_definitions"
+MODEL, REPRODUCED = "SmolLM2-135M-Instruct.Q4_1.gguf", "wordnet_definitions"
+FAMILY = 8
+"""Primary loops times models, as registered."""
 SEEN = 1700
 """Questions of it before this one chose a loop or confirmed it, before the protocol."""
 OFFERED = DOCS / "data" / "wordnet_answers.csv.xz"
@@ -40,7 +42,7 @@ LETTERS = "ABCDE"
 
 def numbered(found: Sequence[Score], loop: str) -> dict[int, Score]:
     """The answers to it under a loop, by the question's number."""
-    return {int(s.item.split()[1]): s for s in found if s.measure == REPRODUCED and s.loop == loop}
+    return {int(s.item.split()[1]): s for s in found if (s.model, s.measure, s.loop) == (MODEL, REPRODUCED, loop)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def asked(found: Sequence[Score], loop: str, first: int) -> Asked:
 def reproduced(found: Sequence[Score]) -> Table:
     """Each loop on the questions not seen before, and on all."""
     rows: list[list[Cell]] = []
-    for loop in dict.fromkeys(s.loop for s in found if s.measure == REPRODUCED and s.loop != PLAIN):
+    for loop in dict.fromkeys(s.loop for s in found if s.measure == REPRODUCED and s.model == MODEL):
+        if loop == PLAIN:
+            continue
         for what, first in (("fresh", SEEN), ("all", 0)):
             a = asked(found, loop, first)
             gain = a.verdict.gain
@@ -85,12 +89,12 @@ def headline(rows: Sequence[JudgedLoop], found: Sequence[Score]) -> Table:
     """The primary loops: one look each, as registered, and all of them together."""
     cells: list[list[Cell]] = []
     for r in rows:
-        if r.role != "primary" or r.unit != ACCURACY:
+        if r.role != "primary" or r.unit != ACCURACY or repeats(r, rows):
             continue
         model = "all models" if r.model == ALL else re.sub(r"[.-](I?Q\d\w*)\.gguf$", r" \1", r.model, flags=re.I)
         task = "**all tasks**" if r.measure == ALL else r.measure
         loop = f"`{r.settings}`" if r.settings else r.loop
-        if r.measure == REPRODUCED:
+        if (r.model, r.measure) == (MODEL, REPRODUCED):
             if r.loop == REGISTERED:
                 a = asked(found, r.loop, SEEN)
                 cells.append([model, f"{task}, fresh questions", *_said(a.n, a.share, loop, a.verdict), a.verdict.word])
@@ -110,7 +114,7 @@ def _said(n: int, plain: float, loop: str, v: Verdict) -> list[str]:
 def letters(found: Sequence[Score]) -> Table:
     """Which answer is chosen how often."""
     rows: list[list[Cell]] = []
-    for loop in dict.fromkeys(s.loop for s in found if s.measure == REPRODUCED):
+    for loop in dict.fromkeys(s.loop for s in found if s.measure == REPRODUCED and s.model == MODEL):
         mine = list(numbered(found, loop).values())
         rows.append([loop, *(sum(s.letter == i for s in mine) / len(mine) for i in range(4))])
     return Table((Column("loop"), *(Column(LETTERS[i], ".3f") for i in range(4))), rows)
@@ -156,7 +160,7 @@ def measured() -> tuple[list[JudgedLoop], list[Score]]:
     """Every loop of the protocol that was run, judged, and the scores by item."""
     protocol = read_protocol(DOCS / "protocol.toml")
     found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
-    return protocol_report.judged(found, protocol.roles, protocol.apart), found
+    return protocol_report.judged(found, protocol.roles, protocol.apart, FAMILY), found
 
 
 @click.command()

@@ -9,9 +9,11 @@ tokens of another, which nobody has to label. Means over tokens:
     step        how far the window moves the state that enters it, ||g(x) - x|| / ||x||
     growth      the step of the last pass over that of the first; above 1 the loop is leaving
     cosine      of the state that leaves the last pass and the one that enters it
-    coherence   of what neighbouring layers of the window put out in the plain model, mean of their cosines
+    coherence   of what enters and what leaves each layer of the window in the plain model, mean of their cosines
     entropy     of the looped model's predictions minus the plain one's, nats
     kl          KL(plain || looped) of the predictions, nats
+
+    edge        layers between the window and the nearer end of the model: what depth alone would say
 
 Each is ranked against the gain (Spearman). Neighbouring windows share three layers of four, so the interval is that of
 a circular block bootstrap over runs of four windows.
@@ -46,7 +48,7 @@ from ggufloop.table import Cell, Column, Table
 
 WIDTH, K = 4, 3
 RESAMPLES = 10_000
-SIGNALS = ("step", "growth", "cosine", "coherence", "entropy", "kl")
+SIGNALS = ("step", "growth", "cosine", "coherence", "entropy", "kl", "edge")
 Values = NDArray[np.float64]
 
 
@@ -67,6 +69,7 @@ class Window:
     coherence: float
     entropy: float
     kl: float
+    edge: int
 
 
 def ranks(x: ArrayLike) -> Values:
@@ -150,8 +153,9 @@ def measure(path: Path, judged: str, read: str, chunks: int, n_tokens: int, thre
     found = []
     for loop, each in zip(loops, said, strict=True):
         j = gains[str(loop)]
+        edge = min(loop.window[0], describe(path).n_layer - loop.window[1])
         found.append(Window(path.name, "{}:{}".format(*loop.window), j.gain.n, j.gain.mean, j.gain.low, j.gain.high,
-                            j.verdict.word, **each))  # fmt: skip
+                            j.verdict.word, **each, edge=edge))  # fmt: skip
     return found
 
 
@@ -188,7 +192,7 @@ def write(path: Path, found: Sequence[Window]) -> None:
 
 def read_windows(path: Path) -> list[Window]:
     """What `write` wrote. Raises OSError, TypeError or ValueError for another file."""
-    kinds: Mapping[str, type] = {"model": str, "window": str, "n": int, "verdict": str}
+    kinds: Mapping[str, type] = {"model": str, "window": str, "n": int, "verdict": str, "edge": int}
     with path.open(encoding="utf-8", newline="") as file:
         found = [Window(**{name: kinds.get(name, float)(value) for name, value in row.items()})
                  for row in csv.DictReader(file)]  # fmt: skip

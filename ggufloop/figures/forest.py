@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ggufloop.figures.style import BETTER, INK, WORSE, fit, short, style
 from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS, SAME, UNSURE
-from ggufloop.study.protocol_report import ALL, JudgedLoop
+from ggufloop.study.protocol_report import ALL, JudgedLoop, repeats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,11 +26,11 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
     its model's names it."""
     from matplotlib.figure import Figure
 
-    shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.unfit]
+    shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.unfit and not repeats(r, rows)]
     shown.sort(key=lambda r: (r.model == ALL, r.model, r.measure == ALL, r.measure, r.loop))
     models = {r.model for r in shown}
     title = f"{title}, {models.pop()}" if len(models) == 1 else title
-    windows = {r.model: _window(r) for r in shown if r.measure == ALL}
+    windows = {r.model: _window(r) for r in rows if r.measure == ALL}
     several = len(models) > 1
     lines: list[JudgedLoop | str] = []
     for i, r in enumerate(shown):
@@ -86,7 +86,7 @@ def _window(r: JudgedLoop) -> str:
 
 
 def _label(r: JudgedLoop, windows: Mapping[str, str]) -> str:
-    usual = windows.get(r.model, _window(r))
+    usual = windows.get(r.model)
     measure = "all tasks" if r.measure == ALL else r.measure
     at = f" at {_window(r)}" if _window(r) and (r.measure == ALL or _window(r) != usual) else ""
     return f"{measure}{at}, {r.loop}"

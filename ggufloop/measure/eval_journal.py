@@ -24,6 +24,7 @@ from ggufloop import reading
 from ggufloop.measure.journal import Journal, beside
 from ggufloop.measure.slices import Answered, Answers, Slice, check_answered
 from ggufloop.measure.verdict import ACCURACY, CHOICE, LEVEL, WORTHS
+from ggufloop.progress import Progress, silent
 
 if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
@@ -55,13 +56,17 @@ class EvalJournal:
         self.answers = Answers((r for r in records if isinstance(r, Answered)), lambda a: journal.add(asdict(a)))
         self.dropped = journal.dropped
 
-    def take_over(self, path: Path, header: Mapping[str, Any], slices: Sequence[Slice]) -> None:
+    def take_over(
+        self, path: Path, header: Mapping[str, Any], slices: Sequence[Slice], progress: Progress = silent
+    ) -> None:
         """Take the answers of shards whose journals lie beside this one. Raises GgufloopError for a damaged one."""
         known = {(each.task, each.start): each for each in slices}
-        for shard in beside(path, header):
+        for shard in beside(path, header, progress):
             for record in read_journal(shard, known)[1]:
                 if isinstance(record, Started):
-                    self.devices.append(record.device)
+                    if record.device not in self.devices:  # kept, for when the shards are gone
+                        self.devices.append(record.device)
+                        self.begin(record)
                 elif self.answers.find(record.loop, record.task, record.start, record.kind) is None:
                     self.answers.add(record)
 

@@ -132,7 +132,7 @@ def run_eval(
         if kept.dropped:
             note(progress, kept.dropped)
         if shard is None:
-            kept.take_over(target, header, slices)
+            kept.take_over(target, header, slices, progress)
         llm = open_model(path, settings, verbose=verbose, progress=progress)
         try:
             started = Started(tuple(map(loop_text, loops)), plan.paired, device_of(llm), settings.threads)

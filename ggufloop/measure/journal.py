@@ -26,6 +26,7 @@ import filelock
 from ggufloop import reading
 from ggufloop.errors import GgufloopError
 from ggufloop.files import write_error
+from ggufloop.progress import Progress, note, silent
 
 Record = Mapping[str, Any]
 Check = Callable[[dict[str, Any]], object]
@@ -123,13 +124,18 @@ class Journal:
         self._lock.release()
 
 
-def beside(path: Path, header: Record) -> Iterator[Path]:
-    """The journals of shards in the folder of a journal that are of the run it is of. Raises GgufloopError for a file
-    called so that is damaged."""
-    whole = json.loads(reading.line(header))
+def beside(path: Path, header: Record, progress: Progress = silent) -> Iterator[Path]:
+    """The journals of shards in the folder of a journal that are of the run it is of; of others a note says so.
+
+    Raises GgufloopError for a file called so that is damaged.
+    """
+    whole = {**json.loads(reading.line(header)), **dict.fromkeys(_OF_SHARD)}
     for shard in sorted(path.parent.glob(f"{escape(path.stem)}-*-of-*{path.suffix}")):
-        there = Journal.header(shard) or {}
-        if {**there, **dict.fromkeys(_OF_SHARD)} == {**whole, **dict.fromkeys(_OF_SHARD)}:
+        there = {**(Journal.header(shard) or {}), **dict.fromkeys(_OF_SHARD)}
+        differ = [key for key in whole if there.get(key) != whole[key]]
+        if differ:
+            note(progress, f"{shard} is of another run ({', '.join(differ)}), and left alone.")
+        else:
             yield shard
 
 

@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufloop.errors import UsageError
 from ggufloop.generate.complete import complete, prompt_tokens
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from ggufloop.engine import LoopedLlama
 
 FLOOR, CEILING = 0.05, 0.95
+AnEstimate = TypeVar("AnEstimate", bound=Estimate)
 
 Scores = Mapping[tuple[int, str, str], Sequence[float]]
 """By length, task and loop ('plain' for none): a score per sample."""
@@ -144,14 +144,14 @@ def cells(found: Scores) -> list[LengthCell]:
             plain = np.concatenate([found[length, name, PLAIN] for name in asked])
             for loop in loops:
                 looped = np.concatenate([found[length, name, loop] for name in asked])
-                gain = None if loop == PLAIN else _gain(looped - plain)
+                gain = None if loop == PLAIN else no_point(mean_interval(looped - plain))
                 low, high = bool(plain.mean() <= FLOOR), bool(plain.mean() >= CEILING)
                 rows.append(LengthCell(length, task, loop, wilson(float(looped.sum()), len(looped)), gain, low, high))
     return rows
 
 
-def _gain(changes: NDArray[np.float64]) -> Estimate:
-    """The mean of paired differences, and an interval that is no point where nothing changed."""
-    found = mean_interval(changes)
-    half = max(found.high - found.mean, 1 - ((1 - found.level) / 2) ** (1 / found.n))
-    return replace(found, low=max(found.mean - half, -1.0), high=min(found.mean + half, 1.0))
+def no_point(found: AnEstimate) -> AnEstimate:
+    """The mean of paired differences of scores from 0 to 1, its interval no narrower than where nothing changed."""
+    rare = 1 - ((1 - found.level) / 2) ** (1 / found.n)
+    return replace(found, low=max(min(found.low, found.mean - rare), -1.0),
+                   high=min(max(found.high, found.mean + rare), 1.0))  # fmt: skip

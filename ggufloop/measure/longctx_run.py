@@ -93,7 +93,7 @@ def run_long_context(
         with Journal.open(journal_path(path, journal), header, check_record) as kept:
             if kept.dropped:
                 note(progress, kept.dropped)
-            _take_over(kept, header)
+            _take_over(kept, header, progress)
             prose = plan.prose.text if plan.prose else ""
             return cells(long_context(llm, loops, plan.tasks, plan.lengths, plan.n, kept, seed=plan.seed,
                                       chat=plan.chat, arguments=plan.template, prose=prose,
@@ -102,10 +102,10 @@ def run_long_context(
         llm.close()
 
 
-def _take_over(journal: Journal, header: Mapping[str, Any]) -> None:
+def _take_over(journal: Journal, header: Mapping[str, Any], progress: Progress) -> None:
     """Take what is answered in journals of shards beside this one. Raises GgufloopError for a damaged one."""
     have = {(r["length"], r["task"], r["loop"], r["sample"]) for r in journal.records}
-    for shard in beside(journal.path, header):
+    for shard in beside(journal.path, header, progress):
         for r in Journal.lines(shard, check_record, "journal of long contexts")[1:]:
             if (r["length"], r["task"], r["loop"], r["sample"]) not in have:
                 journal.add(r)

@@ -29,6 +29,7 @@ from ggufloop.files import file_sha256
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.corpus import Text
 from ggufloop.measure.eval_journal import device_of
+from ggufloop.measure.eval_run import note_devices
 from ggufloop.measure.items import Measure, TaskMeasure, TextMeasure
 from ggufloop.measure.journal import Journal, beside
 from ggufloop.measure.multiple_choice import SEQUENCES
@@ -239,16 +240,23 @@ def opened_sweep(
             if kept.dropped:
                 note(progress, kept.dropped)
             if shard is None:
-                _take_over(kept, header, measures)
+                note_devices([*_take_over(kept, header, measures, progress), device_of(llm)], progress)
             yield llm, measures, kept, header
     finally:
         llm.close()
 
 
-def _take_over(journal: Journal, header: Mapping[str, Any], measures: Sequence[Measure]) -> None:
-    """Take the scores of shards whose journals lie beside this one. Raises GgufloopError for a damaged one."""
-    for shard in beside(journal.path, header):
-        take_scores(journal, Journal.lines(shard, partial(check_record, measures), "journal of a sweep")[1:])
+def _take_over(
+    journal: Journal, header: Mapping[str, Any], measures: Sequence[Measure], progress: Progress
+) -> list[str]:
+    """Take the scores of shards whose journals lie beside this one; their devices. Raises GgufloopError for a damaged
+    one."""
+    devices = []
+    for shard in beside(journal.path, header, progress):
+        records = Journal.lines(shard, partial(check_record, measures), "journal of a sweep")[1:]
+        take_scores(journal, records)
+        devices += [str(record["device"]) for record in records if "part" in record]
+    return devices
 
 
 def journal_path(path: Path, given: Path | None) -> Path:

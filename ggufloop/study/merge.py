@@ -1,6 +1,7 @@
 """Shards of a study put together: the study that one `compare` would have measured.
 
     study = merge_studies(sorted(folder.glob("study-*-of-4.jsonl")), folder)
+    study = take_over(folder / "study.jsonl", study)                  # what shards beside it have measured so far
 
 A shard has its chunks and questions of every cell, so a cell's numbers are paired as ever; here they come together.
 """
@@ -45,6 +46,34 @@ def merge_studies(paths: Sequence[Path], folder: Path) -> Study:
             if study.lacks_task(*key, task, whole.limit):
                 studies.add_task(target, *key, task, whole)
     return studies.read(target)
+
+
+_MACHINE = ("threads", "gpu_layers", "split_mode", "tensor_split", "main_gpu", "device", "rpc_servers")
+"""Settings that may differ between machines that share a study: a chunk is measured by one of them."""
+
+
+def take_over(target: Path, study: Study) -> Study:
+    """Add to the study kept in a file what shards beside it have measured of it; shards of another are left alone.
+
+    Raises GgufloopError for a damaged one, and for one whose files of the ladder are others.
+    """
+    for path in sorted(target.parent.glob("study-*-of-*.jsonl")):
+        part = studies.read(path)
+        if _shared(part.header) != _shared(study.header):
+            continue
+        for file in part.files:
+            study = studies.add_file(target, study, file)
+        for key, cell in part.cells.items():
+            for chunk in cell.chunks:
+                if study.lacks(*key, [chunk.index]):
+                    studies.add_chunk(target, *key, chunk)
+        study = studies.read(target)
+    return study
+
+
+def _shared(header: studies.StudyHeader) -> studies.StudyHeader:
+    settings = {name: value for name, value in header.settings.items() if name not in _MACHINE}
+    return dataclasses.replace(header, shard="", settings=settings)
 
 
 def _keys(parts: Iterable[Study]) -> list[tuple[str, str]]:

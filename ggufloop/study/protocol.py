@@ -18,6 +18,7 @@ from ggufloop import reading, recipes
 from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.longctx_run import SAMPLES, LongPlan
+from ggufloop.measure.perplexity import LEAST_CONTEXT
 from ggufloop.models.info import describe
 from ggufloop.study import ladder_files
 
@@ -68,6 +69,11 @@ class Protocol:
     def apart(self) -> set[str]:
         """Tasks that are asked with another window than the model's, so that no figure puts them with others."""
         return {task for step in self.steps if step.window is not None for task in step.tasks}
+
+    def measure(self, step: ProtocolStep, task: str) -> str:
+        """What a step's scores of a task are called: with its sample, if another step asks another sample of it."""
+        samples = {other.sample for other in self.steps if task in other.tasks}
+        return f"{task} ({step.sample})" if len(samples) > 1 and step.sample is not None else task
 
     def specs(self, step: ProtocolStep, path: Path) -> dict[str, LoopSpec]:
         """The loops of a step on a model file, by name. Raises UsageError for a model too small for the window."""
@@ -123,6 +129,8 @@ def _step(table: dict[str, Any], loops: dict[str, str]) -> ProtocolStep:
         raise ValueError(f"step {step.name}: it has tasks, texts or ruler, one of them")
     if bool(step.ruler) != bool(step.lengths) or (step.types and not step.texts):
         raise ValueError(f"step {step.name}: lengths go with ruler, and types with texts")
+    if step.types and (step.chunks == 1 or step.ctx_size < LEAST_CONTEXT):
+        raise ValueError(f"step {step.name}: a ladder is of 2 chunks at least, of {LEAST_CONTEXT} tokens")
     if any(count is not None and count < 1 for count in (step.sample, step.chunks, step.ctx_size, *step.lengths)):
         raise ValueError(f"step {step.name}: sample, chunks, ctx-size and lengths are counts")
     return step

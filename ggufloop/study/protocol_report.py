@@ -12,15 +12,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ggufloop.loop import PLAIN
+from ggufloop.measure import longctx
 from ggufloop.measure.endpoints import guard
-from ggufloop.measure.longctx import CEILING, FLOOR
 from ggufloop.measure.stats import PairedEstimate, holm
-from ggufloop.measure.verdict import ACCURACY, CHOICE, RECALL, WORTHS, Verdict, judge, judge_flips
+from ggufloop.measure.verdict import (
+    ACCURACY,
+    CHOICE,
+    RECALL,
+    SAME,
+    UNSURE,
+    WORTHS,
+    Verdict,
+    corrected,
+    judge,
+    judge_flips,
+)
 from ggufloop.study.scores import NUDGED, PLACEBO, Score
 from ggufloop.table import Cell, Column, Table
 
@@ -62,8 +73,11 @@ class JudgedLoop:
         return self.unfit or self.verdict.phrase("item")
 
 
-def judged(scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[str] = ()) -> list[JudgedLoop]:
-    """A row per model, measure and loop, in that order, then the pooled ones. apart: measures of other windows."""
+def judged(
+    scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[str] = (), family: int = 0
+) -> list[JudgedLoop]:
+    """A row per model, measure and loop, in that order, then the pooled ones. apart: measures of other windows; family:
+    primary loops times models that were registered, if more than there are here."""
     groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
     for score in scores:
         groups.setdefault((score.model, score.measure), {}).setdefault(score.loop, {})[score.item] = score
@@ -85,7 +99,7 @@ def judged(scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[
         _row(model, ALL, loop, _role(loop, roles), pairs, "")
         for (model, loop), pairs in sorted(pooled.items(), key=lambda each: (each[0][0] == ALL, each[0]))
     ]
-    return [*found, *_corrected(together)]
+    return [*found, *_corrected(together, family)]
 
 
 def _role(loop: str, roles: Mapping[str, str]) -> str:
@@ -104,7 +118,7 @@ def _row(
         choice = judge(changes, WORTHS[CHOICE]) if np.isfinite(changes).all() else None
         counts: tuple[int | None, int | None] = (gained, lost)
     elif unit == RECALL:
-        verdict = judge([a.value - b.value for a, b in pairs], WORTHS[unit])
+        verdict = _rare(judge([a.value - b.value for a, b in pairs], WORTHS[unit]))
         choice, counts = None, (None, None)
     else:
         order = sorted(pairs, key=lambda pair: tuple(map(int, pair[0].item.split())))
@@ -117,23 +131,38 @@ def _row(
     return JudgedLoop(model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, unfit)
 
 
+def _rare(v: Verdict) -> Verdict:
+    """With intervals no narrower than n items of which none changed would have: few samples hold no rare change."""
+    wide = replace(v, gain=longctx.no_point(v.gain), near=longctx.no_point(v.near))
+    return replace(wide, word=UNSURE) if v.word == SAME and not wide.small else wide
+
+
 def _unfit(plain: Sequence[Score]) -> str:
     """Why the plain model cannot judge a loop, '' if it can. Where no answers are offered there is no chance."""
     if plain and plain[0].unit == RECALL:
         mean = float(np.mean([s.value for s in plain]))
-        return "at the floor" if mean < FLOOR else "at the ceiling" if mean > CEILING else ""
+        return "at the floor" if mean <= longctx.FLOOR else "at the ceiling" if mean >= longctx.CEILING else ""
     if not plain or plain[0].unit != ACCURACY or min(s.n_choices for s in plain) < 2:
         return ""
     chosen, choices = [s.letter for s in plain], [s.n_choices for s in plain]
     return AT_CHANCE if guard([s.value for s in plain], chosen, choices).at_chance else ""
 
 
-def _corrected(rows: list[JudgedLoop]) -> list[JudgedLoop]:
-    """With Holm's p for the primary loops of single models."""
+def _corrected(rows: list[JudgedLoop], family: int) -> list[JudgedLoop]:
+    """With Holm's p, and the word by it, for the primary loops of single models."""
     mine = [i for i, row in enumerate(rows) if row.role == "primary" and row.model != ALL]
-    for i, p in zip(mine, holm([rows[i].p for i in mine]) if mine else [], strict=True):
-        rows[i] = JudgedLoop(**{**vars(rows[i]), "p": float(p)})
+    ps = [rows[i].p for i in mine] + [1.0] * (family - len(mine))
+    for i, p in zip(mine, holm(ps)[: len(mine)] if mine else [], strict=True):
+        rows[i] = replace(rows[i], p=float(p), verdict=corrected(rows[i].verdict, float(p)))
     return rows
+
+
+def repeats(row: JudgedLoop, rows: Iterable[JudgedLoop]) -> bool:
+    """Whether a pooled row of a model is of one measure only, which has a row of its own."""
+    if row.measure != ALL or row.model == ALL:
+        return False
+    return any(other.measure != ALL and (other.model, other.loop, other.gain) == (row.model, row.loop, row.gain)
+               for other in rows)  # fmt: skip
 
 
 COLUMNS = (

@@ -20,15 +20,14 @@ from ggufloop.measure.corpus import local
 from ggufloop.measure.eval_run import EvalPlan, EvalResult, run_eval
 from ggufloop.measure.longctx_run import run_long_context
 from ggufloop.measure.planning import Planned, PlannedCell, cost, layers_of, plan_eval, plan_sweep
-from ggufloop.measure.slices import Shard, file_name
+from ggufloop.measure.slices import Shard, ShardDone, file_name
 from ggufloop.measure.sweep_run import SweepPlan, run_shard, run_sweep
 from ggufloop.measure.workers import eval_by_workers, sweep_by_workers
 from ggufloop.opening import check_loops
 from ggufloop.progress import Progress, named, silent
 from ggufloop.study import scores
-from ggufloop.study.merge import merge_studies
 from ggufloop.study.protocol import PRIMARY, Protocol, ProtocolStep, long_plan
-from ggufloop.study.run import CHUNKS, StudyPlan, run_texts, text_folder
+from ggufloop.study.run import CHUNKS, StudyPlan, run_texts
 from ggufloop.study.scores import Score
 
 
@@ -121,12 +120,13 @@ class _Job:
                           place.with_name(f"{task}-placebo"), other, {PLAIN: scores.PLACEBO}))  # fmt: skip
         for loop, plan, where, how, called in asked:
             if self.workers > 1:
-                result = eval_by_workers(self.workers, self.path, loop, plan, where, how, progress=told)
-                yield from scores.of_eval(self.path.name, result, called)
-                continue
-            done = run_eval(self.path, loop, plan, where, how, tasks=tasks, shard=self.shard, progress=told)
+                done: EvalResult | ShardDone
+                done = eval_by_workers(self.workers, self.path, loop, plan, where, how, progress=told)
+            else:
+                done = run_eval(self.path, loop, plan, where, how, tasks=tasks, shard=self.shard, progress=told)
             if isinstance(done, EvalResult):
-                yield from scores.of_eval(self.path.name, done, called)
+                for score in scores.of_eval(self.path.name, done, called):
+                    yield replace(score, measure=self.protocol.measure(self.step, task))
 
     def text(self, text: str) -> Iterator[Score]:
         """Chunks of a text, under every loop."""
@@ -147,10 +147,8 @@ class _Job:
         texts = [local(text, progress=self.progress) for text in self.step.texts]
         plan = StudyPlan(texts[0], self.step.types, self.step.ctx_size, self.step.chunks or CHUNKS)
         folder = self.out / self.path.stem
-        for place in [folder] if len(texts) == 1 else [text_folder(folder, text) for text in texts]:
-            shards = sorted(place.glob("study-*-of-*.jsonl"))
-            if shards and self.shard is None:
-                merge_studies(shards, place)
+        if self.shard is not None and not self.shard.share(range(plan.chunks)):
+            return
         studies = run_texts(self.path, list(self.specs.values()), plan, texts, folder, self.settings, shard=self.shard,
                             progress=self.progress)  # fmt: skip
         if self.shard is None:
@@ -158,16 +156,19 @@ class _Job:
                 yield from scores.of_study(self.path.name, study, self.names)
 
     def long(self) -> Iterator[Score]:
-        """RULER's tasks, under every loop. Shards share out the tasks."""
-        tasks = tuple(self.step.ruler if self.shard is None else self.shard.share(self.step.ruler))
-        if not tasks:
-            return
-        plan = long_plan(self.step, tasks)
+        """RULER's tasks, under every loop. Shards share out the tasks of all lengths."""
         journal = self.out / self.path.stem / file_name("longctx", self.shard)
         journal.parent.mkdir(parents=True, exist_ok=True)
-        run_long_context(self.path, list(self.specs.values()), plan, journal, self.settings, progress=self.progress)
+        pairs = [(length, task) for length in self.step.lengths for task in self.step.ruler]
+        mine = pairs if self.shard is None else self.shard.share(pairs)
+        for length in self.step.lengths:
+            tasks = tuple(task for at, task in mine if at == length)
+            if tasks:
+                plan = replace(long_plan(self.step, tasks), lengths=(length,))
+                run_long_context(self.path, list(self.specs.values()), plan, journal, self.settings,
+                                 progress=self.progress)  # fmt: skip
         if self.shard is None:
-            yield from scores.of_long(self.path.name, plan, journal, self.names)
+            yield from scores.of_long(self.path.name, long_plan(self.step, self.step.ruler), journal, self.names)
 
 
 def run_step(

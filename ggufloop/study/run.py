@@ -4,9 +4,9 @@
     study = run_study(path, [LoopSpec((12, 16), k=2), LoopSpec((12, 16), k=3)], plan, Path("studies/smollm2"))
     study.cell("Q4_0", "12:16 k=2")
 
-The folder keeps the study (study.jsonl); the same call goes on from there, and one with more types, loops, chunks or
-tasks extends it. The files that are made (models/) stay until all is measured, with keep after that as well.
-`figures.page.publish` draws it.
+The folder keeps the study (study.jsonl); the same call goes on from there and from what shards have measured beside it,
+and one with more types, loops, chunks or tasks extends it. The files that are made (models/) stay until all is
+measured, with keep after that as well. `figures.page.publish` draws it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ggufloop.study import file as studies
 from ggufloop.study import ladder_files, measure
 from ggufloop.study.file import File, Study, StudyHeader
 from ggufloop.study.ladder_files import LadderFile
+from ggufloop.study.merge import take_over
 from ggufloop.tasks.loading import load_tasks
 from ggufloop.tasks.own import kept_name, task_name
 
@@ -118,6 +119,8 @@ def run_study(
         study = studies.create(job.file, job.header(window))
         if study.dropped:
             note(progress, study.dropped)
+        if shard is None:
+            study = take_over(job.file, study)
         job.check_text(study)
         begun()
         with lock(folder / ".lock") if shard is not None else nullcontext():  # shards make them once

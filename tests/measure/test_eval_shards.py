@@ -141,7 +141,9 @@ def test_a_run_by_itself_takes_over_what_shards_have_left(cli: Cli, asked: list[
     for r in changed[2:]:
         r["answers"] = [[[-1.0, False]] * len(question) for question in r["answers"]]
     whole = first.with_name("eval.jsonl")
-    assert cli(*asked, "--out", tmp_path / "two", "-o", "json").out == alone.out
+    ran = cli(*asked, "--out", tmp_path / "two", "-o", "json")
+    assert ran.out == alone.out
+    assert "eval-1-of-3.jsonl is of another run (limit), and left alone." in ran.err
     assert answers(whole) == answers(tmp_path / "one" / "llama" / "eval.jsonl")
     whole.unlink()
     first.write_text("".join(json.dumps(r) + "\n" for r in changed))  # so that it is seen who computed what

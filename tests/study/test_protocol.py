@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,9 +224,57 @@ loops = ["recipe", "k=2"]
     mine = {s.item: s.value for s in found if s.measure.endswith("Q4_0") and s.loop == "recipe"}
     assert mine == {f"0 {c.index}": pytest.approx(-c.nll, rel=1e-5) for c in cell.chunks}
     for i in (1, 2):
-        assert cli(*words, "--out", tmp_path / "two", "--shard", f"{i}/2").code == 0
+        threads = [*words[:-2], str(i), "--no-try"]  # a machine of its own
+        assert cli(*threads, "--out", tmp_path / "two", "--shard", f"{i}/2").code == 0
     together = cli(*words, "--out", tmp_path / "two")
     assert (together.code, together.out) == (0, alone.out), together.err
+    words += ["--steps", "ladder", "--out", tmp_path / "half"]
+    assert cli(*words, "--shard", "2/3").code == 0
+    assert cli(*words).code == 0  # computes what is missing
+    half = {s.key: s.value for s in read(tmp_path / "half" / "llama.csv.xz")}
+    assert half == {s.key: s.value for s in found if s.unit == NATS}
+
+
+def test_two_samples_of_a_task_are_two_measures(
+    cli: Cli, tiny_model: Callable[[str], Path], tmp_path: Path, own_cache: Path
+) -> None:
+    """As of mmlu, where more is asked of the primary loops: neither step's scores take the place of the other's."""
+    assert ACTIVE.patch_id
+    protocol, out = tmp_path / "p.toml", tmp_path / "out"
+    step = '[[step]]\nname = "{}"\ntasks = ["brackets"]\nsample = {}\nloops = ["{}"]\n'
+    loops = '[loops]\nrecipe = "k=3 beta=0.5"\nnaive = "k=2 solver=naive"\n'
+    protocol.write_text(loops + step.format("many", 12, "recipe") + step.format("few", 6, "naive"))
+    words = ["study", "run", protocol, "--model", tiny_model("llama"), "-t", "1", "--no-try", "--out", out]
+    for steps in ("many,few", "many"):
+        ran = cli(*words, "--steps", steps)
+        assert ran.code == 0, ran.err
+        assert "left out" not in ran.err
+        counts = Counter((s.measure, s.loop) for s in read(out / "llama.csv.xz"))
+        assert counts == {
+            ("brackets (12)", "plain"): 12, ("brackets (12)", "recipe"): 12, ("brackets (12)", "placebo"): 12,
+            ("brackets (6)", "plain"): 6, ("brackets (6)", "naive"): 6, ("brackets (6)", "placebo"): 6,
+        }  # fmt: skip
+
+
+def test_the_word_of_a_primary_loop_is_by_its_corrected_p() -> None:
+    """p = .02 is no "helps" where eight were registered."""
+    scores = [*made("a", "one", 1000, 20, 7), *made("a", "two", 1000, 0, 0)]
+    roles = {"recipe": "primary"}
+    found = {family: protocol_report.judged(scores, roles, family=family)[-1] for family in (0, 8)}
+    raw = binomtest(7, 27).pvalue
+    assert (found[0].p, found[0].word) == (pytest.approx(raw), "helps")
+    assert found[8].p == pytest.approx(8 * raw)
+    assert found[8].verdict.word != "helps"
+
+
+def test_few_samples_rule_out_no_rare_change() -> None:
+    """One of 120 changed by a fifth: that is not known to be less than a point."""
+    scores = [Score("a", "ruler 1024", RECALL, loop, "x", f"cwe {i}", 0.5 - 0.2 * (loop == "recipe" and i == 0))
+              for i in range(120) for loop in ("plain", "recipe")]  # fmt: skip
+    (row,) = protocol_report.judged(scores, {"recipe": "primary"})
+    assert row.verdict.word == "cannot tell"
+    assert row.gain.low < -0.02
+    assert row.gain.high > 0.02
 
 
 def test_a_length_at_which_plain_finds_nothing_judges_no_loop() -> None:

@@ -58,7 +58,7 @@ def run(
     """Run a protocol on a model, or the steps of it that are left. After Ctrl-C the same command goes on.
 
     Machines share it by --shard I/N into one DIR, or into folders that are copied into one. The same command without
-    --shard then finds their answers there, and judges.
+    --shard then finds their answers there, and judges. --workers are for tasks and texts.
     """
     plan = read_protocol(protocol)
     parts = parts_from_flags(flags, out)
@@ -87,6 +87,10 @@ def run(
         _tell_plan(path, plan, todo, settings, parts, bool(chosen))
         return
     out.mkdir(parents=True, exist_ok=True)
+    if any(step.types for step in todo):
+        from ggufloop.figures import page
+
+        page.check(out)
     target = out / f"{path.stem}.csv.xz"
     found = scores.read(target) if target.exists() else []
     try:
@@ -103,7 +107,9 @@ def run(
                               "With these in --loops too they are measured beside it.")  # fmt: skip
             scores.write(target, found)
             for file in sorted((out / step.name / path.stem).rglob("study.jsonl")) if step.types else ():
-                terminal.note(f"{step.name}: what the files are worth is in {_published(file, protocol, path, step)}.")
+                terminal.note(
+                    f"{step.name}: what the files are worth is in {_published(file, protocol, path, step, out)}."
+                )
             terminal.note(f"{step.name}: done, its scores are in {target}.")
     except KeyboardInterrupt:
         terminal.note("stopped; what is done is kept, and the same command goes on.")
@@ -114,12 +120,14 @@ def run(
     _tell(protocol_report.judged(found, plan.roles, plan.apart), "text")
 
 
-def _published(file: Path, protocol: Path, model: Path, step: ProtocolStep) -> Path:
+def _published(file: Path, protocol: Path, model: Path, step: ProtocolStep, out: Path) -> Path:
     """The page of a ladder's study."""
     from ggufloop.figures import page
     from ggufloop.study import file as studies
 
-    again = shlex.join(["ggufloop", "study", "run", str(protocol), "--model", str(model), "--steps", step.name])
+    again = shlex.join(
+        ["ggufloop", "study", "run", str(protocol), "--model", str(model), "--steps", step.name, "--out", str(out)]
+    )
     return page.publish(studies.read(file), file.parent, again)
 
 
@@ -137,7 +145,7 @@ def _tell_plan(
         tokens = sum(cell.tokens for each in planned for cell in each.cells)
         total += hours
         click.echo(f"{step.name:16} {items:8,} items  {tokens / 1e6:8.2f} M tokens  {hours:7.2f} h")
-    each = f", {total / parts.of:.1f} h for each of {parts.of} shards" if parts.of > 1 else ""
+    each = f", {total / parts.shard.of:.1f} h for each of {parts.shard.of} shards" if parts.shard is not None else ""
     click.echo(f"{path.name}: {total:.1f} h at {speed:.0f} plain tokens per second, {how}{each}.")
 
 
