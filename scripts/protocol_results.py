@@ -172,14 +172,14 @@ def main(plot: Path | None, offered: bool) -> None:
         write_offered()
         return
     rows, found = measured()
+    if plot is not None:
+        style.save(forest.forest(rows, "Damped loops on 4-bit files, as the protocol has it"), plot)
     click.echo(headline(rows, found).render("md"))
     click.echo(protocol_report.text(rows))
     if numbered(found, PLAIN):
         click.echo(f"{REPRODUCED}; fresh: from question {SEEN} on\n\n{reproduced(found).render('md')}")
         click.echo(letters(found).render("md"))
         click.echo(flips(found).render("md"))
-    if plot is not None:
-        style.save(forest.forest(rows, "Damped loops on 4-bit files, as the protocol has it"), plot)
 
 
 if __name__ == "__main__":
