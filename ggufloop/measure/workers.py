@@ -52,15 +52,14 @@ def sweep_by_workers(
     return sweep_merge.merge_sweeps(_run(n, path, job, out, settings, verbose, progress), out, progress)
 
 
-class _Together:
+class Together:
     """One progress of all shards, and each note once."""
 
     def __init__(self, n: int, progress: Progress) -> None:
-        self._steps: dict[int, Step] = {}
+        self._shares: dict[str, dict[int, float]] = {}  # of what is being done, by worker: one may be a loop ahead
         self._n, self._progress = n, progress
         self._told: set[str] = set()
         self._lock = Lock()
-        self._share = 0.0
 
     def __call__(self, i: int, event: dict[str, Any]) -> None:
         with self._lock:
@@ -72,10 +71,10 @@ class _Together:
                 return
             if math.isinf(step.total):
                 return
-            self._steps[i] = step
-            going = [each.done / each.total for each in self._steps.values()]
-            self._share = max(self._share, sum(going) / self._n) if len(going) == self._n else self._share
-            self._progress(Step(f"{self._n} workers: {step.text}", 100 * min(self._share, 1.0), 100))
+            mine = self._shares.setdefault(step.text, {})
+            mine[i] = max(mine.get(i, 0.0), step.done / step.total)
+            share = 100 * min(sum(mine.values()) / self._n, 1.0)
+            self._progress(Step(f"{self._n} workers: {step.text}", share, 100))
 
 
 def _run(
@@ -87,7 +86,7 @@ def _run(
         raise UsageError(f"{n} workers share nothing out.", "give --workers 2 or more.")
     settings = settings or ContextSettings()
     settings = replace(settings, n_threads=max(settings.threads // n, 1))
-    together = _Together(n, progress)
+    together = Together(n, progress)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(n))
         workers = [stack.enter_context(Worker(_START)) for _ in range(n)]  # closed first, which ends their threads

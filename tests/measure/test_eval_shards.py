@@ -23,7 +23,7 @@ from ggufloop.backend.settings import ContextSettings
 from ggufloop.engine import ACTIVE
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import LoopSpec
-from ggufloop.measure import slices
+from ggufloop.measure import slices, workers
 from ggufloop.measure.eval_journal import read_journal
 from ggufloop.measure.eval_run import EvalPlan, run_eval
 from ggufloop.measure.merge import merge_evals
@@ -407,6 +407,16 @@ def test_workers_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, monkeyp
     assert re.match(r"error: shard [12]/2: .* is of another run: limit is 10 there and 4 here", err)
     assert cli(*asked, "--workers", 2).err.startswith("error: --workers keep their parts in journals, and no folder is")
     assert cli(*asked, "--workers", 2, "--shard", "1/2").err.startswith("error: --workers makes shards of its own.\n")
+
+
+def test_the_second_loop_of_workers_has_a_progress_of_its_own() -> None:
+    """Which began at the first one's 100 % and stayed there."""
+    told: list[tuple[str, float]] = []
+    together = workers.Together(2, lambda step: told.append((step.text, step.done)))
+    for i, text, done in ((0, "plain", 4), (1, "plain", 2), (0, "k=2", 1), (1, "plain", 4), (1, "k=2", 1)):
+        together(i, {"step": {"text": text, "done": done, "total": 4, "unit": ""}})
+    assert told == [("2 workers: plain", 50), ("2 workers: plain", 75), ("2 workers: k=2", 12.5),
+                    ("2 workers: plain", 100), ("2 workers: k=2", 25)]  # fmt: skip
 
 
 def test_a_worker_that_dies_takes_the_others_along(
