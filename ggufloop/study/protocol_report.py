@@ -99,7 +99,12 @@ def judged(
         _row(model, ALL, loop, _role(loop, roles), pairs, "")
         for (model, loop), pairs in sorted(pooled.items(), key=lambda each: (each[0][0] == ALL, each[0]))
     ]
-    return [*found, *_corrected(together, family)]
+    together = _corrected(together, family)
+    alone = {(row.model, row.loop, row.gain): row for row in together if repeats(row, found)}
+    for i, row in enumerate(found):  # the only task so far is what is decided, by the same p
+        same = alone.get((row.model, row.loop, row.gain))
+        found[i] = row if same is None else replace(row, p=same.p, verdict=same.verdict)
+    return [*found, *together]
 
 
 def _role(loop: str, roles: Mapping[str, str]) -> str:

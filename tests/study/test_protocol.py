@@ -265,6 +265,10 @@ def test_the_word_of_a_primary_loop_is_by_its_corrected_p() -> None:
     assert (found[0].p, found[0].word) == (pytest.approx(raw), "helps")
     assert found[8].p == pytest.approx(8 * raw)
     assert found[8].verdict.word != "helps"
+    alone, pooled = protocol_report.judged(scores[: len(scores) // 2], roles, family=8)  # of one task, which has a row
+    assert (alone.measure, pooled.measure) == ("one", "all")
+    assert (alone.p, alone.word) == (pooled.p, pooled.word)
+    assert not alone.word.startswith("helps")
 
 
 def test_few_samples_rule_out_no_rare_change() -> None:
