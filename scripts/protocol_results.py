@@ -30,8 +30,6 @@ from ggufloop.tasks.loading import load_tasks
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MODEL, REPRODUCED = "SmolLM2-135M-Instruct.Q4_1.gguf", "wordnet_definitions"
-FAMILY = 8
-"""Primary loops times models, as registered."""
 SEEN = 1700
 """Questions of it before this one chose a loop or confirmed it, before the protocol."""
 OFFERED = DOCS / "data" / "wordnet_answers.csv.xz"
@@ -160,7 +158,8 @@ def measured() -> tuple[list[JudgedLoop], list[Score]]:
     """Every loop of the protocol that was run, judged, and the scores by item."""
     protocol = read_protocol(DOCS / "protocol.toml")
     found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
-    return protocol_report.judged(found, protocol.roles, protocol.apart, FAMILY), found
+    family = protocol.family({score.model for score in found})
+    return protocol_report.judged(found, protocol.roles, protocol.apart, family), found
 
 
 @click.command()

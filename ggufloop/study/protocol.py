@@ -10,6 +10,7 @@ or a ladder of quantisations on texts; under which loops, how many, of which mod
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ggufloop.errors import GgufloopError, UsageError, nearest
 from ggufloop.loop import LoopSpec
 from ggufloop.measure.longctx_run import SAMPLES, LongPlan
 from ggufloop.measure.perplexity import LEAST_CONTEXT
+from ggufloop.models import registry
 from ggufloop.models.info import describe
 from ggufloop.study import ladder_files
 
@@ -69,6 +71,12 @@ class Protocol:
     def apart(self) -> set[str]:
         """Tasks that are asked with another window than the model's, so that no figure puts them with others."""
         return {task for step in self.steps if step.window is not None for task in step.tasks}
+
+    def family(self, models: Collection[str]) -> int:
+        """Primary loops times models, as registered, if these model files are of those; 0 for others."""
+        named = {name for step in self.steps for name in step.models}
+        files = {entry.file for name in named if (entry := registry.find(name)) is not None}
+        return list(self.roles.values()).count(PRIMARY) * len(named) if set(models) <= files else 0
 
     def measure(self, step: ProtocolStep, task: str) -> str:
         """What a step's scores of a task are called: with its sample, if another step asks another sample of it."""

@@ -94,8 +94,8 @@ def of_sweep(model: str, result: SweepResult, journal: Path, names: Mapping[str,
     """The scores of a sweep of one text, from its journal; those of loops that have no name were not asked for."""
     places = result.outcomes[0].measure.places or ()
     for record in Journal.lines(journal)[1:]:
-        name = {**names, PLAIN: PLAIN}.get(record.get("loop", ""))
-        if "scores" in record and name is not None:
+        name = _name(record.get("loop", ""), names)
+        if "scores" in record and name:
             for i, value in zip(record["items"], record["scores"], strict=True):
                 yield Score(model, record["measure"], NATS, name, record["loop"], "{} {}".format(*places[i]), value)
 
@@ -103,20 +103,24 @@ def of_sweep(model: str, result: SweepResult, journal: Path, names: Mapping[str,
 def of_study(model: str, study: Study, names: Mapping[str, str]) -> Iterator[Score]:
     """The scores of a ladder on one text, a measure for each of its files."""
     for (type_, loop), cell in study.cells.items():
-        name = {**names, PLAIN: PLAIN}.get(loop)
-        for chunk in cell.chunks if name is not None else ():
-            measure = f"{study.header.text} {type_}"
-            yield Score(model, measure, NATS, name or PLAIN, loop, f"0 {chunk.index}", -chunk.nll)
+        name, measure = _name(loop, names), f"{study.header.text} {type_}"
+        for chunk in cell.chunks if name else ():
+            yield Score(model, measure, NATS, name, loop, f"0 {chunk.index}", -chunk.nll)
 
 
 def of_long(model: str, plan: LongPlan, journal: Path, names: Mapping[str, str]) -> Iterator[Score]:
     """The scores of RULER's tasks from their journal, a measure for each length."""
     for record in Journal.lines(journal)[1:]:
-        name = {**names, PLAIN: PLAIN}.get(record["loop"])
+        name = _name(record["loop"], names)
         asked = record["length"] in plan.lengths and record["task"] in plan.tasks and record["sample"] < plan.n
-        if name is not None and asked:
+        if name and asked:
             item = f"{record['task']} {record['sample']}"
             yield Score(model, f"{RULER} {record['length']}", RECALL, name, record["loop"], item, record["score"])
+
+
+def _name(loop: str, names: Mapping[str, str]) -> str:
+    """What a protocol calls a loop, '' for one that an earlier call asked for."""
+    return PLAIN if loop == PLAIN else names.get(loop, "")
 
 
 def joined(kept: Iterable[Score], found: Iterable[Score]) -> tuple[list[Score], list[str]]:

@@ -63,6 +63,8 @@ def test_the_protocol_of_the_docs_is_one() -> None:
         assert 0 < len(steps) < len(protocol.steps)
         assert all(task in text for step in steps for task in (*step.tasks, *step.texts))
     assert protocol.steps_for("mine") == list(protocol.steps)
+    assert protocol.family({"gemma-3-270m-q4_k_m.gguf"}) == 8  # as docs/protocol.md has it
+    assert protocol.family({"gemma-3-270m-q4_k_m.gguf", "mine.gguf"}) == 0
     for settings in protocol.loops.values():
         assert f"W {settings}" in text
 
