@@ -221,10 +221,10 @@ def main(
             found = [w for file in files for w in read_windows(Path(file))]
         else:
             found = [w for file in files for w in measure(resolve(file), text, other, chunks, n_tokens, threads)]
+    except GgufloopError as e:  # before ValueError, which a wrong word is too
+        raise click.ClickException(f"{e.message} {e.hint}") from None
     except (OSError, TypeError, ValueError) as e:
         raise click.ClickException(f"{e}. Name a file that --save wrote.") from None
-    except GgufloopError as e:
-        raise click.ClickException(f"{e.message} {e.hint}") from None
     if save is not None:
         write(save, found)
     click.echo(table(found).render("md"))

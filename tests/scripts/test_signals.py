@@ -81,5 +81,7 @@ def test_windows_are_measured_and_read_again(
     assert (again.exit_code, again.output.splitlines()[-1]) == (0, ran.output.splitlines()[-1])
     windows = signals.read_windows(saved)
     assert [w.window for w in windows] == [f"{i}:{i + 2}" for i in range(1, 1 + len(windows))]
+    wrong = CliRunner().invoke(signals.main, [str(tmp_path / "none.gguf")])
+    assert (wrong.exit_code, "--save" in wrong.output) == (1, False)
     wrong = CliRunner().invoke(signals.main, ["--read", str(text)])
     assert (wrong.exit_code, wrong.output.count("\n")) == (1, 1)
