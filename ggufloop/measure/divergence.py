@@ -7,7 +7,7 @@
 llama-perplexity keeps the base model's log-probabilities in a file, as 16 bits between the largest and 16 nats less,
 and everything derived from them carries that rounding (about 1e-4 nats). It is done here too, in the same float32
 steps, whether they come from such a file or from a model in this process: numbers of the two tools can be compared
-digit by digit, and a chunk's distributions take half the memory.
+digit by digit, the last to one (see `logits.expf`), and a chunk's distributions take half the memory.
 Its KL leaves out tokens to which the base gives less than exp(-16), so it comes out a little small.
 """
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufloop.logits import Logits, Normalisers
+from ggufloop.logits import Logits, Normalisers, expf
 
 FLOOR = np.float32(16)
 """Nats below the likeliest token at which llama-perplexity stops telling probabilities apart."""
@@ -88,7 +88,7 @@ class Record:
     @property
     def p_diff(self) -> Floats:
         """Probability of the token under the model minus that under the base, float32."""
-        return _expf(-self.nll) - _expf(-self.nll_base)
+        return expf(-self.nll) - expf(-self.nll_base)
 
     def put(self, part: slice, rows: Logits, norms: Normalisers, targets: NDArray[np.intp], base: Packed) -> None:
         """Compare logits with the base's distributions, base[i] with rows[i], into the places `part`."""
@@ -103,7 +103,7 @@ class Record:
             log_p, seen = log_p[kept], row[kept]
             terms = np.subtract(log_p, seen, out=seen)
             terms += end
-            terms *= _expf(log_p)
+            terms *= expf(log_p)
             self.kl[i] = terms.sum(dtype=np.float64)
             self.same_top[i] = row.argmax() == steps.argmax()
 
@@ -262,11 +262,6 @@ def _root(a: float, b: float, covariance: float) -> float:
     """Standard error of a difference; nan where rounding makes its square negative, as llama-perplexity prints it."""
     square = a * a + b * b - 2 * covariance
     return math.sqrt(square) if square >= 0 else math.nan
-
-
-def _expf(x: Floats) -> Floats:
-    """C's expf. numpy's own for float32 is off by some units in the last place, more or fewer by CPU."""
-    return np.exp(x, dtype=np.float64).astype(np.float32)
 
 
 def _percentiles(x: Floats) -> dict[float, float]:

@@ -178,7 +178,7 @@ class KLBase:
 
 
 class _Save:
-    """Writes the file that `KLBase` reads, chunk after chunk, byte for byte as llama-perplexity does."""
+    """Writes the file that `KLBase` reads, chunk after chunk, as llama-perplexity does."""
 
     def __init__(self, file: BinaryIO, tokens: Sequence[int], n_ctx: int, n_vocab: int, n_chunk: int) -> None:
         self._file = file
@@ -186,9 +186,9 @@ class _Save:
         file.write(MAGIC + struct.pack("<Iii", n_ctx, n_vocab, n_chunk))
         file.write(np.asarray(tokens[: n_ctx * n_chunk], dtype="<i4").tobytes())
 
-    def put(self, part: slice, rows: Logits) -> None:
+    def put(self, part: slice, rows: Logits, norms: Normalisers) -> None:
         """Keep these distributions of the chunk."""
-        self._packed.put(part, rows, Normalisers.as_in_c(rows))
+        self._packed.put(part, rows, norms)
 
     def write(self) -> None:
         """The chunk is complete."""
@@ -331,7 +331,7 @@ def perplexity(
                 place = slice(i * scored + part.start, i * scored + part.stop)
                 record.put(place, rows, norms, targets, packed.part(part))
             if saved is not None:
-                saved.put(part, rows)
+                saved.put(part, rows, norms)
 
         each_target(llm, chunk, first, take)
         if saved is not None:
