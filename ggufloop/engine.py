@@ -87,8 +87,8 @@ class LoopedLlama(Placed, Chatted, llama_cpp.Llama, Batched, Traced):  # type: i
     """A llama.cpp model, looped.
 
     model_path: a GGUF file. loop: what to loop (`as_loop`), None for the plain model. rpc_servers, device: where it is
-    computed (devices.Placement). n_seq: how many sequences its cache holds apart (backend.batches). verbose: show
-    llama.cpp's own log. Every other argument is llama_cpp.Llama's.
+    computed (devices.Placement). n_seq: how many sequences its cache holds apart (backend.batches). repack: as in
+    backend.settings. verbose: show llama.cpp's own log. Every other argument is llama_cpp.Llama's.
 
     With kv first and last, and with halt, what a prompt computes depends on how it was cut, so the same prompt is read
     again as it was read before instead of from the middle.
@@ -105,8 +105,9 @@ class LoopedLlama(Placed, Chatted, llama_cpp.Llama, Batched, Traced):  # type: i
 
     def __init__(
         self, model_path: str | Path, *args: Any, loop: LoopSpec | str | Mapping[str, Any] | None = None,
-        n_seq: int = 1, verbose: bool = False, **kwargs: Any,
+        n_seq: int = 1, repack: bool = True, verbose: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
+        self._repack = repack
         self._loop: LoopSpec | None = None
         self._steps: list[_Step] = []  # what filled the cache
         self._prompt_next = False  # the next eval is the prompt of generate(), whatever its length
@@ -143,6 +144,7 @@ class LoopedLlama(Placed, Chatted, llama_cpp.Llama, Batched, Traced):  # type: i
 
     def _prepare(self, params: Any) -> None:
         """A model that is being loaded is given up when Ctrl-C is pressed."""
+        params.use_extra_bufts = self._repack
         interrupted = self._interrupted  # no reference to self: params would keep it alive
         params.progress_callback = llama_cpp.llama_progress_callback(lambda share, user_data: not interrupted())
 
@@ -582,4 +584,5 @@ class LoopedLlama(Placed, Chatted, llama_cpp.Llama, Batched, Traced):  # type: i
         self._decoded = getattr(state, "decoded", 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **self._placement.state(), "loop": self._loop, "n_seq": self._n_seq}
+        return {**super().__getstate__(), **self._placement.state(), "loop": self._loop, "n_seq": self._n_seq,
+                "repack": self._repack}  # fmt: skip

@@ -44,6 +44,7 @@ class ContextSettings:
     n_threads      None: all cores
     flash_attn     auto, on or off; type_k, type_v: one of KV_TYPES
     n_gpu_layers   -1: all; rpc_servers, device, split_mode, tensor_split, main_gpu: as devices.Placement
+    repack         whether quantised weights are copied in the order that this CPU's widest kernels want
     try_first      whether a file nobody has computed on is tried in a process of its own
 
     Raises UsageError for what no model can be run with.
@@ -57,6 +58,7 @@ class ContextSettings:
     flash_attn: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
+    repack: bool = True
     try_first: bool = True
     n_gpu_layers: int = -1
     rpc_servers: str | None = None
@@ -95,6 +97,11 @@ class ContextSettings:
         can = (read_header(path).text("general.architecture") or "unknown") not in NO_FLASH_ATTENTION
         return self.flash_attn == "on" or (self.flash_attn == "auto" and can)
 
+    @property
+    def kernels(self) -> dict[str, Any]:
+        """What a record says of the kernels, beside the rest: nothing where they are llama.cpp's choice."""
+        return {} if self.repack else {"repack": False}
+
     def check_memory(self, paths: Sequence[Path], loops: Iterable[LoopSpec | None] = ()) -> None:
         """Raise GgufloopError if these models, open at once, each under the hungriest of `loops`, do not fit.
 
@@ -120,7 +127,7 @@ class ContextSettings:
         from ggufloop.backend import trial
 
         if self.try_first:
-            trial.check(path)
+            trial.check(path, self.repack)
         placed = ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device")
         return {
             "n_ctx": self.context(path),
@@ -131,6 +138,7 @@ class ContextSettings:
             "n_threads_batch": self.threads,  # as llama.cpp: left out, llama_cpp takes every thread of the machine
             **{name: getattr(self, name) for name in placed},
             "flash_attn": self.uses_flash(path),
+            "repack": self.repack,
             "type_k": _number(self.type_k),
             "type_v": _number(self.type_v),
         }

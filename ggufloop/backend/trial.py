@@ -32,24 +32,25 @@ _START = process.main_of("ggufloop.backend.trier")
 _LAST_WORDS = re.compile(r"\S+:\d+: (GGML_ASSERT|.*(fatal|abort|not implemented|unsupported|failed)).*|.*what\(\):.*")
 
 
-def check(path: Path) -> None:
+def check(path: Path, repack: bool = True) -> None:
     """Raise GgufloopError if computing on this model for the first time ends a process, or raises what no caller could.
 
-    What the engine itself refuses is left to it, and so is what is not the file's fault: no library, no memory.
+    repack: with which kernels. What the engine itself refuses is left to it, and so is what is not the file's fault: no
+    library, no memory.
     """
     headers = read_model(path)
     try:
         backend = library.usable()
     except BackendError:
         return
-    note = _note(headers, backend)
+    note = _note(headers, backend, repack)
     if note.is_file():
         return
     free, size = free_bytes(), sum(h.file_bytes for h in headers)
     if free is not None and size > free / 2:
         return
     most = 0 if free is None or backend.name not in ("", "cpu") else min(size + _OWN, free)  # a GPU's maps much more
-    wrong = _try(path, most)
+    wrong = _try(path, most, repack)
     if wrong:
         raise GgufloopError(
             f"llama.cpp cannot compute {path}: {wrong}.",
@@ -60,19 +61,21 @@ def check(path: Path) -> None:
     remember(note)
 
 
-def _note(headers: Sequence[Header], backend: Backend) -> Path:
+def _note(headers: Sequence[Header], backend: Backend, repack: bool) -> Path:
     """The empty file that says that these files were tried with this library, on this CPU."""
     digest = hashlib.sha256(library.note(backend).name.encode())
     for header in headers:
         with header.path.open("rb") as f:
             digest.update(f.read(header.data_start))
         digest.update(str(header.file_bytes).encode())
+    if not repack:
+        digest.update(b"other kernels")
     return cache_dir() / "tried" / digest.hexdigest()[:24]
 
 
-def _try(path: Path, most: int) -> str | None:
+def _try(path: Path, most: int, repack: bool) -> str | None:
     """What ended the process that computed on a file, '' if nothing did in time; None if that was not the file."""
-    ended = process.run(_START, str(path), str(most), timeout=LIMIT)
+    ended = process.run(_START, str(path), str(most), str(int(repack)), timeout=LIMIT)
     if ended.status is None:
         return ""
     words = ended.errors.splitlines()

@@ -1,10 +1,10 @@
 """The process in which a model file is computed on for the first time: `trial.check` starts it, nothing imports it.
 
-    python -c "..." FOLDER FILE BYTES                # what it prints last is {"done": true}, or {"failed": what}
+    python -c "..." FOLDER FILE BYTES REPACK           # what it prints last is {"done": true}, or {"failed": what}
 
 The file is used as a command uses it, but on the CPU alone and with a context of next to nothing: its text is cut into
 tokens, one token is evaluated, then 32, which other kernels multiply. BYTES: of memory of its own at most, beside the
-file, which is mapped; 0 for no limit.
+file, which is mapped; 0 for no limit. REPACK: 1 or 0, as ContextSettings.repack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
             resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     try:
-        _compute(path)
+        _compute(path, repack=sys.argv[4] == "1")
         answer: dict[str, object] = {"done": True}
     except Exception as e:
         answer = {"failed": f"{type(e).__name__}: {e}", "ours": type(e).__module__ == "ggufloop.errors"}
@@ -39,7 +39,7 @@ def main() -> None:
     os._exit(0)  # at its end llama_cpp frees what may be half made
 
 
-def _compute(path: Path) -> None:
+def _compute(path: Path, repack: bool) -> None:
     from ggufloop.backend.settings import NO_FLASH_ATTENTION
     from ggufloop.engine import LoopedLlama
     from ggufloop.errors import GgufloopError, UsageError
@@ -53,6 +53,7 @@ def _compute(path: Path) -> None:
         n_gpu_layers=0,
         device="none",
         flash_attn=read_header(path).text("general.architecture") not in NO_FLASH_ATTENTION,
+        repack=repack,
         n_threads=min(4, os.cpu_count() or 1),
         verbose=True,  # its last words are asked for
     )

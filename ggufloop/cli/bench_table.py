@@ -73,6 +73,7 @@ _OPTIONAL = [
     ("n_ubatch", 512, _Column("n_ubatch", 8, _text("n_ubatch"))),
     ("type_k", "f16", _Column("type_k", 6, _text("type_k"))),
     ("type_v", "f16", _Column("type_v", 6, _text("type_v"))),
+    ("repack", True, _Column("repack", 6, lambda r: str(int(r["repack"])))),
 ]
 _LIBRARY = _Column("library", -7, _text("library"))
 _LOOP = [_Column("window", -7, _text("window")), _Column("K", 3, _text("k")), _Column("kv", -6, _text("kv"))]

@@ -66,6 +66,9 @@ _CONTEXT = [
                  show_default=True, help=f"Type of the K cache: {', '.join(KV_TYPES)}."),
     click.option("-ctv", "--cache-type-v", "type_v", type=_CACHE_TYPE, metavar="TYPE", default="f16",
                  show_default=True, help="Type of the V cache; the same types."),
+    click.option("--repack/--no-repack", " /-nr", "repack", default=True,
+                 help="Copy quantised weights in the order of this CPU's widest kernels (default: on). Off, a prompt "
+                      "may be read faster on a CPU without AMX, and an answer written slower: `bench` tells."),
     click.option("--no-try", "no_try", is_flag=True,
                  help="Do not try a file that was never computed on in a process of its own first."),
 ]  # fmt: skip

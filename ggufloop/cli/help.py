@@ -22,7 +22,7 @@ _NAMES = {
     "Loop": ("window", "start", "width"),
     "Sampling": ("n", "temp", "top_k", "top_p", "min_p", "repeat_penalty"),
     "Diffusion models": ("diffusion_steps", "diffusion_block_length", "diffusion_visual"),
-    "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "no_try"),
+    "Context": ("n_ctx", "n_batch", "n_ubatch", "n_threads", "flash_attn", "type_k", "type_v", "repack", "no_try"),
     "Devices": ("n_gpu_layers", "rpc_servers", "split_mode", "tensor_split", "main_gpu", "device"),
     "Parts": ("shard", "workers", "only_plan", "tokens_per_second"),
     "Output": ("form", "out", "plot", "target", "log", "journal", "save", "verbose", "help"),

@@ -189,6 +189,7 @@ def _constant(llm: LoopedLlama, path: Path, loaded: library.Backend, flags: Benc
         "type_v": flags["cache_type_v"],
         "n_gpu_layers": flags["n_gpu_layers"],
         "flash_attn": flags["flash_attn"],
+        "repack": flags["repack"],
         "seed": bench.SEED,
     }
 

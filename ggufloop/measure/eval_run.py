@@ -192,7 +192,7 @@ def header_of(
         "patch_id": library.activate().patch_id,
         "settings": {"n_ctx": settings.context(path), "type_k": settings.type_k, "type_v": settings.type_v,
                      "flash_attn": settings.uses_flash(path), "batch_size": settings.n_batch,
-                     "ubatch_size": settings.n_ubatch},
+                     "ubatch_size": settings.n_ubatch, **settings.kernels},
         "names": list(plan.names),
         **({} if plan.include_path is None else {"include_path": plan.include_path}),
         "limit": plan.limit,

@@ -88,7 +88,7 @@ def run_long_context(
             "patch_id": patch_id, "seed": plan.seed, "chat_template": plan.chat,
             **({"chat_template_kwargs": dict(plan.template)} if plan.template else {}),
             "prose": plan.prose.name if plan.prose else None, "flash_attn": settings.uses_flash(path),
-            "type_k": settings.type_k, "type_v": settings.type_v,
+            "type_k": settings.type_k, "type_v": settings.type_v, **settings.kernels,
         }  # fmt: skip
         with Journal.open(journal_path(path, journal), header, check_record) as kept:
             if kept.dropped:

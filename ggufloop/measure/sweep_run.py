@@ -231,7 +231,7 @@ def opened_sweep(
             "patch_id": patch_id,
             "settings": {"type_k": settings.type_k, "type_v": settings.type_v,
                          "flash_attn": settings.uses_flash(path), "batch_size": settings.n_batch,
-                         "ubatch_size": settings.n_ubatch},
+                         "ubatch_size": settings.n_ubatch, **settings.kernels},
             "measures": [m.identity() for m in measures],
             **registered(measures, plan.worth_of(measures[0]), plan.looks),
             **({} if shard is None else {"shard": str(shard), "racing": False}),

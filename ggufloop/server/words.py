@@ -68,6 +68,7 @@ def server_words(
     words += ["-np", str(parallel), "-c", str(parallel * settings.context(path)), "--no-kv-unified"]
     for names, values in ((_CONTEXT, vars(settings)), (_SAMPLING, vars(sampling)), (_HANDED, more)):
         words += [w for name, flag in names.items() if values[name] is not None for w in (flag, str(values[name]))]
+    words += ["--no-repack"] * (not settings.repack)
     words += ["--embeddings"] * more["embeddings"] + ["--jinja"] * more["jinja"]
     others = dict(template or {})
     think = others.pop(SWITCHES[0], None)  # which the server wants told by a flag of its own

@@ -214,6 +214,7 @@ class StudyJob:
             "threads": s.threads, "batch_size": s.n_batch, "ubatch_size": s.n_ubatch, "flash_attn": s.flash_attn,
             "type_k": s.type_k, "type_v": s.type_v, "gpu_layers": s.n_gpu_layers, "split_mode": s.split_mode,
             "tensor_split": s.tensor_split, "main_gpu": s.main_gpu, "device": s.device, "rpc_servers": s.rpc_servers,
+            **s.kernels,
         }  # fmt: skip
         return StudyHeader(
             model=self.path.name,

@@ -12,6 +12,7 @@ from mutations import gguf
 from support import tiny
 
 from ggufloop.backend import trial
+from ggufloop.backend.settings import ContextSettings
 from ggufloop.cli import main
 from ggufloop.errors import GgufloopError
 
@@ -46,7 +47,7 @@ def test_a_sound_file_is_tried_once(
 ) -> None:
     trial.check(tiny_model(family))
     assert len(notes(cache)) == 1
-    monkeypatch.setattr(trial, "_try", lambda path, most: pytest.fail("tried again"))
+    monkeypatch.setattr(trial, "_try", lambda *words: pytest.fail("tried again"))
     trial.check(tiny_model(family))
 
 
@@ -57,6 +58,13 @@ def test_a_copy_is_the_same_file_and_another_header_is_not(tiny_model: TinyModel
     trial.check(copy)
     assert len(notes(cache)) == 1
     trial.check(tiny.write(tmp_path / "other.gguf", replace(tiny.FAMILIES["llama"], meta={"rope.freq_base": 6e4})))
+    assert len(notes(cache)) == 2
+
+
+def test_other_kernels_are_tried_too(tiny_model: TinyModel, cache: Path) -> None:
+    path = tiny_model("llama")
+    trial.check(path)
+    ContextSettings(repack=False).keywords(path)
     assert len(notes(cache)) == 2
 
 

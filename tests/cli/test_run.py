@@ -66,19 +66,19 @@ def test_one_answer_is_on_stdout_and_its_footer_on_stderr(bench: Bench) -> None:
 
 
 def test_flags_reach_the_model(bench: Bench) -> None:
-    flags = "-c 512 -b 64 -ub 32 -t 3 -ngl 5 -fa off -ctk q8_0 -ctv bf16 --temp 0 --top-k 3 --top-p 0.5 --min-p 0.1"
+    flags = "-c 512 -b 64 -ub 32 -t 3 -ngl 5 -fa off -ctk q8_0 -ctv bf16 -nr --temp 0 --top-k 3 --top-p 0.5 --min-p 0.1"
     assert bench("run", "MODEL", "-p", "Hi", *flags.split(), "--repeat-penalty", "1.1").code == 0
     assert bench.llm.n_ctx() == 512
     assert bench.llm.kwargs == {
         "n_seq": 1, "n_batch": 64, "n_ubatch": 32, "n_threads": 3, "n_threads_batch": 3, "n_gpu_layers": 5,
-        "flash_attn": False,
+        "flash_attn": False, "repack": False,
         "type_k": 8, "type_v": 30, "verbose": False, "rpc_servers": None, "split_mode": "layer",
         "tensor_split": None, "main_gpu": 0, "device": None,
     }  # fmt: skip
     assert bench.llm.sampling == {"temp": 0.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1}
     assert bench("run", "MODEL", "-p", "Hi").code == 0
     assert bench.llm.n_ctx() == 1024  # what the file says, being less than 4096
-    assert bench.llm.kwargs["flash_attn"] is True
+    assert bench.llm.kwargs["flash_attn"] is bench.llm.kwargs["repack"] is True
     assert bench.llm.sampling == {"temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0}
 
 

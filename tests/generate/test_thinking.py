@@ -249,3 +249,10 @@ def test_the_server_is_told_in_its_own_words(thinker: Path) -> None:
     told = {"enable_thinking": False, "depth": "low"}
     assert " ".join(server_words(*given, told)).count('--reasoning off --chat-template-kwargs {"depth": "low"}') == 1
     assert not {"--reasoning", "--chat-template-kwargs"} & set(server_words(*given))
+
+
+def test_the_server_is_told_of_the_kernels(thinker: Path) -> None:
+    more = dict.fromkeys(("mmproj", "model_draft", "reasoning_budget")) | {"embeddings": False, "jinja": False}
+    for repack in (True, False):
+        words = server_words(thinker, ContextSettings(n_threads=1, repack=repack), Sampling(), None, 1, more)
+        assert ("--no-repack" in words) is not repack

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,13 @@ def shards(cli: Cli, asked: list[str], out: Path, n: int) -> list[Path]:
         found.append(out / "llama" / f"eval-{i}-of-{n}.jsonl")
         assert str(found[-1]) in ran.out
     return found
+
+
+def test_other_kernels_are_another_run(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    plan, settings = EvalPlan(("brackets",), 4), ContextSettings(n_threads=1, try_first=False)
+    run_eval(tiny_model("llama"), None, plan, tmp_path, settings)
+    with pytest.raises(GgufloopError, match="settings"):
+        run_eval(tiny_model("llama"), None, plan, tmp_path, replace(settings, repack=False))
 
 
 def test_four_shards_are_one_run(cli: Cli, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
