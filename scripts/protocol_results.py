@@ -19,8 +19,8 @@ import click
 
 from ggufloop.figures import forest, style
 from ggufloop.loop import PLAIN
-from ggufloop.measure.stats import mean_interval
-from ggufloop.measure.verdict import ACCURACY, SAME, WORTHS, Verdict, judge_flips
+from ggufloop.measure.stats import PairedEstimate, mean_interval
+from ggufloop.measure.verdict import ACCURACY, CHOICE, SAME, UNSURE, WORTHS, Verdict, judge, judge_flips
 from ggufloop.study import protocol_report, scores
 from ggufloop.study.protocol import read_protocol
 from ggufloop.study.protocol_report import ALL, JudgedLoop, repeats
@@ -45,12 +45,14 @@ def numbered(found: Sequence[Score], loop: str) -> dict[int, Score]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A loop on wordnet_definitions from a question on. share: right under plain."""
+    """A loop on wordnet_definitions from a question on. share: right under plain; choice: change of the choice
+    log-probability."""
 
     n: int
     share: float
     gained: int
     lost: int
+    choice: PairedEstimate
 
     @property
     def verdict(self) -> Verdict:
@@ -61,9 +63,11 @@ class Asked:
 def asked(found: Sequence[Score], loop: str, first: int) -> Asked:
     """The questions that loop and plain have answered, from number `first` on."""
     plain, mine = numbered(found, PLAIN), numbered(found, loop)
-    pairs = [(mine[i].value, plain[i].value) for i in sorted(plain) if i >= first and i in mine]
+    both = [(mine[i], plain[i]) for i in sorted(plain) if i >= first and i in mine]
+    pairs = [(a.value, b.value) for a, b in both]
+    choice = judge([a.choice - b.choice for a, b in both], WORTHS[CHOICE]).gain
     return Asked(len(pairs), sum(b for _, b in pairs) / len(pairs), sum(a > b for a, b in pairs),
-                 sum(a < b for a, b in pairs))  # fmt: skip
+                 sum(a < b for a, b in pairs), choice)  # fmt: skip
 
 
 def reproduced(found: Sequence[Score]) -> Table:
@@ -95,18 +99,23 @@ def headline(rows: Sequence[JudgedLoop], found: Sequence[Score]) -> Table:
         if (r.model, r.measure) == (MODEL, REPRODUCED):
             if r.loop == REGISTERED:
                 a = asked(found, r.loop, SEEN)
-                cells.append([model, f"{task}, fresh questions", *_said(a.n, a.share, loop, a.verdict), a.verdict.word])
+                cells.append([model, f"{task}, fresh questions", *_said(a.n, a.share, loop, a.verdict, a.choice),
+                              a.verdict.word])  # fmt: skip
             task += ", all questions (exploration)"
         v = r.verdict
-        word = r.unfit or (f"{v.word} {100 * v.worth:g}" if v.word == SAME else v.word)
-        cells.append([model, task, *_said(v.gain.n, r.plain, loop, v), word])
-    names = ("model, file", "task", "n", "plain", "loop", "gain, points", "")
+        word = f"{v.word} {100 * v.worth:g}" if r.short == SAME else r.short
+        if r.short == UNSURE:
+            word += f": {v.needed:,} would"
+        choice = r.choice.gain if r.choice else None
+        cells.append([model, task, *_said(v.gain.n, r.plain, loop, v, choice), word])
+    names = ("model, file", "task", "n", "plain", "loop", "gain, points", "choice, nats", "")
     return Table(tuple(map(Column, names)), cells)
 
 
-def _said(n: int, plain: float, loop: str, v: Verdict) -> list[str]:
+def _said(n: int, plain: float, loop: str, v: Verdict, choice: PairedEstimate | None) -> list[str]:
     mean, low, high = (100 * share for share in (v.gain.mean, v.gain.low, v.gain.high))
-    return [f"{n:,}", f"{100 * plain:.1f} %", loop, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"]
+    nats = "" if choice is None else f"{choice.mean:+.4f} [{choice.low:+.4f}, {choice.high:+.4f}]"
+    return [f"{n:,}", f"{100 * plain:.1f} %", loop, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", nats]
 
 
 def letters(found: Sequence[Score]) -> Table:
@@ -158,8 +167,8 @@ def measured() -> tuple[list[JudgedLoop], list[Score]]:
     """Every loop of the protocol that was run, judged, and the scores by item."""
     protocol = read_protocol(DOCS / "protocol.toml")
     found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
-    family = protocol.family({score.model for score in found})
-    return protocol_report.judged(found, protocol.roles, protocol.apart, family), found
+    planned = protocol.planned({score.model for score in found})
+    return protocol_report.judged(found, protocol.roles, protocol.apart, planned), found
 
 
 @click.command()

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from ggufloop.figures.style import BETTER, INK, WORSE, fit, short, style
 from ggufloop.measure.verdict import ACCURACY, HELPS, HURTS, SAME, UNSURE
-from ggufloop.study.protocol_report import ALL, JudgedLoop, repeats
+from ggufloop.study.protocol_report import ALL, INCOMPLETE, JudgedLoop, repeats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOOKS = {HELPS: (BETTER, ">"), HURTS: (WORSE, "<"), SAME: (INK, "s"), UNSURE: (INK, "o")}
-"""Colour and form by verdict. What cannot be told is hollow."""
+LOOKS = {HELPS: (BETTER, ">"), HURTS: (WORSE, "<"), SAME: (INK, "s"), UNSURE: (INK, "o"), INCOMPLETE: (INK, "d")}
+"""Colour and form by verdict. What cannot be told, or has not been yet, is hollow."""
+_HOLLOW = (UNSURE, INCOMPLETE)
 _ROW = 0.27  # inches
 
 
@@ -47,10 +48,10 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
                     axes.axhline(0.5 - i, color=INK, linewidth=0.5)
                 continue
             r = line
-            color, form = LOOKS[r.verdict.word]
+            color, form = LOOKS[r.short]
             mean, low, high = (100 * x for x in (r.gain.mean, r.gain.low, r.gain.high))
             axes.plot([low, high], [-i, -i], color=color, linewidth=2.6 if r.measure == ALL else 1.2)
-            fill = "white" if r.verdict.word == UNSURE else color
+            fill = "white" if r.short in _HOLLOW else color
             axes.plot([mean], [-i], form, color=color, markerfacecolor=fill, markersize=6)
             axes.annotate(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n = {r.gain.n:,}", (1.01, -i),
                           xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5,
@@ -74,7 +75,7 @@ def _legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=color, marker=form, markerfacecolor="white" if word == UNSURE else color,
+        Line2D([], [], color=color, marker=form, markerfacecolor="white" if word in _HOLLOW else color,
                label=f"{word} what would matter" if word == SAME else word)
         for word, (color, form) in LOOKS.items()
     ]  # fmt: skip

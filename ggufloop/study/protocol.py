@@ -72,11 +72,15 @@ class Protocol:
         """Tasks that are asked with another window than the model's, so that no figure puts them with others."""
         return {task for step in self.steps if step.window is not None for task in step.tasks}
 
-    def family(self, models: Collection[str]) -> int:
-        """Primary loops times models, as registered, if these model files are of those; 0 for others."""
+    def planned(self, models: Collection[str]) -> dict[str, set[str]]:
+        """What the pooled figure of each model file is of: its tasks under the primary loops, as measures. Of these
+        files, and of all that the protocol names if one of these is among them."""
         named = {name for step in self.steps for name in step.models}
-        files = {entry.file for name in named if (entry := registry.find(name)) is not None}
-        return list(self.roles.values()).count(PRIMARY) * len(named) if set(models) <= files else 0
+        files = {entry.file: name for name in named if (entry := registry.find(name)) is not None}
+        whole = {*models, *(files if not files.keys().isdisjoint(models) else ())}
+        return {file: {self.measure(step, task) for step in self.steps_for(files.get(file, file))
+                       if step.window is None and any(self.roles.get(loop) == PRIMARY for loop in step.loops)
+                       for task in step.tasks} for file in sorted(whole)}  # fmt: skip
 
     def measure(self, step: ProtocolStep, task: str) -> str:
         """What a step's scores of a task are called: with its sample, if another step asks another sample of it."""

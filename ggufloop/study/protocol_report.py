@@ -5,7 +5,8 @@
 
 Every loop is compared with plain on the same items. A task whose plain accuracy is not above chance judges no loop, nor
 does a length at which plain finds nothing or all: its rows say so, and it is in no pooled figure. Pooled rows put all
-questions of a model, or of all models, together; Holm's correction is over the primary loops of all models.
+questions of a model, or of all models, together; they have a word once everything planned is there. Holm's correction
+is over the primary loops of all models; other rows are not corrected.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ggufloop.table import Cell, Column, Table
 
 LARGE = 5000
 """Questions from which half a point is asked about, not a whole one."""
-ALL, AT_CHANCE = "all", "at chance"
+ALL, AT_CHANCE, INCOMPLETE = "all", "at chance", "not complete"
 _ORDER = ("primary", "secondary", "control", PLACEBO)
 
 
@@ -46,7 +47,7 @@ class JudgedLoop:
     """A loop against plain. model, measure: ALL for pooled rows; settings: of the loop, '' if they differ. plain: its
     mean; gained, lost: answers that became right and wrong, None for texts; choice: by the choice log-probability,
     secondary; p: for the pooled rows of single models under a primary loop after Holm's correction. unfit: why plain's
-    scores judge no loop, '' if they do."""
+    scores judge no loop, '' if they do. lacks: planned measures, or models, that a pooled row is still without."""
 
     model: str
     measure: str
@@ -61,6 +62,7 @@ class JudgedLoop:
     lost: int | None
     choice: Verdict | None
     unfit: str
+    lacks: tuple[str, ...] = ()
 
     @property
     def gain(self) -> PairedEstimate:
@@ -70,20 +72,33 @@ class JudgedLoop:
     @property
     def word(self) -> str:
         """What is said of it."""
-        return self.unfit or self.verdict.phrase("item")
+        if self.lacks:
+            return f"{INCOMPLETE}: lacks {', '.join(self.lacks)}"
+        return self.unfit or self.verdict.phrase("question" if self.unit == ACCURACY else "item")
+
+    @property
+    def short(self) -> str:
+        """The same without figures."""
+        return INCOMPLETE if self.lacks else self.unfit or self.verdict.word
 
 
 def judged(
-    scores: Iterable[Score], roles: Mapping[str, str], apart: Collection[str] = (), family: int = 0
+    scores: Iterable[Score],
+    roles: Mapping[str, str],
+    apart: Collection[str] = (),
+    planned: Mapping[str, Collection[str]] | None = None,
 ) -> list[JudgedLoop]:
-    """A row per model, measure and loop, in that order, then the pooled ones. apart: measures of other windows; family:
-    primary loops times models that were registered, if more than there are here."""
+    """A row per model, measure and loop, in that order, then the pooled ones.
+
+    apart: measures of other windows. planned: the measures of each model that was registered, None: those here.
+    """
     groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
     for score in scores:
         groups.setdefault((score.model, score.measure), {}).setdefault(score.loop, {})[score.item] = score
     models = {model for model, _ in groups}
     found: list[JudgedLoop] = []
     pooled: dict[tuple[str, str], list[tuple[Score, Score]]] = {}
+    there: dict[tuple[str, str], set[str]] = {}
     for (model, measure), loops in sorted(groups.items()):
         plain = loops.get(PLAIN, {})
         unfit = _unfit(list(plain.values()))
@@ -92,6 +107,7 @@ def judged(
             if loop == PLAIN or len(pairs) < 2:
                 continue
             found.append(_row(model, measure, loop, _role(loop, roles), pairs, unfit))
+            there.setdefault((model, loop), set()).add(measure)
             if found[-1].unit == ACCURACY and not unfit and measure not in apart:
                 for name in (model, ALL) if len(models) > 1 else (model,):
                     pooled.setdefault((name, loop), []).extend(pairs)
@@ -99,12 +115,28 @@ def judged(
         _row(model, ALL, loop, _role(loop, roles), pairs, "")
         for (model, loop), pairs in sorted(pooled.items(), key=lambda each: (each[0][0] == ALL, each[0]))
     ]
-    together = _corrected(together, family)
-    alone = {(row.model, row.loop, row.gain): row for row in together if repeats(row, found)}
-    for i, row in enumerate(found):  # the only task so far is what is decided, by the same p
+    planned = planned or {}
+    together = _corrected(together, len(planned) * sum(role == "primary" for role in roles.values()))
+    together = [replace(row, lacks=_lacks(row, planned, there)) for row in together]
+    alone = {(row.model, row.loop, row.gain): row for row in together if repeats(row, found) and not row.lacks}
+    for i, row in enumerate(found):  # the only task is what is decided, by the same p
         same = alone.get((row.model, row.loop, row.gain))
         found[i] = row if same is None else replace(row, p=same.p, verdict=same.verdict)
     return [*found, *together]
+
+
+def _lacks(
+    row: JudgedLoop, planned: Mapping[str, Collection[str]], there: Mapping[tuple[str, str], Collection[str]]
+) -> tuple[str, ...]:
+    """What a pooled row of a primary loop is still without: measures of its model, or models that lack some."""
+    if row.role != "primary":
+        return ()
+    missing = {
+        model: sorted(set(measures) - set(there.get((model, row.loop), ()))) for model, measures in planned.items()
+    }
+    if row.model != ALL:
+        return tuple(missing.get(row.model, ()))
+    return tuple(model.removesuffix(".gguf") for model, without in missing.items() if without)
 
 
 def _role(loop: str, roles: Mapping[str, str]) -> str:
@@ -195,14 +227,14 @@ def numbers(rows: Sequence[JudgedLoop]) -> Table:
     """The same for programs: a loop by its name in the protocol and by its settings, if it has the same for all models;
     the unit, and the verdict's word."""
     cells = [
-        [*cells[:-1], r.unit, r.settings or None, r.unfit or r.verdict.word, r.verdict.worth]
+        [*cells[:-1], r.unit, r.settings or None, r.short, r.verdict.worth]
         for r, cells in zip(rows, table(rows).rows, strict=True)
     ]
     names = ["name" if column.name == "loop" else column.name for column in COLUMNS[:-1]]
     return Table(tuple(map(Column, (*names, "unit", "loop", "verdict", "worth"))), cells)
 
 
-_SHOWN = ("measure", "loop", "n", "plain", "gain", "low", "high", "p", "verdict")
+_SHOWN = ("measure", "loop", "n", "plain", "gain", "low", "high", "p", "choice", "verdict")
 
 
 def text(rows: Sequence[JudgedLoop]) -> str:

@@ -63,8 +63,13 @@ def test_the_protocol_of_the_docs_is_one() -> None:
         assert 0 < len(steps) < len(protocol.steps)
         assert all(task in text for step in steps for task in (*step.tasks, *step.texts))
     assert protocol.steps_for("mine") == list(protocol.steps)
-    assert protocol.family({"gemma-3-270m-q4_k_m.gguf"}) == 8  # as docs/protocol.md has it
-    assert protocol.family({"gemma-3-270m-q4_k_m.gguf", "mine.gguf"}) == 0
+    planned = protocol.planned({"gemma-3-270m-q4_k_m.gguf", "mine.gguf"})
+    assert len(planned) == 5  # who measures one model more asks no less of the four
+    assert planned["gemma-3-270m-q4_k_m.gguf"] == {"arc_easy", "piqa", "sciq"}
+    assert planned["SmolLM2-135M-Instruct.Q4_1.gguf"] == {"arc_easy", "piqa", "sciq", "openbookqa"}
+    assert "mmlu (6000)" in planned["qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"]
+    assert "mmlu (3000)" not in planned["qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"]  # of no primary loop
+    assert protocol.planned({"mine.gguf"}).keys() == {"mine.gguf"}
     for settings in protocol.loops.values():
         assert f"W {settings}" in text
 
@@ -262,15 +267,35 @@ def test_the_word_of_a_primary_loop_is_by_its_corrected_p() -> None:
     """p = .02 is no "helps" where eight were registered."""
     scores = [*made("a", "one", 1000, 20, 7), *made("a", "two", 1000, 0, 0)]
     roles = {"recipe": "primary"}
-    found = {family: protocol_report.judged(scores, roles, family=family)[-1] for family in (0, 8)}
+    found = {n: protocol_report.judged(scores, roles, (), {f"{i}": () for i in range(n)})[-1] for n in (0, 8)}
     raw = binomtest(7, 27).pvalue
     assert (found[0].p, found[0].word) == (pytest.approx(raw), "helps")
     assert found[8].p == pytest.approx(8 * raw)
     assert found[8].verdict.word != "helps"
-    alone, pooled = protocol_report.judged(scores[: len(scores) // 2], roles, family=8)  # of one task, which has a row
+    registered = {"a": {"one"}} | {f"{i}": set() for i in range(7)}
+    alone, pooled = protocol_report.judged(
+        scores[: len(scores) // 2], roles, (), registered
+    )  # of one task, which has a row
     assert (alone.measure, pooled.measure) == ("one", "all")
     assert (alone.p, alone.word) == (pooled.p, pooled.word)
     assert not alone.word.startswith("helps")
+
+
+def test_a_pooled_row_has_no_word_before_all_of_it_is_there() -> None:
+    """Neither that of a model that lacks a task, nor that of all models, where one lacks it or was not measured."""
+    scores = [*made("a.gguf", "one", 1000, 90, 7), *made("a.gguf", "two", 1000, 90, 7),
+              *made("b.gguf", "one", 1000, 90, 7), *made("b.gguf", "guess", 200, 1, 0, right=0.25)]  # fmt: skip
+    planned = {"a.gguf": {"one", "two"}, "b.gguf": {"one", "guess"}}
+    roles = {"recipe": "primary"}
+
+    def words(planned: dict[str, set[str]]) -> dict[str, str]:
+        return {r.model: r.word for r in protocol_report.judged(scores, roles, (), planned) if r.measure == "all"}
+
+    assert words(planned) == {"a.gguf": "helps", "b.gguf": "helps", "all": "helps"}  # what is at chance is there
+    assert words(planned | {"b.gguf": {"one", "guess", "more"}}) == {
+        "a.gguf": "helps", "b.gguf": "not complete: lacks more", "all": "not complete: lacks b",
+    }  # fmt: skip
+    assert words(planned | {"c.gguf": {"one"}})["all"] == "not complete: lacks c"
 
 
 def test_few_samples_rule_out_no_rare_change() -> None:

@@ -170,7 +170,7 @@ def report(protocol: Path, files: tuple[Path, ...], plot: Path | None, form: str
 
 
 def _judged(plan: Protocol, found: list[scores.Score]) -> list[protocol_report.JudgedLoop]:
-    return protocol_report.judged(found, plan.roles, plan.apart, plan.family({score.model for score in found}))
+    return protocol_report.judged(found, plan.roles, plan.apart, plan.planned({score.model for score in found}))
 
 
 def _tell(rows: list[protocol_report.JudgedLoop], form: str) -> None:
