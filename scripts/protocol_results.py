@@ -2,9 +2,9 @@
 
     python3 scripts/bootstrap.py python scripts/protocol_results.py [--plot docs/protocol.png]
 
-The page's first table, which a test looks for in it; every loop against plain, as `ggufloop study report` has it; the
-one gain that was to be reproduced, on questions that had neither chosen nor confirmed it; how answers spread over the
-letters.
+The page's first table and that of acc_norm, which a test looks for in it; every loop against plain, as `ggufloop study
+report` has it; the one gain that was to be reproduced, on questions that had neither chosen nor confirmed it; how
+answers spread over the letters.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def headline(rows: Sequence[JudgedLoop], found: Sequence[Score]) -> Table:
     for r in rows:
         if r.role != "primary" or r.unit != ACCURACY or repeats(r, rows):
             continue
-        model = "all models" if r.model == ALL else re.sub(r"[.-](I?Q\d\w*)\.gguf$", r" \1", r.model, flags=re.I)
+        model = _file(r.model)
         task = "**all tasks**" if r.measure == ALL else r.measure
         loop = f"`{r.settings}`" if r.settings else r.loop
         if (r.model, r.measure) == (MODEL, REPRODUCED):
@@ -116,6 +116,22 @@ def _said(n: int, plain: float, loop: str, v: Verdict, choice: PairedEstimate | 
     mean, low, high = (100 * share for share in (v.gain.mean, v.gain.low, v.gain.high))
     nats = "" if choice is None else f"{choice.mean:+.4f} [{choice.low:+.4f}, {choice.high:+.4f}]"
     return [f"{n:,}", f"{100 * plain:.1f} %", loop, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", nats]
+
+
+def normed(rows: Sequence[JudgedLoop]) -> Table:
+    """What the primary loops gain in lm-eval's acc_norm, in points, where a task has it. It decides nothing."""
+    cells: list[list[Cell]] = []
+    for r in rows:
+        if r.norm is not None and r.role == "primary" and r.measure != ALL:
+            mean, low, high = (100 * share for share in (r.norm.gain.mean, r.norm.gain.low, r.norm.gain.high))
+            cells.append([_file(r.model), r.measure, r.norm.gain.n, f"`{r.settings}`", mean, low, high, r.norm.gain.p])
+    columns = (Column("model, file"), Column("task"), Column("n", ","), Column("loop"), Column("acc_norm", "+.2f"),
+               Column("low", "+.2f"), Column("high", "+.2f"), Column("p", ".2g"))  # fmt: skip
+    return Table(columns, cells)
+
+
+def _file(model: str) -> str:
+    return "all models" if model == ALL else re.sub(r"[.-](I?Q\d\w*)\.gguf$", r" \1", model, flags=re.I)
 
 
 def letters(found: Sequence[Score]) -> Table:
@@ -184,6 +200,7 @@ def main(plot: Path | None, offered: bool) -> None:
         style.save(forest.forest(rows, "Damped loops on 4-bit files, as the protocol has it"), plot)
     click.echo(headline(rows, found).render("md"))
     click.echo(protocol_report.text(rows))
+    click.echo(normed(rows).render("md"))
     if numbered(found, PLAIN):
         click.echo(f"{REPRODUCED}; fresh: from question {SEEN} on\n\n{reproduced(found).render('md')}")
         click.echo(letters(found).render("md"))

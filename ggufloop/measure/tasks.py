@@ -45,7 +45,8 @@ _RIGHT = ("acc", "exact_match")
 @dataclass(frozen=True)
 class Item:
     """What was measured on one question. right: 1 or 0. gold: log-probability of the right answer in nats, None where
-    the task does not score answers it offers; answers, target: of all that it offers, and which is right."""
+    the task does not score answers it offers; answers, target: of all that it offers, and which is right. norm: right
+    by lm-eval's acc_norm, log-probability over length, None where the task has none."""
 
     task: str
     doc: int
@@ -53,6 +54,7 @@ class Item:
     gold: float | None
     answers: tuple[float, ...] = ()
     target: int | None = None
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def _item(sample: dict[str, Any], task: str) -> Item | None:
     gold = float(answers[target][0]) if scored and 0 <= target < len(answers) else None
     if gold is None:
         return Item(task, int(sample["doc_id"]), float(right), None)
-    return Item(task, int(sample["doc_id"]), float(right), gold, tuple(float(a[0]) for a in answers), target)
+    norm = float(sample["acc_norm"]) if "acc_norm" in sample["metrics"] else None
+    return Item(task, int(sample["doc_id"]), float(right), gold, tuple(float(a[0]) for a in answers), target, norm)
 
 
 def compare(

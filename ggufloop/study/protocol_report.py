@@ -44,10 +44,15 @@ _ORDER = ("primary", "secondary", "control", PLACEBO)
 
 @dataclass(frozen=True)
 class JudgedLoop:
-    """A loop against plain. model, measure: ALL for pooled rows; settings: of the loop, '' if they differ. plain: its
-    mean; gained, lost: answers that became right and wrong, None for texts; choice: by the choice log-probability,
-    secondary; p: for the pooled rows of single models under a primary loop after Holm's correction. unfit: why plain's
-    scores judge no loop, '' if they do. lacks: planned measures, or models, that a pooled row is still without."""
+    """A loop against plain.
+
+    model, measure  ALL for pooled rows; settings: of the loop, '' if they differ; plain: its mean
+    gained, lost    answers that became right and wrong, None for texts
+    p               of the pooled rows of single models under a primary loop, after Holm's correction
+    choice, norm    by the choice log-probability and by acc_norm, secondary; None where there is none
+    unfit           why plain's scores judge no loop, '' if they do
+    lacks           planned measures, or models, that a pooled row is still without
+    """
 
     model: str
     measure: str
@@ -62,6 +67,7 @@ class JudgedLoop:
     lost: int | None
     choice: Verdict | None
     unfit: str
+    norm: Verdict | None = None
     lacks: tuple[str, ...] = ()
 
     @property
@@ -146,13 +152,15 @@ def _role(loop: str, roles: Mapping[str, str]) -> str:
 def _row(
     model: str, measure: str, loop: str, role: str, pairs: Sequence[tuple[Score, Score]], unfit: str
 ) -> JudgedLoop:
-    unit = pairs[0][0].unit
+    unit, norm = pairs[0][0].unit, None
     if unit == ACCURACY:
         gained, lost = (sum(a.value > b.value for a, b in some) for some in (pairs, [(b, a) for a, b in pairs]))
         worth = WORTHS[ACCURACY] / 2 if len(pairs) > LARGE else WORTHS[ACCURACY]
         verdict = judge_flips(gained, lost, len(pairs), worth)
         changes = np.array([a.choice - b.choice for a, b in pairs])
         choice = judge(changes, WORTHS[CHOICE]) if np.isfinite(changes).all() else None
+        changes = np.array([a.norm - b.norm for a, b in pairs])
+        norm = judge(changes, worth) if np.isfinite(changes).all() else None
         counts: tuple[int | None, int | None] = (gained, lost)
     elif unit == RECALL:
         verdict = _rare(judge([a.value - b.value for a, b in pairs], WORTHS[unit]))
@@ -165,7 +173,9 @@ def _row(
     different = {a.settings for a, _ in pairs}
     settings = different.pop() if len(different) == 1 else ""
     mean = float(np.mean([b.value for _, b in pairs]))
-    return JudgedLoop(model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, unfit)
+    return JudgedLoop(
+        model, measure, unit, loop, settings, role, mean, verdict, verdict.gain.p, *counts, choice, unfit, norm
+    )
 
 
 def _rare(v: Verdict) -> Verdict:
@@ -206,20 +216,21 @@ COLUMNS = (
     Column("model"), Column("measure"), Column("loop"), Column("role"), Column("n"), Column("plain", ".4f"),
     Column("gain", "+.4f"), Column("low", "+.4f"), Column("high", "+.4f"), Column("right"), Column("wrong"),
     Column("p", ".2g"), Column("choice", "+.4f"), Column("choice low", "+.4f"), Column("choice high", "+.4f"),
-    Column("verdict"),
+    Column("acc_norm", "+.4f"), Column("acc_norm low", "+.4f"), Column("acc_norm high", "+.4f"), Column("verdict"),
 )  # fmt: skip
 
 
 def table(rows: Sequence[JudgedLoop]) -> Table:
-    """A row each. right, wrong: answers that became so; choice: change of the choice log-probability, in nats."""
+    """A row each. right, wrong: answers that became so; choice: change of the choice log-probability, in nats;
+    acc_norm: of that share."""
     cells: list[list[Cell]] = []
     for r in rows:
-        choice: list[Cell] = [None] * 3
-        if r.choice is not None:
-            choice = [r.choice.gain.mean, r.choice.gain.low, r.choice.gain.high]
+        secondary: list[Cell] = []
+        for v in (r.choice, r.norm):
+            secondary += [None] * 3 if v is None else [v.gain.mean, v.gain.low, v.gain.high]
         p = None if math.isnan(r.p) else r.p
         cells.append([r.model, r.measure, r.loop, r.role, r.gain.n, r.plain, r.gain.mean, r.gain.low, r.gain.high,
-                      r.gained, r.lost, p, *choice, r.word])  # fmt: skip
+                      r.gained, r.lost, p, *secondary, r.word])  # fmt: skip
     return Table(COLUMNS, cells)
 
 

@@ -45,6 +45,7 @@ class Score:
     item     number of the question or sample, after its task, or of the chunk, after its text's
     choice   choice log-probability in nats, NaN where no answers are offered
     letter   which answer was chosen, of n_choices; -1 where none is offered
+    norm     1 or 0 as well: right by lm-eval's acc_norm, NaN where the task has none
     """
 
     model: str
@@ -57,6 +58,7 @@ class Score:
     choice: float = math.nan
     letter: int = -1
     n_choices: int = 0
+    norm: float = math.nan
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -73,8 +75,9 @@ def of_eval(model: str, result: EvalResult, names: Mapping[str, str]) -> Iterato
             name = names.get(loop, PLAIN if loop == PLAIN else NUDGED)
             for item, choice in zip(run.items[measure], _choices(run.items[measure], temperature), strict=True):
                 letter = int(np.argmax(item.answers)) if item.answers else -1
+                norm = math.nan if item.norm is None else item.norm
                 yield Score(model, measure, ACCURACY, name, loop, f"{item.task} {item.doc}", item.right, choice, letter,
-                            len(item.answers))  # fmt: skip
+                            len(item.answers), norm)  # fmt: skip
 
 
 def _temperature(plain: Sequence[Item]) -> float:
@@ -130,10 +133,16 @@ def joined(kept: Iterable[Score], found: Iterable[Score]) -> tuple[list[Score], 
     new ones are not compared with these: they go.
     """
     old, new = {s.key: s for s in kept}, {s.key: s for s in found}
-    changed = {key[0] for key, s in new.items() if key in old and s.loop == PLAIN and _row(s) != _row(old[key])}
+    changed = {key[0] for key, s in new.items() if key in old and s.loop == PLAIN and not _alike(s, old[key])}
     gone = {key: None for key in old if key[0] in changed and key not in new}
     left = {key: s for key, s in old.items() if key not in gone}
     return list((left | new).values()), list(dict.fromkeys(f"{measure}: {loop}" for measure, loop, _ in gone))
+
+
+def _alike(a: Score, b: Score) -> bool:
+    """Whether both were computed alike: another CPU's or other batches' roundings differ by a hundredth of a nat."""
+    near = all(x == y or abs(x - y) < 1e-4 or math.isnan(x + y) for x, y in ((a.value, b.value), (a.choice, b.choice)))
+    return near and a.letter == b.letter
 
 
 def _row(score: Score) -> list[Any]:
@@ -156,6 +165,8 @@ def read(path: Path) -> list[Score]:
     try:
         rows = csv.DictReader(io.StringIO(lzma.decompress(path.read_bytes()).decode()))
         kinds = {field.name: {"str": str, "int": int, "float": float}[str(field.type)] for field in fields(Score)}
+        names = rows.fieldnames or ()  # of a file written before there was acc_norm
+        kinds = {name: kind for name, kind in kinds.items() if name in names or name != "norm"}
         return [Score(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows]
     except OSError as e:
         raise GgufloopError(f"cannot read {path}: {e.strerror}.", "name a file that `study run` wrote.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -392,6 +393,17 @@ def test_rows_and_pooled_rows_are_exact_tests() -> None:
     assert "+2.00 points" in said[-1]
 
 
+def test_acc_norm_stands_beside_accuracy_and_decides_nothing() -> None:
+    scores = [replace(s, norm=1 - s.value) for s in made("a", "one", 400, 30, 8)]
+    one, pooled = protocol_report.judged(scores, {"recipe": "primary"})
+    assert one.norm is not None
+    assert one.norm.gain.mean == -one.gain.mean == pytest.approx(-22 / 400)
+    assert (one.word, pooled.word) == ("helps", "helps")
+    cells = dict(zip([c.name for c in protocol_report.COLUMNS], protocol_report.table([one]).rows[0], strict=True))
+    assert (cells["acc_norm"], cells["verdict"]) == (one.norm.gain.mean, "helps")
+    assert protocol_report.judged([*scores[:-1], replace(scores[-1], norm=math.nan)], {})[0].norm is None
+
+
 def test_half_a_point_is_asked_of_many_questions() -> None:
     few, many = (protocol_report.judged(made("a", "one", n, 40, 40), {})[0].verdict for n in (5000, 5001))
     assert (few.worth, many.worth) == (0.01, 0.005)
@@ -415,10 +427,16 @@ def test_texts_are_judged_in_their_order() -> None:
 
 def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
     scores = [*made("a", "one", 5, 1, 1), Score("a", "wiki", NATS, "plain", "plain", "0 3", -2.5)]
+    scores[0] = replace(scores[0], norm=1.0)
     write(tmp_path / "s.csv.xz", scores)
     back = read(tmp_path / "s.csv.xz")
     assert len(back) == len(scores)
     assert {(s.key, s.value, s.letter) for s in back} == {(s.key, s.value, s.letter) for s in scores}
     assert math.isnan(next(s for s in back if s.unit == NATS).choice)
+    assert [s.norm for s in back if not math.isnan(s.norm)] == [1.0]
+    text = lzma.decompress((tmp_path / "s.csv.xz").read_bytes()).decode()
+    older = [line.rpartition(",")[0] for line in text.splitlines()]
+    (tmp_path / "older.csv.xz").write_bytes(lzma.compress("\n".join(older).encode()))
+    assert all(math.isnan(s.norm) for s in read(tmp_path / "older.csv.xz"))
     with pytest.raises(GgufloopError, match="cannot read"):
         read(tmp_path / "none.csv.xz")
