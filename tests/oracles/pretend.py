@@ -101,7 +101,6 @@ def opened(path: Path, placement: str, first: int = 0, n_layer: int = 0, **setti
 
         @model_params.setter
         def model_params(self, params: Any) -> None:
-            params.use_extra_bufts = False
             if placement == "host-experts":
                 self._overrides = (_Override * 2)(_Override(EXPERTS, lib.ggml_backend_cpu_buffer_type()), _Override())
                 params.tensor_buft_overrides = ctypes.cast(self._overrides, ctypes.c_void_p)
@@ -112,7 +111,12 @@ def opened(path: Path, placement: str, first: int = 0, n_layer: int = 0, **setti
         settings["device"] = "none"
     layers = gpu_layers(placement, first, n_layer)
     llm = Pretend(
-        path, verbose=False, n_gpu_layers=layers, offload_kqv=placement != "host-kv", **{**SETTINGS, **settings}
+        path,
+        verbose=False,
+        repack=False,
+        n_gpu_layers=layers,
+        offload_kqv=placement != "host-kv",
+        **{**SETTINGS, **settings},
     )
     try:
         yield llm
