@@ -274,9 +274,8 @@ def test_the_word_of_a_primary_loop_is_by_its_corrected_p() -> None:
     assert found[8].p == pytest.approx(8 * raw)
     assert found[8].verdict.word != "helps"
     registered = {"a": {"one"}} | {f"{i}": set() for i in range(7)}
-    alone, pooled = protocol_report.judged(
-        scores[: len(scores) // 2], roles, (), registered
-    )  # of one task, which has a row
+    first = scores[: len(scores) // 2]  # of one task, which has a row
+    alone, pooled = protocol_report.judged(first, roles, (), registered)
     assert (alone.measure, pooled.measure) == ("one", "all")
     assert (alone.p, alone.word) == (pooled.p, pooled.word)
     assert not alone.word.startswith("helps")
