@@ -183,8 +183,7 @@ def measured() -> tuple[list[JudgedLoop], list[Score]]:
     """Every loop of the protocol that was run, judged, and the scores by item."""
     protocol = read_protocol(DOCS / "protocol.toml")
     found = [score for path in sorted((DOCS / "data" / "protocol").glob("*.csv.xz")) for score in scores.read(path)]
-    planned = protocol.planned({score.model for score in found})
-    return protocol_report.judged(found, protocol.roles, protocol.apart, planned), found
+    return protocol_report.by_protocol(protocol, found), found
 
 
 @click.command()

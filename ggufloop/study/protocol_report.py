@@ -1,6 +1,6 @@
 """What the scores of a protocol say: a row per model, measure and loop, and the primary loops over all their questions.
 
-    rows = judged(scores, roles)
+    rows = by_protocol(read_protocol(Path("docs/protocol.toml")), scores)
     table(rows).render("md"); sentences(rows)
 
 Every loop is compared with plain on the same items. A task whose plain accuracy is not above chance judges no loop, nor
@@ -33,6 +33,7 @@ from ggufloop.measure.verdict import (
     judge,
     judge_flips,
 )
+from ggufloop.study.protocol import Protocol
 from ggufloop.study.scores import NUDGED, PLACEBO, Score
 from ggufloop.table import Cell, Column, Table
 
@@ -86,6 +87,12 @@ class JudgedLoop:
     def short(self) -> str:
         """The same without figures."""
         return INCOMPLETE if self.lacks else self.unfit or self.verdict.word
+
+
+def by_protocol(protocol: Protocol, scores: Sequence[Score]) -> list[JudgedLoop]:
+    """Scores of a protocol's run, whole or not, judged as it has it."""
+    planned = protocol.planned({score.model for score in scores})
+    return judged(scores, protocol.roles, protocol.apart, planned)
 
 
 def judged(

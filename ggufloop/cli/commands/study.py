@@ -117,7 +117,7 @@ def run(
     if parts.shard is not None:
         terminal.note(f"its answers are in {out}; when all shards are there, the same command without --shard judges.")
         return
-    _tell(_judged(plan, found), "text")
+    _tell(protocol_report.by_protocol(plan, found), "text")
 
 
 def _published(file: Path, protocol: Path, model: Path, step: ProtocolStep, out: Path) -> Path:
@@ -160,17 +160,13 @@ def report(protocol: Path, files: tuple[Path, ...], plot: Path | None, form: str
     if not files:
         raise UsageError("no scores are named.", "name the MODEL.csv.xz that `ggufloop study run` wrote.")
     plan = read_protocol(protocol)
-    rows = _judged(plan, [score for file in files for score in scores.read(file)])
+    rows = protocol_report.by_protocol(plan, [score for file in files for score in scores.read(file)])
     _tell(rows, form)
     if plot is not None:
         from ggufloop.figures import forest, style
 
         style.save(forest.forest(rows, "Loops against plain"), plot)
         terminal.note(f"drew {plot}.")
-
-
-def _judged(plan: Protocol, found: list[scores.Score]) -> list[protocol_report.JudgedLoop]:
-    return protocol_report.judged(found, plan.roles, plan.apart, plan.planned({score.model for score in found}))
 
 
 def _tell(rows: list[protocol_report.JudgedLoop], form: str) -> None:
