@@ -2,6 +2,7 @@
 
     paired_mean(diff)                            # of independent items: Student's interval
     paired_mean(diff, documents)                 # of chunks in the order of their texts
+    paired_ratio(a, b, documents)                # mean of a over mean of b
 
 The first chunks of a text are no sample of it, and neighbours resemble each other: correlations of .2 to .4 have been
 seen, under which Student's interval for a mean of no effect leaves out 0 to one side in 5 to 10 % of cases instead of
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.stats import PairedEstimate, Values, numbers, t_quantile, t_within
+from ggufloop.measure.stats import Estimate, PairedEstimate, Values, numbers, pairs, t_quantile, t_within
 
 Labels = NDArray[np.intp]
 
@@ -67,6 +68,20 @@ def paired_mean(diff: ArrayLike, documents: ArrayLike | None = None, level: floa
     p = 1 - t_within(abs(mean) / error, df)
     half = quantile * error
     return PairedEstimate(mean, mean - half, mean + half, n, level, p=max(p, 0.0), sd=error * math.sqrt(n))
+
+
+def paired_ratio(a: ArrayLike, b: ArrayLike, documents: ArrayLike | None = None, level: float = 0.95) -> Estimate:
+    """r = mean(a) / mean(b) of paired items, with the interval that `paired_mean` gives (a - r b) / mean(b) around it
+    (ratio estimate by linearisation, Cochran 1977): what a and b share on an item cancels. Equal a and b give 1.
+
+    Raises UsageError as `paired_mean`, and for a mean of b that is not above 0.
+    """
+    x, y = pairs(a, b, 2)
+    if y.mean() <= 0:
+        raise UsageError(f"a ratio to {y.mean():g} is not defined.", "the denominator must be above 0 on average.")
+    ratio = float(x.sum() / y.sum())
+    e = paired_mean((x - ratio * y) / y.mean(), documents, level)
+    return Estimate(ratio, ratio + e.low, ratio + e.high, e.n, level)
 
 
 def _blocks(labels: Labels, length: int) -> Labels:

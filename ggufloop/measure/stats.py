@@ -110,7 +110,7 @@ def paired_bootstrap(
 
     Raises UsageError for fewer than 2 items, unequal lengths, values that are not finite, or a level outside 0..1.
     """
-    diff = numbers(a, "items", 2) if b is None else np.subtract(*_pairs(a, b, 2))
+    diff = numbers(a, "items", 2) if b is None else np.subtract(*pairs(a, b, 2))
     _check_share(level, "level")
     if resamples < 100:
         raise UsageError(
@@ -127,32 +127,6 @@ def paired_bootstrap(
     low, high = (float(v) for v in np.quantile(means, (tail, 1 - tail)))
     p = 1 - t_within(abs(_NORMAL.inv_cdf(_share_below(means, 0.0))) / wider, n - 1)  # the same, solved for the level
     return PairedEstimate(mean, low, high, n, level, p=min(1.0, max(floor, p)), sd=float(diff.std(ddof=1)))
-
-
-def ratio_of_means(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = RESAMPLES
-) -> Estimate:
-    """mean(a) / mean(b) of paired items with its bootstrap interval, expanded as in `paired_bootstrap`.
-
-    Items are resampled whole, so what a and b share on an item cancels in the ratio. Equal a and b give 1 exactly.
-    `level` of the result is what the interval can cover, at most 1 - 2^(1-n): so often n items are not all on one side
-    of the truth. Raises UsageError for fewer than 2 items, unequal lengths, or a mean of b that is not above 0.
-    """
-    x, y = _pairs(a, b, 2)
-    _check_share(level, "level")
-    if y.mean() <= 0:
-        raise UsageError(f"a ratio to {y.mean():g} is not defined.", "the denominator must be above 0 on average.")
-    n = len(x)
-    rng, rows = np.random.default_rng(seed), max(1, _CHUNK // n)
-    parts = []
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(n, size=(min(rows, resamples - start), n), dtype=np.int32)
-        below = y[drawn].sum(axis=1)
-        parts.append(np.divide(x[drawn].sum(axis=1), below, out=np.full(len(below), np.inf), where=below > 0))
-    ratios = np.concatenate(parts)
-    tail = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * t_quantile((1 + level) / 2, n - 1))
-    low, high = (float(v) for v in np.quantile(ratios, (tail, 1 - tail), method="nearest"))
-    return Estimate(float(x.sum() / y.sum()), low, high, n, min(level, 1 - 2.0 ** (1 - n)))
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -263,7 +237,7 @@ def ratio_interval(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Estimate:
     `level` of the result is what the interval covers: `level` at least, or with too few rounds for that (under 6 for
     95 %) 1 - 2^(1-n), the extremes. Raises UsageError for fewer than 2 pairs, unequal lengths or times not above 0.
     """
-    times = _pairs(a, b, 2)
+    times = pairs(a, b, 2)
     _check_share(level, "level")
     for x in times:
         if (x <= 0).any():
@@ -407,7 +381,7 @@ def _share_below(means: Values, value: float) -> float:
     return min(max(share, 1 / (n + 1)), n / (n + 1))
 
 
-def _pairs(a: ArrayLike, b: ArrayLike, least: int) -> Sequence[Values]:
+def pairs(a: ArrayLike, b: ArrayLike, least: int) -> Sequence[Values]:
     """Both as `numbers`, of one length."""
     pair = [numbers(x, "items", least) for x in (a, b)]
     if len(pair[0]) != len(pair[1]):

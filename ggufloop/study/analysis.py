@@ -1,15 +1,15 @@
 """What a study says, with intervals: what looping gains, what it does to the noise of quantisation, and the verdict.
 
-    gain(study, "Q4_K_M", "12:16 k=3")                # paired gain by looping, above 0: it helps
+    verdicts(study, "Q4_K_M")                         # by loop: gain, above 0 it helps; corrected for their number
     amplification(study, "Q4_K_M", "12:16 k=3")       # A_K, None where there is no noise to amplify
-    verdicts(study, "Q4_K_M")                         # by loop, corrected for how many there are
 
 Items are chunks of text. With q a quantised file and ref the reference,
 
     A_K = KLD(loop_K(q) || loop_K(ref)) / KLD(q || ref)
 
 each KLD llama-perplexity's, of a model from its base: sum over the vocabulary of p_base (ln p_base - ln p_model).
-Numerator and denominator are of the same chunks, so chunks are resampled whole and the ratio taken of their sums.
+Numerator and denominator are of the same chunks. All intervals know that chunks are neighbours in one text
+(`measure/dependence.py`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import numpy as np
 
 from ggufloop.errors import UsageError
 from ggufloop.loop import PLAIN
+from ggufloop.measure.dependence import paired_mean, paired_ratio
 from ggufloop.measure.stats import (
     Estimate,
     PairedEstimate,
     Values,
     holm,
-    mean_interval,
-    paired_bootstrap,
-    ratio_of_means,
     wilson,
 )
 from ggufloop.measure.verdict import HELPS, HURTS, LEAST, NATS, SAME, UNSURE, WORTHS, corrected, judge
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 
 WORDS = (HELPS, HURTS, SAME, UNSURE)
 WORTH = WORTHS[NATS]
-SEED = 1234
 LEVEL = 0.05
 LEAST_KLD = 1e-4
 """Below this a KLD is the 16-bit rounding of llama-perplexity's protocol, and no ratio of it means anything."""
@@ -66,19 +63,14 @@ class LoopGain:
         return f"{SAME} {WORTH:g}" if self.word == SAME else self.word
 
 
-def gain(study: Study, type_: str, loop: str) -> PairedEstimate:
-    """Log-probability of the looped file minus the plain one's, per chunk: above 0 looping helps, as everywhere.
-
-    Raises UsageError for fewer than 2 chunks.
-    """
-    looped, plain = study.paired((type_, loop), (type_, PLAIN))
-    return paired_bootstrap(plain.values("nll"), looped.values("nll"), seed=SEED)
-
-
 def lost(study: Study, type_: str) -> PairedEstimate:
     """What quantising costs: NLL of the plain file minus the plain reference's, per chunk. Raises UsageError."""
     quantised, reference = study.paired((type_, PLAIN), (study.types[0], PLAIN))
-    return paired_bootstrap(quantised.values("nll"), reference.values("nll"), seed=SEED)
+    return _mean(quantised.values("nll") - reference.values("nll"))
+
+
+def _mean(x: Values) -> PairedEstimate:
+    return paired_mean(x, [0] * len(x))
 
 
 def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
@@ -89,12 +81,12 @@ def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
     reference = study.types[0]
     cells = study.paired((type_, loop), (type_, PLAIN), (reference, loop), (reference, PLAIN))
     looped, plain, ref_looped, ref_plain = (cell.values("nll") for cell in cells)
-    return paired_bootstrap(plain - looped, ref_plain - ref_looped, seed=SEED)
+    return _mean((plain - looped) - (ref_plain - ref_looped))
 
 
 def kld(study: Study, type_: str, loop: str = PLAIN) -> Estimate:
     """KLD to the reference under the same loop, mean over chunks. Raises UsageError for fewer than 2 chunks."""
-    return mean_interval(study.cell(type_, loop).values("kl"))
+    return _mean(study.cell(type_, loop).values("kl"))
 
 
 def amplification(study: Study, type_: str, loop: str) -> Estimate | None:
@@ -105,7 +97,7 @@ def amplification(study: Study, type_: str, loop: str) -> Estimate | None:
     looped, plain = study.paired((type_, loop), (type_, PLAIN))
     if type_ == study.types[0] or plain.mean("kl") < LEAST_KLD:
         return None
-    return ratio_of_means(looped.values("kl"), plain.values("kl"), seed=SEED)
+    return paired_ratio(looped.values("kl"), plain.values("kl"), [0] * len(plain.chunks))
 
 
 def _noisy(study: Study) -> list[str]:

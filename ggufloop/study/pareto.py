@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ggufloop.loop import PLAIN
 from ggufloop.measure.dependence import paired_mean
-from ggufloop.measure.stats import Estimate, mean_interval
+from ggufloop.measure.stats import Estimate, Values
 from ggufloop.study.file import Cell, File, Study
 from ggufloop.table import Cell as TableCell
 from ggufloop.table import Column, Table
@@ -56,13 +56,16 @@ def _point(file: File, cell: Cell, known: Sequence[tuple[File, Cell]]) -> SizePo
     rivals = [(f, c) for f, c in known if f is not file and f.nbytes <= file.nbytes and c.mean("kl") <= mine]
     above = [(f, c) for f, c in rivals if f.nbytes < file.nbytes or c.mean("kl") < mine]
     sure = [(c.mean("kl"), f.type) for f, c in above if _more(cell, c).low > 0]
-    return SizePoint(file, mean_interval(cell.values("kl")), not above, min(sure)[1] if sure else "")
+    return SizePoint(file, _mean(cell.values("kl")), not above, min(sure)[1] if sure else "")
 
 
 def _more(cell: Cell, other: Cell) -> Estimate:
     """What a cell's KLD is more than another's, over neighbouring chunks."""
-    more = cell.values("kl") - other.values("kl")
-    return paired_mean(more, [0] * len(more))
+    return _mean(cell.values("kl") - other.values("kl"))
+
+
+def _mean(x: Values) -> Estimate:
+    return paired_mean(x, [0] * len(x))
 
 
 def table(studies: Sequence[Study]) -> Table:

@@ -17,15 +17,15 @@ from collections.abc import Mapping
 
 from ggufloop.errors import UsageError
 from ggufloop.loop import PLAIN
+from ggufloop.measure.dependence import FEW
 from ggufloop.measure.stats import Estimate
-from ggufloop.measure.verdict import HELPS, HURTS, SAME, UNSURE
+from ggufloop.measure.verdict import HELPS, HURTS, LEAST, SAME, UNSURE
 from ggufloop.scaling import noise
 from ggufloop.study import across, analysis, pareto
 from ggufloop.study.analysis import Row, rows
 from ggufloop.study.file import Study
 from ggufloop.table import Cell, Column, Table
 
-_ENOUGH = 6  # chunks from which on 95 % can be had
 DIRECTION = (
     "KLD is llama-perplexity's, of a model from the reference under the same loop: "
     "the sum over the vocabulary of p_ref (ln p_ref - ln p_model)."
@@ -180,18 +180,12 @@ def _notes(study: Study, types: set[str]) -> list[str]:
 
 
 def _few(found: list[Row]) -> list[str]:
-    """Chunks that are too few for what the table calls an interval, or for any verdict after Holm's correction."""
+    """Chunks that are too few for a verdict."""
     least = min(row.chunks for row in found)
-    loops = len({row.loop for row in found if row.verdict is not None})
-    out = []
-    if least < _ENOUGH:
-        out.append(f"{least} chunks are too few: their intervals cover {100 * (1 - 2.0 ** (1 - least)):.0f} % at most.")
-    if loops * 2.0 ** (1 - least) > analysis.LEVEL:
-        out.append(
-            f"{least} chunks cannot tell {loops} loop{'s' if loops > 1 else ''} from plain, whatever they do: their p "
-            f"is 2^{1 - least} at least, times {loops} by Holm. Add chunks."
-        )
-    return out
+    if least >= LEAST or all(row.verdict is None for row in found):
+        return []
+    return [f"{least} chunks cannot tell a loop from plain, whatever it does: measure {LEAST} at least, better "
+            f"{FEW}."]  # fmt: skip
 
 
 def _verdicts(found: list[Row]) -> list[str]:

@@ -10,8 +10,8 @@ from scipy.signal import lfilter
 from scipy.stats import binomtest
 
 from ggufloop.errors import UsageError
-from ggufloop.measure.dependence import paired_mean
-from ggufloop.measure.stats import mean_interval, paired_bootstrap
+from ggufloop.measure.dependence import paired_mean, paired_ratio
+from ggufloop.measure.stats import Estimate, mean_interval, paired_bootstrap
 from ggufloop.measure.verdict import HELPS, HURTS, SAME, judge
 
 RUNS = int(os.environ.get("CALIBRATION_RUNS", "400"))
@@ -84,6 +84,30 @@ def test_clusters_of_one_size_are_their_means() -> None:
     ours = paired_mean(x.ravel(), np.repeat(np.arange(12), 5))
     theirs = mean_interval(x.mean(axis=1))
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+@pytest.mark.parametrize(("n", "correlation"), [(12, 0.0), (24, 0.4), (120, 0.4)])
+def test_a_ratio_covers(n: int, correlation: float) -> None:
+    """Ratios whose truth is 1.5, of numbers above 0 that share what makes a chunk hard, and whose noise is alike in
+    neighbours: what is shared widens no interval, the noise does."""
+    rng, held, widths = np.random.default_rng(4), 0, []
+    for _ in range(RUNS):
+        hard = np.exp(0.5 * text(rng, n, correlation))
+        a, b = 1.5 * hard * (1 + 0.1 * text(rng, n, correlation)), hard
+        e = paired_ratio(a, b, np.zeros(n))
+        held += e.low <= 1.5 <= e.high
+        widths.append(e.high - e.low)
+    assert binomtest(held, RUNS, 0.95, alternative="less").pvalue > 0.001
+    assert np.median(widths) < 6 * 1.5 * 0.1 / np.sqrt(n) * 1.8
+
+
+def test_a_ratio_of_the_same_is_1() -> None:
+    x = [0.1, 0.7, 0.2]
+    assert paired_ratio(x, x) == Estimate(1.0, 1.0, 1.0, 3)
+    with pytest.raises(UsageError, match="a ratio to 0 is not defined"):
+        paired_ratio([1.0, 2.0], [0.0, 0.0])
+    with pytest.raises(UsageError, match="2 and 3 items are not pairs"):
+        paired_ratio([1.0, 2.0], [1.0, 2.0, 3.0])
 
 
 def test_errors() -> None:

@@ -18,10 +18,10 @@ from support.cli import Cli
 
 from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.loop import PLAIN
-from ggufloop.measure import stats
+from ggufloop.measure import dependence, stats
 from ggufloop.measure.stats import Estimate
 from ggufloop.study import advise as rule
-from ggufloop.study import analysis, bits_per_byte
+from ggufloop.study import bits_per_byte
 from ggufloop.study import file as study
 from ggufloop.study.advise import KEEP, LOOP, MORE_BITS, NO, NOT_ENOUGH, OPEN, ROUTE_UP, SKIPPED, YES, Advice, advise
 from ggufloop.study.bits_per_byte import Losses, rate
@@ -137,13 +137,10 @@ CASES = {
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of studies in seconds: fewer resamples, and each quantile of Student's t once."""
+    """Hundreds of studies in seconds: each quantile of Student's t once."""
     quantile = functools.cache(stats.t_quantile)
-    for module in (stats, bits_per_byte):
+    for module in (stats, bits_per_byte, dependence):
         monkeypatch.setattr(module, "t_quantile", quantile)
-    few = {"resamples": 400}
-    monkeypatch.setattr(analysis, "ratio_of_means", functools.partial(stats.ratio_of_means, **few))
-    monkeypatch.setattr(analysis, "paired_bootstrap", functools.partial(stats.paired_bootstrap, **few))
 
 
 def answers(advice: Advice) -> list[list[str]]:
