@@ -3,6 +3,7 @@
     paired_mean(diff)                            # of independent items: Student's interval
     paired_mean(diff, documents)                 # of chunks in the order of their texts
     paired_ratio(a, b, documents)                # mean of a over mean of b
+    covariance_of_means(rows, documents)         # of several means over the same items
 
 The first chunks of a text are no sample of it, and neighbours resemble each other: correlations of .2 to .4 have been
 seen, under which Student's interval for a mean of no effect leaves out 0 to one side in 5 to 10 % of cases instead of
@@ -48,26 +49,33 @@ def paired_mean(diff: ArrayLike, documents: ArrayLike | None = None, level: floa
     """
     x = numbers(diff, "items", 2)
     n, mean = len(x), float(x.mean())
-    if documents is None:
-        error, df = float(x.std(ddof=1)) / math.sqrt(n), n - 1
-    else:
-        labels = np.unique(np.asarray(documents), return_inverse=True)[1]
-        if len(labels) != n:
-            raise UsageError(f"{n} differences and {len(labels)} documents are not pairs.", "name one for each item.")
-        if labels.max() + 1 >= DOCUMENTS:
-            error, df, _ = _clustered(x, labels)
-        elif n >= FEW:
-            error, df, correlation = _clustered(x, _blocks(labels, math.isqrt(n)))
-            error *= math.sqrt(1 + 2 * max(0.0, correlation))
-        else:
-            shrunk = (1 - CORRELATION) / (1 + CORRELATION)
-            error, df = float(x.std(ddof=1)) / math.sqrt(n * shrunk), max(1, int(n * shrunk) - 1)
+    covariance, df = covariance_of_means(x[None], documents)
+    error = math.sqrt(float(covariance[0, 0]))
     quantile = t_quantile((1 + level) / 2, df)
     if error == 0:
         return PairedEstimate(mean, mean, mean, n, level, p=2.0 ** (1 - n) if mean else 1.0)
     p = 1 - t_within(abs(mean) / error, df)
     half = quantile * error
     return PairedEstimate(mean, mean - half, mean + half, n, level, p=max(p, 0.0), sd=error * math.sqrt(n))
+
+
+def covariance_of_means(rows: Values, documents: ArrayLike | None = None) -> tuple[Values, int]:
+    """Covariance of the means of rows [m, n] over the same n items, [m, m], and the degrees of freedom of their
+    intervals, all as `paired_mean` has it; blocks are widened by a row's largest correlation. Raises UsageError."""
+    n = rows.shape[1]
+    if documents is None:
+        return np.atleast_2d(np.cov(rows, ddof=1)) / n, n - 1
+    labels = np.unique(np.asarray(documents), return_inverse=True)[1]
+    if len(labels) != n:
+        raise UsageError(f"{n} differences and {len(labels)} documents are not pairs.", "name one for each item.")
+    if labels.max() + 1 >= DOCUMENTS:
+        covariance, df, _ = _clustered(rows, labels)
+        return covariance, df
+    if n >= FEW:
+        covariance, df, correlation = _clustered(rows, _blocks(labels, math.isqrt(n)))
+        return covariance * (1 + 2 * max(0.0, correlation)), df
+    shrunk = (1 - CORRELATION) / (1 + CORRELATION)
+    return np.atleast_2d(np.cov(rows, ddof=1)) / (n * shrunk), max(1, int(n * shrunk) - 1)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike, documents: ArrayLike | None = None, level: float = 0.95) -> Estimate:
@@ -95,13 +103,14 @@ def _blocks(labels: Labels, length: int) -> Labels:
     return out
 
 
-def _clustered(x: Values, labels: Labels) -> tuple[float, int, float]:
-    """Standard error of the mean over clusters, its degrees of freedom, and the correlation of neighbouring sums."""
+def _clustered(rows: Values, labels: Labels) -> tuple[Values, int, float]:
+    """Covariance of the means over clusters, its degrees of freedom, and the correlation of neighbouring sums, the
+    largest of a row."""
     sizes = np.bincount(labels)
-    sums = np.bincount(labels, x) - sizes * x.mean()
-    k, square = len(sizes), float(sums @ sums)
-    error = math.sqrt(k / (k - 1) * square) / len(x)
+    sums = np.array([np.bincount(labels, x) for x in rows]) - sizes * rows.mean(axis=1, keepdims=True)
+    k, products = len(sizes), sums @ sums.T
     weights = sizes.astype(np.float64) ** 2
     df = max(1, round(float(weights.sum() ** 2 / (weights @ weights))) - 1)
-    correlation = float(sums[1:] @ sums[:-1]) / square + 1 / k if square else 0.0
-    return error, df, correlation
+    near = [float(s[1:] @ s[:-1]) / square + 1 / k if square else 0.0
+            for s, square in zip(sums, products.diagonal(), strict=True)]  # fmt: skip
+    return k / (k - 1) * products / rows.shape[1] ** 2, df, max(near)

@@ -5,7 +5,8 @@
     losses.ratio((1, -1, 0), (1, 0, -1))              # that, as a share of q minus the bigger model
     rate(gain, cost)                                  # an interval over another one
 
-Bits per byte do not depend on the tokenizer, so models of different families can be compared. Items are chunks of text.
+Bits per byte do not depend on the tokenizer, so models of different families can be compared. Items are chunks of text,
+neighbours in it (`measure/dependence.py`).
 Where all models cut the text into the same tokens the chunks are paired; otherwise the same chunk is another piece of
 text for each, and the two are independent samples of it.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggufloop.errors import UsageError
+from ggufloop.measure.dependence import covariance_of_means
 from ggufloop.measure.stats import Estimate, Values, t_quantile
 from ggufloop.study.file import Cell
 
@@ -61,7 +63,8 @@ class Losses:
         means = bits.sum(axis=1) / n_bytes.sum(axis=1)
         # A ratio of sums, linearised: its error is that of the mean of these (Cochran, Sampling Techniques, 6.4).
         rest = (bits - means[:, None] * n_bytes) / n_bytes.mean(axis=1, keepdims=True)
-        return cls(means, np.atleast_2d(np.cov(rest, ddof=1)) / n, n, n - 1)
+        covariance, df = covariance_of_means(rest, [0] * n)
+        return cls(means, covariance, n, df)
 
     @property
     def _t(self) -> float:
