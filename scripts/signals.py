@@ -54,7 +54,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a model: gain with its interval for all windows together, what is said of it, and the signals."""
+    """A window of a model: gain with its interval for all windows together, and the signals."""
 
     model: str
     window: str
@@ -62,7 +62,6 @@ class Window:
     gain: float
     low: float
     high: float
-    verdict: str
     step: float
     growth: float
     cosine: float
@@ -155,7 +154,7 @@ def measure(path: Path, judged: str, read: str, chunks: int, n_tokens: int, thre
         j = gains[str(loop)]
         edge = min(loop.window[0], describe(path).n_layer - loop.window[1])
         found.append(Window(path.name, "{}:{}".format(*loop.window), j.gain.n, j.gain.mean, j.gain.low, j.gain.high,
-                            j.verdict.word, **each, edge=edge))  # fmt: skip
+                            **each, edge=edge))  # fmt: skip
     return found
 
 
@@ -192,7 +191,7 @@ def write(path: Path, found: Sequence[Window]) -> None:
 
 def read_windows(path: Path) -> list[Window]:
     """What `write` wrote. Raises OSError, TypeError or ValueError for another file."""
-    kinds: Mapping[str, type] = {"model": str, "window": str, "n": int, "verdict": str, "edge": int}
+    kinds: Mapping[str, type] = {"model": str, "window": str, "n": int, "edge": int}
     with path.open(encoding="utf-8", newline="") as file:
         found = [Window(**{name: kinds.get(name, float)(value) for name, value in row.items()})
                  for row in csv.DictReader(file)]  # fmt: skip
