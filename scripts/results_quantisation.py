@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from ggufloop.errors import GgufloopError
 from ggufloop.figures import study as study_plots
 from ggufloop.figures import style
 from ggufloop.loop import PLAIN
@@ -103,12 +104,15 @@ def draw(s: Study, folder: Path) -> None:
 
 
 @click.command()
-@click.argument("studies", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="STUDY...")
+@click.argument("studies", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[STUDY...]")
 @click.option("--figures", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 def main(studies: Sequence[Path], figures: Path | None) -> None:
     """Print the tables."""
     for path in studies or sorted(LADDERS.glob("*.jsonl")):
-        s = file.read(path)
+        try:
+            s = file.read(path)
+        except GgufloopError as e:
+            raise click.ClickException(f"{e.message} {e.hint}") from None
         click.echo(f"## {s.header.model}\n")
         click.echo("\n".join(f"* {line}" for line in report.summary(s) if line != report.DIRECTION) + "\n")
         for table in tables(s):
