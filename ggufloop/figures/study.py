@@ -16,7 +16,7 @@ from ggufloop.errors import UsageError
 from ggufloop.figures.size import size_figure
 from ggufloop.figures.style import GRID, INK, MARKERS, log_axis, new_figure, short, style
 from ggufloop.loop import PLAIN, LoopSpec
-from ggufloop.measure.dependence import paired_mean
+from ggufloop.measure.dependence import chunk_mean
 from ggufloop.measure.stats import Estimate
 from ggufloop.scaling import noise
 from ggufloop.study import analysis
@@ -154,8 +154,7 @@ def _size(study: Study) -> Figure:
 
 def _ppl(cell: Cell, reference: Cell) -> Estimate:
     """Perplexity, its interval that of the difference to the reference: what texts have in common is in neither."""
-    ppl, diff = cell.ppl[0], cell.values("nll") - reference.values("nll")
-    more = paired_mean(diff, [0] * len(diff))
+    ppl, more = cell.ppl[0], chunk_mean(cell.values("nll") - reference.values("nll"))
     low, high = (ppl * math.exp(end - more.mean) for end in (more.low, more.high))
     return Estimate(ppl, low, high, more.n, more.level)
 

@@ -2,6 +2,7 @@
 
     paired_mean(diff)                            # of independent items: Student's interval
     paired_mean(diff, documents)                 # of chunks in the order of their texts
+    chunk_mean(diff)                             # of chunks of one text
     paired_ratio(a, b, documents)                # mean of a over mean of b
     covariance_of_means(rows, documents)         # of several means over the same items
 
@@ -57,6 +58,11 @@ def paired_mean(diff: ArrayLike, documents: ArrayLike | None = None, level: floa
     p = 1 - t_within(abs(mean) / error, df)
     half = quantile * error
     return PairedEstimate(mean, mean - half, mean + half, n, level, p=max(p, 0.0), sd=error * math.sqrt(n))
+
+
+def chunk_mean(diff: ArrayLike) -> PairedEstimate:
+    """`paired_mean` of the chunks of one text, in its order."""
+    return paired_mean(diff, np.zeros(np.shape(diff)))
 
 
 def covariance_of_means(rows: Values, documents: ArrayLike | None = None) -> tuple[Values, int]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufloop.logits import Logits, Normalisers, expf
-from ggufloop.measure.dependence import paired_mean
+from ggufloop.measure.dependence import chunk_mean
 
 FLOOR = np.float32(16)
 """Nats below the likeliest token at which llama-perplexity stops telling probabilities apart."""
@@ -204,7 +204,7 @@ class KLStatistics:
 
 
 class ChunkValues(NamedTuple):
-    """Means with their standard errors over chunks, neighbours of one text (`dependence.paired_mean`), in the units of
+    """Means with their standard errors over chunks, neighbours of one text (`dependence.chunk_mean`), in the units of
     `KLStatistics`: log_ratio, kl, p_diff, same_top. Tokens of a chunk are alike, so llama-perplexity's are too narrow.
     """
 
@@ -218,7 +218,7 @@ class ChunkValues(NamedTuple):
         """Of a record of equally many tokens from each of 2 chunks at least."""
         columns = (record.nll.astype(np.float64) - record.nll_base, record.kl, record.p_diff, record.same_top)
         means = [np.asarray(x, np.float64).reshape(chunks, -1).mean(axis=1) for x in columns]
-        found = [paired_mean(m, [0] * chunks) for m in means]
+        found = map(chunk_mean, means)
         return cls(*(Value(e.mean, e.sd / math.sqrt(chunks)) for e in found))
 
     def lines(self, n: int, chunks: int) -> str:

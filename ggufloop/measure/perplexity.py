@@ -30,7 +30,7 @@ from ggufloop.errors import GgufloopError, UsageError
 from ggufloop.logits import Logits, Normalisers, log_probabilities
 from ggufloop.loop import LoopSpec
 from ggufloop.measure import stats
-from ggufloop.measure.dependence import paired_mean
+from ggufloop.measure.dependence import chunk_mean
 from ggufloop.measure.divergence import ChunkValues, KLStatistics, Packed, Record
 from ggufloop.measure.score import Engine, each_target
 from ggufloop.progress import Progress, Step, silent
@@ -226,7 +226,7 @@ class Divergence:
 
     over_tokens  mean gain over the base in nats per token, above 0 better, with its 95 % interval, tokens taken as
                  independent.
-    over_chunks  the same with chunks as the items, neighbours of one text (`dependence.paired_mean`), which allows for
+    over_chunks  the same with chunks as the items, neighbours of one text (`dependence.chunk_mean`), which allows for
                  what the tokens of a text have in common; None for a single chunk.
     chunked      the KL block's means with errors over chunks, to be printed after it; None for a single chunk.
     """
@@ -344,7 +344,7 @@ def perplexity(
         against = Divergence(
             _figure(base_nll, n_bytes),
             stats.mean_interval(gain.ravel()),
-            paired_mean(gain.mean(axis=1), [0] * n_chunk) if n_chunk > 1 else None,
+            chunk_mean(gain.mean(axis=1)) if n_chunk > 1 else None,
             KLStatistics.of(record),
             ChunkValues.of(record, n_chunk) if n_chunk > 1 else None,
         )

@@ -22,7 +22,7 @@ import numpy as np
 
 from ggufloop.errors import UsageError
 from ggufloop.loop import PLAIN
-from ggufloop.measure.dependence import paired_mean, paired_ratio
+from ggufloop.measure.dependence import chunk_mean, paired_ratio
 from ggufloop.measure.stats import (
     Estimate,
     PairedEstimate,
@@ -66,11 +66,7 @@ class LoopGain:
 def lost(study: Study, type_: str) -> PairedEstimate:
     """What quantising costs: NLL of the plain file minus the plain reference's, per chunk. Raises UsageError."""
     quantised, reference = study.paired((type_, PLAIN), (study.types[0], PLAIN))
-    return _mean(quantised.values("nll") - reference.values("nll"))
-
-
-def _mean(x: Values) -> PairedEstimate:
-    return paired_mean(x, [0] * len(x))
+    return chunk_mean(quantised.values("nll") - reference.values("nll"))
 
 
 def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
@@ -81,12 +77,12 @@ def interaction(study: Study, type_: str, loop: str) -> PairedEstimate:
     reference = study.types[0]
     cells = study.paired((type_, loop), (type_, PLAIN), (reference, loop), (reference, PLAIN))
     looped, plain, ref_looped, ref_plain = (cell.values("nll") for cell in cells)
-    return _mean((plain - looped) - (ref_plain - ref_looped))
+    return chunk_mean((plain - looped) - (ref_plain - ref_looped))
 
 
 def kld(study: Study, type_: str, loop: str = PLAIN) -> Estimate:
     """KLD to the reference under the same loop, mean over chunks. Raises UsageError for fewer than 2 chunks."""
-    return _mean(study.cell(type_, loop).values("kl"))
+    return chunk_mean(study.cell(type_, loop).values("kl"))
 
 
 def amplification(study: Study, type_: str, loop: str) -> Estimate | None:

@@ -6,7 +6,7 @@
 
 Of plain files: a looped file's KLD is from the looped reference, another base. A file is on the Pareto front if no
 other is smaller, or as small, and nearer to the reference. That is of the means; whether one that is not on it is
-really beaten, the paired difference on the same chunks says, which are neighbours in one text (`paired_mean`).
+really beaten, the paired difference on the same chunks says, which are neighbours in one text (`chunk_mean`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggufloop.loop import PLAIN
-from ggufloop.measure.dependence import paired_mean
-from ggufloop.measure.stats import Estimate, Values
+from ggufloop.measure.dependence import chunk_mean
+from ggufloop.measure.stats import Estimate
 from ggufloop.study.file import Cell, File, Study
 from ggufloop.table import Cell as TableCell
 from ggufloop.table import Column, Table
@@ -56,16 +56,12 @@ def _point(file: File, cell: Cell, known: Sequence[tuple[File, Cell]]) -> SizePo
     rivals = [(f, c) for f, c in known if f is not file and f.nbytes <= file.nbytes and c.mean("kl") <= mine]
     above = [(f, c) for f, c in rivals if f.nbytes < file.nbytes or c.mean("kl") < mine]
     sure = [(c.mean("kl"), f.type) for f, c in above if _more(cell, c).low > 0]
-    return SizePoint(file, _mean(cell.values("kl")), not above, min(sure)[1] if sure else "")
+    return SizePoint(file, chunk_mean(cell.values("kl")), not above, min(sure)[1] if sure else "")
 
 
 def _more(cell: Cell, other: Cell) -> Estimate:
     """What a cell's KLD is more than another's, over neighbouring chunks."""
-    return _mean(cell.values("kl") - other.values("kl"))
-
-
-def _mean(x: Values) -> Estimate:
-    return paired_mean(x, [0] * len(x))
+    return chunk_mean(cell.values("kl") - other.values("kl"))
 
 
 def table(studies: Sequence[Study]) -> Table:

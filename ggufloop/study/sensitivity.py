@@ -24,7 +24,7 @@ from ggufloop.backend.settings import ContextSettings
 from ggufloop.errors import UsageError, nearest
 from ggufloop.files import lock
 from ggufloop.loop import PLAIN
-from ggufloop.measure.dependence import paired_mean
+from ggufloop.measure.dependence import chunk_mean
 from ggufloop.measure.stats import PairedEstimate
 from ggufloop.models.gguf import read_model
 from ggufloop.models.info import describe
@@ -163,7 +163,7 @@ def parts(study: Study) -> list[ModelPart]:
             name = type_.rpartition(" ")[0]
             layer = int(name.split()[1]) if name.startswith("layer ") else None
             here, loops = (layer is not None and low <= layer < high for low, high in ((a, b), (1, n - 1)))
-            found.append(ModelPart(name, layer, paired_mean(mine - base, [0] * len(mine)), here, loops))
+            found.append(ModelPart(name, layer, chunk_mean(mine - base), here, loops))
     return found
 
 
@@ -180,7 +180,7 @@ def contrast(study: Study) -> PairedEstimate | None:
     keys = [[(f"{p.name} {lower_type(study)}", PLAIN) for p in group] for group in groups]
     cells = iter(study.paired(*keys[0], *keys[1]))
     means = [np.mean([next(cells).values("kl") for _ in group], axis=0) for group in keys]
-    return paired_mean(means[0] - means[1], [0] * len(means[0]))
+    return chunk_mean(means[0] - means[1])
 
 
 def lower_type(study: Study) -> str:
