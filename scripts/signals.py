@@ -170,6 +170,23 @@ def correlations(found: Sequence[Window]) -> Table:
                   Column("low", "+.2f"), Column("high", "+.2f")), rows)  # fmt: skip
 
 
+def summary(found: Sequence[Window]) -> Table:
+    """A row per model: how many of its windows help and hurt for certain, by intervals for all of them together, and
+    the best."""
+    rows: list[list[Cell]] = []
+    for model in dict.fromkeys(w.model for w in found):
+        mine = [w for w in found if w.model == model]
+        best, helps, hurts = (
+            max(mine, key=lambda w: w.gain),
+            sum(w.low > 0 for w in mine),
+            sum(w.high < 0 for w in mine),
+        )
+        rows.append([model, len(mine), best.n, helps, hurts, len(mine) - helps - hurts, f"{best.window} k={K}",
+                     best.gain, best.low, best.high])  # fmt: skip
+    return Table((*map(Column, ("model", "windows", "chunks", "help", "hurt", "cannot tell", "best")),
+                  Column("gain", "+.4f"), Column("low", "+.4f"), Column("high", "+.4f")), rows)  # fmt: skip
+
+
 def table(found: Sequence[Window]) -> Table:
     """A row per window."""
     forms = {"gain": "+.4f", "low": "+.4f", "high": "+.4f", "entropy": "+.4f", "kl": ".4f"} | dict.fromkeys(
@@ -227,6 +244,7 @@ def main(
     if save is not None:
         write(save, found)
     click.echo(table(found).render("md"))
+    click.echo(summary(found).render("md"))
     click.echo(correlations(found).render("md"))
 
 

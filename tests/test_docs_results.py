@@ -11,16 +11,21 @@ pytest.importorskip("matplotlib")
 
 import protocol_results
 import results_quantisation
+import signals
 
+from ggufloop.measure.verdict import RECALL
 from ggufloop.study import file as studies
+from ggufloop.study.scores import Score
 from ggufloop.table import Table
+
+SIGNALS = ROOT / "docs" / "data" / "signals"
 
 
 def look_for(tables: Sequence[Table], name: str) -> None:
     page = (ROOT / "docs" / name).read_text().splitlines()
     for table in tables:
         rows = table.render("md").strip().splitlines()
-        assert len(rows) > 5
+        assert len(rows) > 2
         begin = page.index(rows[0])
         while page[begin : begin + len(rows)] != rows:  # another model's has the same head
             begin = page.index(rows[0], begin + 1)
@@ -29,6 +34,27 @@ def look_for(tables: Sequence[Table], name: str) -> None:
 def test_the_tables_are_what_the_scores_say() -> None:
     judged, found = protocol_results.measured()
     look_for([protocol_results.headline(judged, found), protocol_results.normed(judged)], "results.md")
+    look_for([table for _, table in protocol_results.long_contexts(found)], "longctx.md")
+
+
+def test_the_windows_tables_are_what_was_measured() -> None:
+    found = [w for path in sorted(SIGNALS.glob("*.csv")) for w in signals.read_windows(path)]
+    look_for([signals.summary(found), signals.correlations(found)], "results.md")
+
+
+def test_long_contexts_pair_samples_and_keep_models_apart() -> None:
+    """Plain finds a half everywhere; the loop loses .2 on each sample of one task and nothing on the other."""
+    found = [
+        Score(model, f"ruler {length}", RECALL, loop, "plain" if loop == "plain" else "2:4 k=8", f"{task} {i}",
+              0.5 + i / 10 - (0.2 if loop != "plain" and task == "cwe" else 0.0))
+        for model in "ab" for length in (1024, 2048) for task in ("vt", "cwe") for loop in ("k=8", "plain")
+        for i in (range(4) if loop == "plain" else (3, 1, 2, 0))
+    ]  # fmt: skip
+    (first, table), (second, same) = protocol_results.long_contexts(found)
+    assert (first, second, table.rows) == ("a", "b", same.rows)
+    gains = {tuple(row[:3]): row[7] for row in table.rows}
+    assert gains[1024, "all", "plain"] is None
+    assert [gains[1024, task, "2:4 k=8"] for task in ("all", "cwe", "vt")] == pytest.approx([-0.1, -0.2, 0])
 
 
 def test_the_ladders_tables_are_what_the_chunks_say() -> None:

@@ -22,9 +22,9 @@ _ROW = 0.27  # inches
 
 
 def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
-    """Primary loops on tasks, in points of accuracy; right of the line the loop is better. Pooled rows are thick, their
-    names bold; the numbers stand at the right. Of several models each has a heading. A measure of another window than
-    its model's names it."""
+    """Primary loops on tasks, in points of accuracy; right of the line the loop is better. Pooled rows are thick and
+    their names bold once they are complete; the numbers stand at the right. Of several models each has a heading. A
+    measure of another window than its model's names it."""
     from matplotlib.figure import Figure
 
     shown = [r for r in rows if r.role == "primary" and r.unit == ACCURACY and not r.unfit and not repeats(r, rows)]
@@ -50,7 +50,7 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
             r = line
             color, form = LOOKS[r.short]
             mean, low, high = (100 * x for x in (r.gain.mean, r.gain.low, r.gain.high))
-            axes.plot([low, high], [-i, -i], color=color, linewidth=2.6 if r.measure == ALL else 1.2)
+            axes.plot([low, high], [-i, -i], color=color, linewidth=2.6 if _decides(r) else 1.2)
             fill = "white" if r.short in _HOLLOW else color
             axes.plot([mean], [-i], form, color=color, markerfacecolor=fill, markersize=6)
             axes.annotate(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n = {r.gain.n:,}", (1.01, -i),
@@ -61,7 +61,7 @@ def forest(rows: Sequence[JudgedLoop], title: str) -> Figure:
                         [line if isinstance(line, str) else _label(line, windows) for line in lines])  # fmt: skip
         for text, line in zip(axes.get_yticklabels(), lines, strict=True):
             text.set_fontstyle("italic" if isinstance(line, str) else "normal")
-            text.set_fontweight("bold" if isinstance(line, JudgedLoop) and line.measure == ALL else "normal")
+            text.set_fontweight("bold" if isinstance(line, JudgedLoop) and _decides(line) else "normal")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-len(lines) + 0.4, 0.6)
         axes.set_xlabel("points gained over plain, 95 % intervals")
@@ -80,6 +80,10 @@ def _legend(figure: Figure) -> None:
         for word, (color, form) in LOOKS.items()
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower left", ncols=len(LOOKS))
+
+
+def _decides(r: JudgedLoop) -> bool:
+    return r.measure == ALL and not r.lacks
 
 
 def _window(r: JudgedLoop) -> str:

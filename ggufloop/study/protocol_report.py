@@ -5,7 +5,8 @@
 
 Every loop is compared with plain on the same items. A task whose plain accuracy is not above chance judges no loop, nor
 does a length at which plain finds nothing or all: its rows say so, and it is in no pooled figure. Pooled rows put all
-questions of a model, or of all models, together; they have a word once everything planned is there. Holm's correction
+questions of a model, or of all models, together; they have a word once everything planned is there, which a loop that
+has only some of a task's questions is not. Holm's correction
 is over the primary loops of all models; other rows are not corrected.
 """
 
@@ -120,7 +121,8 @@ def judged(
             if loop == PLAIN or len(pairs) < 2:
                 continue
             found.append(_row(model, measure, loop, _role(loop, roles), pairs, unfit))
-            there.setdefault((model, loop), set()).add(measure)
+            if len(pairs) == len(plain):
+                there.setdefault((model, loop), set()).add(measure)
             if found[-1].unit == ACCURACY and not unfit and measure not in apart:
                 for name in (model, ALL) if len(models) > 1 else (model,):
                     pooled.setdefault((name, loop), []).extend(pairs)

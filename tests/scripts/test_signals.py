@@ -81,6 +81,11 @@ def test_windows_are_measured_and_read_again(
     assert (again.exit_code, again.output.splitlines()[-1]) == (0, ran.output.splitlines()[-1])
     windows = signals.read_windows(saved)
     assert [w.window for w in windows] == [f"{i}:{i + 2}" for i in range(1, 1 + len(windows))]
+    best = max(windows, key=lambda w: w.gain)
+    (row,) = signals.summary(windows).rows
+    assert row[1:3] == [len(windows), 8]
+    assert sum(int(str(count)) for count in row[3:6]) == len(windows)
+    assert row[6:8] == [f"{best.window} k=3", best.gain]
     wrong = CliRunner().invoke(signals.main, [str(tmp_path / "none.gguf")])
     assert (wrong.exit_code, "--save" in wrong.output) == (1, False)
     wrong = CliRunner().invoke(signals.main, ["--read", str(text)])

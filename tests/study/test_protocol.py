@@ -296,6 +296,9 @@ def test_a_pooled_row_has_no_word_before_all_of_it_is_there() -> None:
         "a.gguf": "helps", "b.gguf": "not complete: lacks more", "all": "not complete: lacks b",
     }  # fmt: skip
     assert words(planned | {"c.gguf": {"one"}})["all"] == "not complete: lacks c"
+    part = next(s for s in scores if (s.model, s.measure, s.loop) == ("a.gguf", "two", "recipe"))
+    scores.remove(part)  # plain has a question more
+    assert words(planned) == {"a.gguf": "not complete: lacks two", "b.gguf": "helps", "all": "not complete: lacks a"}
 
 
 def test_few_samples_rule_out_no_rare_change() -> None:
