@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 import protocol_results
 import results_quantisation
 import signals
+import wordnet_results
 
 from ggufloop.measure.verdict import RECALL
 from ggufloop.study import file as studies
@@ -55,6 +56,10 @@ def test_long_contexts_pair_samples_and_keep_models_apart() -> None:
     gains = {tuple(row[:3]): row[7] for row in table.rows}
     assert gains[1024, "all", "plain"] is None
     assert [gains[1024, task, "2:4 k=8"] for task in ("all", "cwe", "vt")] == pytest.approx([-0.1, -0.2, 0])
+
+
+def test_the_tables_of_the_one_gain_are_what_the_scores_say() -> None:
+    look_for(wordnet_results.tables(wordnet_results.measured()), "results.md")
 
 
 def test_the_ladders_tables_are_what_the_chunks_say() -> None:
