@@ -154,13 +154,14 @@ def by_file(found: Sequence[Score]) -> Table:
     for model in dict.fromkeys((MODEL, *(s.model for s in found))):
         plain, mine = numbered(found, PLAIN, model), numbered(found, REGISTERED, model)
         gains[model] = {i: mine[i].value - plain[i].value for i in plain}
-        apart: list[Cell] = [None] * 3
+        apart: list[Cell] = [None] * 4
         if model != MODEL:
             more = mean_interval([gains[model][i] - gains[MODEL][i] for i in plain])
-            apart = [100 * more.mean, 100 * more.low, 100 * more.high]
+            both = sum(gains[model][i] > 0 and gains[MODEL][i] > 0 for i in plain)
+            apart = [both, 100 * more.mean, 100 * more.low, 100 * more.high]
         name = model.removesuffix(".gguf").removeprefix("SmolLM2-135M-Instruct.").replace("Q4_1-", "made from it: ")
         rows.append([name, *asked(found, REGISTERED, model=model).cells, *apart])
-    beyond = (Column("beyond Q4_1's", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"))
+    beyond = (Column("right in both"), Column("beyond Q4_1's", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"))
     return Table((Column("file"), *COUNTED, *beyond), rows)
 
 
