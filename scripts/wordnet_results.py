@@ -148,20 +148,23 @@ def longer(found: Sequence[Score], offered: Sequence[Sequence[int]]) -> str:
 
 def by_file(found: Sequence[Score]) -> Table:
     """The registered loop on files of the same weights in other types, on all questions: whether it gains there what
-    it gains in the file it was found on. Exploration."""
+    it gains in the file it was found on, and whether it is as good looped as that one is plain. Exploration."""
     rows: list[list[Cell]] = []
     gains: dict[str, dict[int, float]] = {}
     for model in dict.fromkeys((MODEL, *(s.model for s in found))):
         plain, mine = numbered(found, PLAIN, model), numbered(found, REGISTERED, model)
         gains[model] = {i: mine[i].value - plain[i].value for i in plain}
-        apart: list[Cell] = [None] * 4
+        apart: list[Cell] = [None] * 7
         if model != MODEL:
             more = mean_interval([gains[model][i] - gains[MODEL][i] for i in plain])
             both = sum(gains[model][i] > 0 and gains[MODEL][i] > 0 for i in plain)
-            apart = [both, 100 * more.mean, 100 * more.low, 100 * more.high]
+            first = numbered(found, PLAIN)
+            against = mean_interval([mine[i].value - first[i].value for i in plain])
+            apart = [both, *(100 * x for e in (more, against) for x in (e.mean, e.low, e.high))]
         name = model.removesuffix(".gguf").removeprefix("SmolLM2-135M-Instruct.").replace("Q4_1-", "made from it: ")
         rows.append([name, *asked(found, REGISTERED, model=model).cells, *apart])
-    beyond = (Column("right in both"), Column("beyond Q4_1's", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"))
+    beyond = (Column("right in both"), Column("beyond Q4_1's", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"),
+              Column("over Q4_1 plain", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"))  # fmt: skip
     return Table((Column("file"), *COUNTED, *beyond), rows)
 
 
