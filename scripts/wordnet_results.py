@@ -151,7 +151,8 @@ def by_file(found: Sequence[Score]) -> Table:
     it gains in the file it was found on, and whether it is as good looped as that one is plain. Exploration."""
     rows: list[list[Cell]] = []
     gains: dict[str, dict[int, float]] = {}
-    for model in dict.fromkeys((MODEL, *(s.model for s in found))):
+    others = {s.model for s in found} - {MODEL}
+    for model in (MODEL, *sorted(others, key=lambda name: -asked(found, REGISTERED, model=name).share)):
         plain, mine = numbered(found, PLAIN, model), numbered(found, REGISTERED, model)
         gains[model] = {i: mine[i].value - plain[i].value for i in plain}
         apart: list[Cell] = [None] * 7
