@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import NormalDist
 
 import click
-from wordnet_results import MODEL, REGISTERED, SEEN, TASK, asked
+from wordnet_results import MODEL, REGISTERED, SEEN, TASK, asked, no_effect
 
+from ggufloop.errors import GgufloopError
 from ggufloop.figures import forest, style
 from ggufloop.loop import PLAIN
 from ggufloop.measure import longctx, longctx_run
@@ -68,7 +69,7 @@ def headline(rows: Sequence[JudgedLoop], found: Sequence[Score]) -> Table:
         task = r.measure if r.measure != ALL else "all tasks" if r.lacks else "**all tasks**"
         v, word = r.verdict, r.short
         if r.short == SAME:
-            word = f"{word} {100 * v.worth:g}"
+            word = no_effect(v)
         elif r.short == UNSURE:
             word += f": {v.needed:,} would"
         choice = "" if r.choice is None or r.unfit else _brackets(r.choice.gain, "+.4f")
@@ -99,7 +100,7 @@ def normed(rows: Sequence[JudgedLoop]) -> Table:
 def long_contexts(found: Sequence[Score]) -> list[tuple[str, Table]]:
     """What each model finds in RULER's contexts, by length and task, as `ggufloop longctx` shows it."""
     by_model: dict[str, dict[tuple[int, str, str], list[float]]] = {}
-    for s in sorted(found, key=lambda s: (s.loop != PLAIN, len(s.settings), s.settings)):
+    for s in sorted(found, key=lambda s: (s.loop != PLAIN, len(s.settings), s.settings, s.item)):
         if s.unit == RECALL:
             place = int(s.measure.split()[1]), s.item.split()[0], s.settings
             by_model.setdefault(s.model, {}).setdefault(place, []).append(s.value)
@@ -134,11 +135,17 @@ def main(plot: Path | None) -> None:
     rows, found = measured()
     if plot is not None:
         decided = [r for r in registered(rows, found) if EXPLORED not in r.measure]
-        style.save(forest.forest(decided, "Damped loops on 4-bit files, as the protocol has it"), plot)
+        try:
+            style.save(forest.forest(decided, "Damped loops on 4-bit files, as the protocol has it"), plot)
+        except GgufloopError as e:
+            raise click.ClickException(f"{e.message} {e.hint}") from None
     click.echo(headline(rows, found).render("md"))
     click.echo(protocol_report.text(rows))
     click.echo(powers(rows).render("md"))
     click.echo(normed(rows).render("md"))
+    roles, mine = read_protocol(DOCS / "protocol.toml").roles, [s for s in found if s.model == MODEL]
+    click.echo(f"With {TASK}, uncorrected for other models:")
+    click.echo("\n".join(protocol_report.sentences(protocol_report.judged(mine, roles))) + "\n")
     for model, table in long_contexts(found):
         click.echo(f"{model}, RULER\n\n{table.render('md')}")
 

@@ -105,7 +105,8 @@ def draw(s: Study, folder: Path) -> None:
 
 @click.command()
 @click.argument("studies", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="[STUDY...]")
-@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@click.option("--figures", type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+              metavar="DIR")  # fmt: skip
 def main(studies: Sequence[Path], figures: Path | None) -> None:
     """Print the tables."""
     for path in studies or sorted(LADDERS.glob("*.jsonl")):

@@ -176,11 +176,8 @@ def summary(found: Sequence[Window]) -> Table:
     rows: list[list[Cell]] = []
     for model in dict.fromkeys(w.model for w in found):
         mine = [w for w in found if w.model == model]
-        best, helps, hurts = (
-            max(mine, key=lambda w: w.gain),
-            sum(w.low > 0 for w in mine),
-            sum(w.high < 0 for w in mine),
-        )
+        best = max(mine, key=lambda w: w.gain)
+        helps, hurts = sum(w.low > 0 for w in mine), sum(w.high < 0 for w in mine)
         rows.append([model, len(mine), best.n, helps, hurts, len(mine) - helps - hurts, f"{best.window} k={K}",
                      best.gain, best.low, best.high])  # fmt: skip
     return Table((*map(Column, ("model", "windows", "chunks", "help", "hurt", "cannot tell", "best")),
@@ -198,7 +195,6 @@ def table(found: Sequence[Window]) -> Table:
 
 def write(path: Path, found: Sequence[Window]) -> None:
     """As csv, numbers to six digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow([field.name for field in fields(Window)])
@@ -233,16 +229,18 @@ def main(
 ) -> None:  # fmt: skip
     """Print every window's gain and signals, and how their ranks go together."""
     try:
+        if save is not None:
+            save.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
         if only_read:
             found = [w for file in files for w in read_windows(Path(file))]
         else:
             found = [w for file in files for w in measure(resolve(file), text, other, chunks, n_tokens, threads)]
+        if save is not None:
+            write(save, found)
     except GgufloopError as e:  # before ValueError, which a wrong word is too
         raise click.ClickException(f"{e.message} {e.hint}") from None
     except (OSError, TypeError, ValueError) as e:
-        raise click.ClickException(f"{e}. Name a file that --save wrote.") from None
-    if save is not None:
-        write(save, found)
+        raise click.ClickException(f"{e}. Name a file that --save wrote, or can write.") from None
     click.echo(table(found).render("md"))
     click.echo(summary(found).render("md"))
     click.echo(correlations(found).render("md"))

@@ -87,6 +87,11 @@ def counted(pairs: Sequence[tuple[Score, Score]]) -> Asked:
                  sum(a.value < b.value for a, b in pairs), choice)  # fmt: skip
 
 
+def no_effect(v: Verdict) -> str:
+    """'no effect larger than' so many points, '' where something else is said."""
+    return f"{SAME} {100 * v.worth:g}" if v.word == SAME else ""
+
+
 def reproduced(found: Sequence[Score]) -> Table:
     """The registered loop on the questions not seen before, and every loop on all."""
     called = {loop: f"`{next(iter(numbered(found, loop).values())).settings}`" for loop in LOOPS}
@@ -94,8 +99,7 @@ def reproduced(found: Sequence[Score]) -> Table:
     rows: list[list[Cell]] = []
     for loop, what, first in [(REGISTERED, "registered, fresh", SEEN), *((loop, "all", 0) for loop in LOOPS)]:
         a = asked(found, loop, first)
-        word = f"{SAME} {100 * a.verdict.worth:g}" if a.verdict.word == SAME else a.verdict.phrase("question")
-        rows.append([called[loop], what, *a.cells, word])
+        rows.append([called[loop], what, *a.cells, no_effect(a.verdict) or a.verdict.phrase("question")])
     return Table((Column("loop"), Column("questions"), *COUNTED, Column("")), rows)
 
 
@@ -155,6 +159,7 @@ def by_file(found: Sequence[Score]) -> Table:
     for model in (MODEL, *sorted(others, key=lambda name: -asked(found, REGISTERED, model=name).share)):
         plain, mine = numbered(found, PLAIN, model), numbered(found, REGISTERED, model)
         gains[model] = {i: mine[i].value - plain[i].value for i in plain}
+        a = asked(found, REGISTERED, model=model)
         apart: list[Cell] = [None] * 7
         if model != MODEL:
             more = mean_interval([gains[model][i] - gains[MODEL][i] for i in plain])
@@ -163,8 +168,9 @@ def by_file(found: Sequence[Score]) -> Table:
             against = mean_interval([mine[i].value - first[i].value for i in plain])
             apart = [both, *(100 * x for e in (more, against) for x in (e.mean, e.low, e.high))]
         name = model.removesuffix(".gguf").removeprefix("SmolLM2-135M-Instruct.").replace("Q4_1-", "made from it: ")
-        rows.append([name, *asked(found, REGISTERED, model=model).cells, *apart])
-    beyond = (Column("right in both"), Column("beyond Q4_1's", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"),
+        rows.append([name, *a.cells, 100 * a.gained / (a.n * (1 - a.share)), *apart])
+    beyond = (Column("of the wrong, %", ".1f"), Column("right in both"),
+              Column("beyond Q4_1's", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"),
               Column("over Q4_1 plain", "+.2f"), Column("low", "+.2f"), Column("high", "+.2f"))  # fmt: skip
     return Table((Column("file"), *COUNTED, *beyond), rows)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support import ROOT
 
 pytest.importorskip("matplotlib")
@@ -44,18 +46,26 @@ def test_the_windows_tables_are_what_was_measured() -> None:
 
 
 def test_long_contexts_pair_samples_and_keep_models_apart() -> None:
-    """Plain finds a half everywhere; the loop loses .2 on each sample of one task and nothing on the other."""
+    """The loop loses .2 on each sample of one task and nothing on the other. Samples are far apart, so that pairing
+    them in the order they come in would widen the interval beyond what four samples without a change allow."""
     found = [
         Score(model, f"ruler {length}", RECALL, loop, "plain" if loop == "plain" else "2:4 k=8", f"{task} {i}",
-              0.5 + i / 10 - (0.2 if loop != "plain" and task == "cwe" else 0.0))
+              0.2 + 0.8 * i / 3 - (0.2 if loop != "plain" and task == "cwe" else 0.0))
         for model in "ab" for length in (1024, 2048) for task in ("vt", "cwe") for loop in ("k=8", "plain")
-        for i in (range(4) if loop == "plain" else (3, 1, 2, 0))
+        for i in (range(4) if loop == "plain" else (3, 2, 1, 0))
     ]  # fmt: skip
     (first, table), (second, same) = protocol_results.long_contexts(found)
     assert (first, second, table.rows) == ("a", "b", same.rows)
     gains = {tuple(row[:3]): row[7] for row in table.rows}
     assert gains[1024, "all", "plain"] is None
     assert [gains[1024, task, "2:4 k=8"] for task in ("all", "cwe", "vt")] == pytest.approx([-0.1, -0.2, 0])
+    lows = {tuple(row[:3]): row[8] for row in table.rows}
+    assert lows[1024, "cwe", "2:4 k=8"] == pytest.approx(-0.2 - (1 - 0.025**0.25))
+
+
+def test_a_plot_that_cannot_be_written_is_a_line(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(protocol_results.main, ["--plot", str(tmp_path / "none" / "x.png")])
+    assert (ran.exit_code, ran.output.count("\n"), "cannot write" in ran.output) == (1, 1, True)
 
 
 def test_the_tables_of_the_one_gain_are_what_the_scores_say() -> None:

@@ -88,5 +88,7 @@ def test_windows_are_measured_and_read_again(
     assert row[6:8] == [f"{best.window} k=3", best.gain]
     wrong = CliRunner().invoke(signals.main, [str(tmp_path / "none.gguf")])
     assert (wrong.exit_code, "--save" in wrong.output) == (1, False)
+    wrong = CliRunner().invoke(signals.main, ["--read", str(saved), "--save", str(text / "w.csv")])
+    assert (wrong.exit_code, wrong.output.count("\n")) == (1, 1)
     wrong = CliRunner().invoke(signals.main, ["--read", str(text)])
     assert (wrong.exit_code, wrong.output.count("\n")) == (1, 1)
